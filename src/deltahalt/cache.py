@@ -1,0 +1,107 @@
+"""A K/V cache whose layers hold different tokens."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deltahalt.errors import InputError, UnsupportedError
+
+
+@dataclass
+class Segment:
+    """A run of layers, from `start` on, that hold K/V of the same tokens.
+
+    slots: [B, k] the column of the input that each entry came from; -1 for padding. padded: whether any is.
+    """
+
+    start: int
+    slots: torch.Tensor
+    padded: bool
+
+
+def segment_of(segments: list[Segment], layer: int) -> Segment:
+    """The segment that the layer belongs to."""
+    return next(segment for segment in reversed(segments) if segment.start <= layer)
+
+
+class HaltedCache(DynamicCache):
+    """A DynamicCache filled by a prefill that halted tokens.
+
+    The layers are the host's own; this adds which tokens they hold, and keeps it right through beams and crops.
+    Only `halting` can go on with it: the host sizes one mask for all layers, and is refused.
+    """
+
+    segments: list[Segment]
+    seen: int  # columns of the input so far, halted tokens and padding included
+    tail: int  # so many of the last columns are held by every layer
+
+    @classmethod
+    def adopt(cls, cache: DynamicCache, segments: list[Segment], seen: int, tail: int) -> "HaltedCache":
+        """Make `cache` a HaltedCache in place: whoever passed it to `generate` keeps the object and reads it later."""
+        cache.__class__ = cls
+        assert isinstance(cache, cls)
+        cache.segments, cache.seen, cache.tail = segments, seen, tail
+        return cache
+
+    def extend(self, slots: torch.Tensor, padded: bool) -> None:
+        """Note that every layer has received the tokens at `slots` [B, n]."""
+        for segment in self.segments:
+            segment.slots = torch.cat([segment.slots, slots.to(segment.slots.device)], dim=1)
+            segment.padded |= padded
+        self.seen += slots.shape[1]
+        self.tail += slots.shape[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        raise UnsupportedError(
+            "this cache holds a halted prompt: go on with it inside `with halting(model, ...)`"
+        )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last -tokens_to_remove columns; a positive number is the length to keep.
+
+        Raises InputError, and changes nothing, where the cut would reach tokens that some layers halted.
+        """
+        cut = -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
+        if cut > self.tail:
+            raise InputError(
+                f"cannot crop {cut} tokens: only the last {self.tail} are in every layer. Run the shorter prompt anew."
+            )
+        layers: list[Any] = self.layers
+        if any(layer.is_sliding and layer.get_seq_length() >= layer.sliding_window for layer in layers):
+            raise InputError(
+                "cannot crop: a sliding-window layer has let go of older tokens. Run the prompt anew."
+            )
+        if cut == 0:
+            return
+        for layer in layers:
+            layer.crop(-cut)
+        self._select(segment.slots[:, :-cut] for segment in self.segments)
+        self.seen -= cut
+        self.tail -= cut
+
+    def reset(self) -> None:
+        raise UnsupportedError("a halted cache cannot be emptied for reuse: make a new DynamicCache")
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select(
+            segment.slots.index_select(0, beam_idx.to(segment.slots.device)) for segment in self.segments
+        )
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._select(segment.slots.repeat_interleave(repeats, dim=0) for segment in self.segments)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select(segment.slots[indices.to(segment.slots.device)] for segment in self.segments)
+
+    def _select(self, slots: Iterable[torch.Tensor]) -> None:
+        for segment, selected in zip(self.segments, list(slots), strict=True):
+            segment.slots = selected

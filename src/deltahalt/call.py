@@ -1,0 +1,190 @@
+"""One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deltahalt.cache import HaltedCache, Segment, segment_of
+from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.families.base import Family, Module
+from deltahalt.masks import ATTENTION, attention_mask
+from deltahalt.stream import TokenStream
+from deltahalt.trace import Trace
+
+# Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
+IGNORED = {"cache_position", "return_dict", "is_causal"}
+
+
+@dataclass
+class Call:
+    """What stays the same while one call runs through the layers.
+
+    past: what the cache held before, by run of layers; empty in a prefill. prompts: tokens in each row's prompt, in a
+    prefill. width: columns of this call's input. seen: columns before it.
+    """
+
+    config: Any
+    family: Family
+    cache: DynamicCache | None
+    use_cache: bool
+    past: list[Segment]
+    prompts: tuple[int, ...]
+    width: int
+    seen: int
+    windows: tuple[int | None, ...]
+    extra: dict[str, Any]
+    masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+
+    def layer_inputs(self, layer: int, stream: TokenStream, trace: Trace) -> dict[str, Any]:
+        """Keyword arguments for the host's layer."""
+        return {
+            "attention_mask": self._mask(layer, stream, trace),
+            "position_embeddings": stream.rotary[self.family.rotary_kind(self.config, layer)],
+            "position_ids": None,  # the host would read gaps in them as packed sequences
+            "past_key_values": self.cache,
+            "use_cache": self.use_cache,
+            **self.extra,
+        }
+
+    def _mask(self, layer: int, stream: TokenStream, trace: Trace) -> torch.Tensor | None:
+        window = self.windows[layer]
+        if window is not None and self.seen + self.width < window:
+            window = None
+        segment = segment_of(self.past or trace.segments, layer)
+        key = (segment.start, window)
+        if key not in self.masks:
+            past = segment.slots[:, -self._stored(layer) :] if self.past else stream.slots[:, :0]
+            parts = (*trace.frozen, stream)
+            self.masks[key] = attention_mask(
+                stream.slots,
+                torch.cat([past, *(part.slots for part in parts)], dim=1),
+                padded=any(part.padded for part in parts) or bool(self.past) and segment.padded,
+                window=window,
+                halted=segment.start > 0,
+                attention=self.config._attn_implementation,
+                dtype=stream.hidden.dtype,
+            )
+        return self.masks[key]
+
+    def _stored(self, layer: int) -> int:
+        """Entries in the layer's cache: a sliding layer lets go of those that no query will reach."""
+        cache: Any = self.cache
+        stored: int = cache.layers[layer].keys.shape[-2]
+        return stored
+
+
+def prepare(
+    decoder: Module,
+    family: Family,
+    *,
+    freeze: bool,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: DynamicCache | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    use_cache: bool | None = None,
+    **extra: Any,
+) -> tuple[TokenStream, Call]:
+    """Check the arguments of a call to the host's decoder and set it up.
+
+    freeze: whether halted tokens go on serving K and V.
+    Raises InputError for input that cannot be run and UnsupportedError for features that halting cannot serve.
+    """
+    config = decoder.config
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("give either input_ids or inputs_embeds")
+    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    use_cache = bool(config.use_cache if use_cache is None else use_cache)
+    cache = DynamicCache(config=config) if use_cache and past_key_values is None else past_key_values
+    _refuse(config, cache, attention_mask, extra)
+    if freeze and (cache is None or config._attn_implementation.startswith("flash")):
+        raise UnsupportedError('halted_kv="frozen" needs a cache, and sdpa or eager attention')
+
+    seen = cache.get_seq_length() if cache is not None else 0
+    rows, width = hidden.shape[:2]
+    if width == 0:
+        raise InputError("the prompt is empty: give at least one token")
+    slots = torch.arange(seen, seen + width, device=hidden.device).expand(rows, -1)
+    before = torch.arange(seen, device=hidden.device).expand(rows, -1)
+    lengths, padded_before = (width,) * rows, False
+    if attention_mask is not None:
+        real = _check_mask(attention_mask, rows, seen + width).to(hidden.device)
+        if not real.all():
+            lengths = _left_padded(real[:, seen:])
+            slots = slots.masked_fill(~real[:, seen:], -1)
+            padded_before = not real[:, :seen].all()
+            before = before.masked_fill(~real[:, :seen], -1)
+    if position_ids is None:
+        position_ids = torch.arange(seen, seen + width, device=hidden.device)[None]
+    elif attention_mask is None and cache is None and (position_ids.diff(dim=-1) != 1).any():
+        raise UnsupportedError(
+            "position_ids with gaps mean packed sequences: pass one sequence a row, left-padded"
+        )
+
+    stream = TokenStream(hidden, slots, lengths, family.rotary(decoder, hidden, position_ids))
+    past = [Segment(0, before, padded_before)] if seen else []
+    call = Call(
+        config=config,
+        family=family,
+        cache=cache,
+        use_cache=use_cache,
+        past=cache.segments if isinstance(cache, HaltedCache) else past,
+        prompts=() if seen else lengths,
+        width=width,
+        seen=seen,
+        windows=family.windows(config),
+        extra=extra,
+    )
+    return stream, call
+
+
+def _refuse(config: Any, cache: Any, attention_mask: Any, extra: dict[str, Any]) -> None:
+    if config._attn_implementation not in ATTENTION:
+        raise UnsupportedError(
+            f"attn_implementation={config._attn_implementation!r} is not supported; use one of {', '.join(ATTENTION)}"
+        )
+    if cache is not None and type(cache) not in (DynamicCache, HaltedCache):
+        raise UnsupportedError(
+            f"halting cannot use a {type(cache).__name__}: pass a DynamicCache, or none "
+            "(in generate, leave cache_implementation unset)"
+        )
+    if cache is not None and cache.offloading:
+        raise UnsupportedError("halting cannot use an offloaded cache: pass a plain DynamicCache")
+    if attention_mask is not None and not (
+        isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+    ):
+        raise UnsupportedError("give attention_mask as [batch, tokens], 1 for a token and 0 for padding")
+    for flag in ("output_hidden_states", "output_attentions"):
+        if extra.pop(flag, None) or getattr(config, flag, False):
+            raise UnsupportedError(f"{flag} is not supported: deeper layers hold fewer tokens. Leave it off")
+    for name in IGNORED & extra.keys():
+        del extra[name]
+    for name, value in extra.items():
+        if isinstance(value, torch.Tensor):
+            raise UnsupportedError(
+                f"{name} is not supported with halting: it would not follow the kept tokens"
+            )
+
+
+def _check_mask(attention_mask: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    if tuple(attention_mask.shape) != (rows, columns):
+        raise InputError(
+            f"attention_mask is {list(attention_mask.shape)}, but cache and input hold {rows} rows of {columns} tokens"
+        )
+    return attention_mask.bool()
+
+
+def _left_padded(real: torch.Tensor) -> tuple[int, ...]:
+    """Tokens in each row of `real` [B, n]; InputError unless padding, if any, is on the left and leaves a token."""
+    if not real[:, -1].all():
+        row = int((~real[:, -1]).nonzero()[0])
+        state = "is all padding" if not real[row].any() else "is padded on the right"
+        raise InputError(
+            f"row {row} of the batch {state}: pad on the left, and give every row at least one token"
+        )
+    if (real[:, 1:] < real[:, :-1]).any():
+        raise InputError("attention_mask masks tokens between others: only padding on the left is supported")
+    return tuple(real.sum(dim=1).tolist())

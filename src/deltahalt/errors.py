@@ -1,0 +1,21 @@
+"""The errors that deltahalt raises. Each message says what to do; the CLI shows it as one line."""
+
+
+class DeltahaltError(Exception):
+    """Root of every error that deltahalt raises on purpose."""
+
+
+class PolicyError(DeltahaltError, ValueError):
+    """A policy was given settings that make no sense, or scored tokens with NaN."""
+
+
+class InputError(DeltahaltError, ValueError):
+    """A prompt, mask, document or option cannot be used as given."""
+
+
+class UnsupportedError(DeltahaltError, NotImplementedError):
+    """A model or a feature of its host cannot be combined with halting."""
+
+
+class ModelError(DeltahaltError):
+    """A model could not be found, verified or loaded."""

@@ -1,0 +1,77 @@
+"""What the engine asks of a model family, answered for a pre-norm decoder; a family file states what differs."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+Module = Any  # a module of the host: its parts have the host's names, which a family file knows
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cos, sin, each [B, n, d]
+
+
+class Family:
+    """A pre-norm decoder with separate q, k and v projections.
+
+    A subclass in a file of its own names the `model_types` that it serves (as in `config.model_type`) and overrides
+    what differs. `layer` is the host's own decoder layer; hidden states are [B, n, D].
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    rotate: Callable[
+        ..., tuple[torch.Tensor, torch.Tensor]
+    ]  # the host's apply_rotary_pos_emb, a staticmethod
+
+    def unsupported(self, config: Any) -> str | None:
+        """Why this configuration cannot be halted, or None."""
+        return None
+
+    def windows(self, config: Any) -> tuple[int | None, ...]:
+        """For each layer, how many tokens back it attends, itself included; None where it sees the whole prompt."""
+        return tuple(
+            config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types
+        )
+
+    def rotary(self, decoder: Module, hidden: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Rotary]:
+        """cos and sin of the tokens, by kind of layer (see `rotary_kind`)."""
+        return {"": decoder.rotary_emb(hidden, position_ids)}
+
+    def rotary_kind(self, config: Any, layer: int) -> str:
+        """Which entry of `rotary` the layer uses."""
+        return ""
+
+    def attention(self, layer: Module, hidden: torch.Tensor, **call: Any) -> torch.Tensor:
+        """Attention output before the residual addition: U of DASH Eq. 1."""
+        update: torch.Tensor = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **call)[0]
+        return update
+
+    def add_attention(self, layer: Module, hidden: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """Hidden states between the layer's attention and its FFN."""
+        return hidden + update
+
+    def feed_forward(self, layer: Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the layer's FFN, residual included."""
+        out: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return out
+
+    def queries(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Queries after RoPE, [B, heads, n, d]."""
+        return self._rotated(
+            self._heads(layer, layer.self_attn.q_proj(layer.input_layernorm(hidden))), rotary
+        )
+
+    def keys(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Keys after RoPE, as the cache holds them: [B, kv_heads, n, d]."""
+        return self._rotated(
+            self._heads(layer, layer.self_attn.k_proj(layer.input_layernorm(hidden))), rotary
+        )
+
+    def values(self, layer: Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Values, as the cache holds them: [B, kv_heads, n, d]."""
+        return self._heads(layer, layer.self_attn.v_proj(layer.input_layernorm(hidden)))
+
+    def _heads(self, layer: Module, projected: torch.Tensor) -> torch.Tensor:
+        return projected.view(*projected.shape[:-1], -1, layer.self_attn.head_dim).transpose(1, 2)
+
+    def _rotated(self, heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        cos, sin = (part.to(heads.device) for part in rotary)
+        return self.rotate(heads, heads, cos, sin)[0]

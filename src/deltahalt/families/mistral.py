@@ -1,0 +1,15 @@
+"""Mistral: one window for all layers, or none."""
+
+from typing import Any
+
+from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
+
+from deltahalt.families.base import Family
+
+
+class Mistral(Family):
+    model_types = ("mistral",)
+    rotate = staticmethod(apply_rotary_pos_emb)
+
+    def windows(self, config: Any) -> tuple[int | None, ...]:
+        return (config.sliding_window,) * int(config.num_hidden_layers)

@@ -1,0 +1,21 @@
+"""Qwen3, dense: queries and keys are normalized per head before RoPE."""
+
+import torch
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+from deltahalt.families.base import Family, Module, Rotary
+
+
+class Qwen3(Family):
+    model_types = ("qwen3",)
+    rotate = staticmethod(apply_rotary_pos_emb)
+
+    def queries(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        attention = layer.self_attn
+        heads = self._heads(layer, attention.q_proj(layer.input_layernorm(hidden)))
+        return self._rotated(attention.q_norm(heads), rotary)
+
+    def keys(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        attention = layer.self_attn
+        heads = self._heads(layer, attention.k_proj(layer.input_layernorm(hidden)))
+        return self._rotated(attention.k_norm(heads), rotary)

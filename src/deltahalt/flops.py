@@ -1,0 +1,138 @@
+"""What a prefill costs: the paper's proxy, and the count of what the matrix units really do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deltahalt.errors import InputError
+from deltahalt.families import family_of
+from deltahalt.policy import AnyPolicy, place
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder. windows: for each layer, how many tokens back it attends; None for all."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any) -> "ModelShape":
+        """The shape of a decoder with this transformers configuration; UnsupportedError for an unknown family."""
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            windows=family_of(config).windows(config),
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelShape":
+        """A known model's name, or "layers,hidden,intermediate,heads,kv_heads,head_dim". Raises InputError."""
+        if text in KNOWN_SHAPES:
+            return KNOWN_SHAPES[text]
+        numbers = text.split(",")
+        if len(numbers) != 6 or not all(number.strip().isdigit() and int(number) > 0 for number in numbers):
+            raise InputError(
+                f"shape {text!r} is neither one of {', '.join(KNOWN_SHAPES)} nor six positive numbers: "
+                "layers,hidden,intermediate,heads,kv_heads,head_dim"
+            )
+        layers, hidden, intermediate, heads, kv_heads, head_dim = map(int, numbers)
+        return cls(layers, hidden, intermediate, heads, kv_heads, head_dim)
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back the layer attends; None for all."""
+        return self.windows[layer] if self.windows else None
+
+
+KNOWN_SHAPES = {
+    "smollm2-135m": ModelShape(30, 576, 1536, 9, 3, 64),
+    "qwen2.5-coder-0.5b": ModelShape(24, 896, 4864, 14, 2, 64),
+    "qwen2.5-coder-1.5b": ModelShape(28, 1536, 8960, 12, 2, 128),
+    "qwen2.5-7b": ModelShape(28, 3584, 18944, 28, 4, 128),
+    "llama-3.1-8b": ModelShape(32, 4096, 14336, 32, 8, 128),
+}
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """What one layer computes for one sequence.
+
+    attended: tokens that go through attention. fed: tokens that go through the FFN (differs where tokens halt
+    between the two). frozen: halted tokens whose K/V is computed and read all the same.
+    """
+
+    attended: int
+    fed: int
+    frozen: int = 0
+
+
+def paper_flops(shape: ModelShape, loads: Sequence[LayerLoad]) -> int:
+    """The proxy of DASH Eq. 4, summed over layers: A(n) = 4nd^2 + 2n^2 d + 2ndm. Ignores GQA, SwiGLU and causality."""
+    d, m = shape.hidden, shape.intermediate
+    return sum(4 * load.attended * d * d + 2 * load.attended**2 * d + 2 * load.fed * d * m for load in loads)
+
+
+def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> int:
+    """Multiply and add counted as two: q, k, v, o with grouped heads, causal attention, gated FFN, windows.
+
+    prompt: tokens before any halting. Kept tokens are taken as evenly spread over it where distance matters.
+    Embedding, norms, logits and scoring are left out: they are below 1 % of any real prompt.
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    total = 0
+    for layer, load in enumerate(loads):
+        total += 4 * load.attended * shape.hidden * queries
+        total += 4 * (load.attended + load.frozen) * shape.hidden * keys
+        total += 4 * queries * _pairs(load, shape.window(layer), prompt)
+        total += 6 * load.fed * shape.hidden * shape.intermediate
+    return total
+
+
+def _pairs(load: LayerLoad, window: int | None, prompt: int) -> int:
+    """Query-key pairs of a causal layer."""
+    readers, read = load.attended, load.attended + load.frozen
+    if window is not None and window < prompt:
+        inside = max(1, round(window * read / prompt))
+        return (
+            inside * (inside + 1) // 2 + (readers - inside) * inside
+            if inside < readers
+            else _triangle(readers)
+        )
+    return _triangle(readers) + readers * load.frozen // 2
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def dense_loads(layers: int, tokens: int) -> list[LayerLoad]:
+    """The full model's loads for a prompt of `tokens`."""
+    return [LayerLoad(tokens, tokens)] * layers
+
+
+def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = False) -> list[LayerLoad]:
+    """The loads of `policy` on a prompt of `tokens` (scope "all"), known from the length alone.
+
+    paper: as in the paper's Eq. 7, where layer l_s runs on the kept tokens already; Alg. 1, and this engine, run it
+    in full.
+    """
+    loads, active = [], tokens
+    stages = {stage.last: stage.policy for stage in place(policy, layers)}
+    for layer in range(layers):
+        before = active
+        if layer in stages:
+            active = min(active, stages[layer].kept(tokens))
+            halves = stages[layer].boundary == "attention"
+            loads.append(LayerLoad(active if paper else before, active if paper or halves else before))
+        else:
+            loads.append(LayerLoad(active, active))
+    return loads

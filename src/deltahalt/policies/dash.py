@@ -1,0 +1,21 @@
+"""DASH: halt the tokens that attention updates least."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.policy import LayerView, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dash(Policy):
+    """Keep the tokens with the largest attention-branch delta, ||U_t||_2 at layer l_s (DASH, Eq. 2-3)."""
+
+    name: ClassVar[str] = "dash"
+    summary: ClassVar[str] = "largest attention update stays active"
+    source: ClassVar[str] = "DASH (arXiv 2604.18103), Eq. 1-3 and App. A"
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        delta: torch.Tensor = torch.linalg.vector_norm(view.update.float(), dim=-1)
+        return delta

@@ -1,0 +1,23 @@
+"""Random selection: the floor that every signal has to beat."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.policy import LayerView, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Policy):
+    """Keep tokens drawn at random. The same seed and length give the same tokens, whatever the device or batch."""
+
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "a seeded random draw stays active"
+    source: ClassVar[str] = "baseline; strong in UniPruneBench (arXiv 2511.02650)"
+
+    seed: int = 0
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(len(view.positions), generator=generator).to(view.positions.device)

@@ -1,0 +1,24 @@
+"""Uniform selection: every so-many-th token."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.policy import LayerView, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Policy):
+    """Keep eligible tokens at even distances: the middles of `count` equal spans."""
+
+    name: ClassVar[str] = "uniform"
+    summary: ClassVar[str] = "evenly spaced tokens stay active"
+    source: ClassVar[str] = "baseline"
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        return torch.zeros(len(view.positions), device=view.positions.device)
+
+    def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
+        step = torch.arange(count, device=scores.device)
+        return (2 * step + 1) * len(scores) // (2 * max(count, 1))

@@ -1,0 +1,61 @@
+"""SnapKV turned into halting: what the last window of tokens attends to."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+
+from deltahalt.errors import PolicyError
+from deltahalt.policies.attention_scores import received_attention
+from deltahalt.policy import LayerView, Policy
+from deltahalt.selection import top_k
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowAttention(Policy):
+    """Keep the tokens that the last `window` tokens attend to most: SnapKV (pr.) of the DASH paper.
+
+    kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
+    pooling, heads: "mean" or "max". layers: sum the scores of so many layers, ending at l_s.
+    chunk: average the scores over contiguous chunks of so many eligible tokens; chunks then stay or halt whole, save
+        for one that is cut so that the ratio is met exactly. 1 for token by token.
+    """
+
+    name: ClassVar[str] = "window-attention"
+    summary: ClassVar[str] = "most attended by the last window stays active (SnapKV pr.)"
+    source: ClassVar[str] = "SnapKV (arXiv 2404.14469), as a pruning method in DASH, App. C.1"
+
+    window: int = 32
+    kernel: int = 5
+    pooling: Literal["mean", "max"] = "mean"
+    heads: Literal["mean", "max"] = "mean"
+    layers: int = 1
+    chunk: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.window <= self.keep_last:
+            raise PolicyError(
+                f"window is {self.window}; its tokens must be kept: 1 to keep_last ({self.keep_last})"
+            )
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
+        if self.layers < 1 or self.chunk < 1:
+            raise PolicyError(f"layers ({self.layers}) and chunk ({self.chunk}) must be 1 or more")
+        if {self.pooling, self.heads} - {"mean", "max"}:
+            raise PolicyError(f"pooling ({self.pooling}) and heads ({self.heads}) must be mean or max")
+
+    @property
+    def scored_layers(self) -> int:
+        return self.layers
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        received = received_attention(view, self.window)  # [heads, n]
+        pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
+        pooled = pool(received[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
+        return pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0)
+
+    def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
+        chunks = F.avg_pool1d(scores[None], self.chunk, ceil_mode=True)[0]  # the last one may be shorter
+        return top_k(chunks.repeat_interleave(self.chunk)[: len(scores)], count)

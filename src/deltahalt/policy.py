@@ -1,0 +1,181 @@
+"""What a policy is: where it decides, how many tokens it halts, and how one sequence's tokens are scored."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+
+from deltahalt.errors import PolicyError, UnsupportedError
+from deltahalt.selection import halted_count, refuse_nan, top_k
+
+Scope = Literal["all", "visual", "text"]
+Boundary = Literal["block", "attention"]
+RatioOf = Literal["eligible", "prompt"]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One sequence at one layer, free of batch and padding: all that a policy may look at.
+
+    n tokens are active, in ascending original position; D is the hidden size, d the head size.
+    """
+
+    layer: int
+    prompt: int  # tokens in the whole prompt, halted ones included
+    positions: torch.Tensor  # [n] place of each token in its own prompt
+    hidden_in: torch.Tensor  # [n, D] input of the block
+    update: torch.Tensor  # [n, D] attention output before the residual addition: U of the paper's Eq. 1
+    hidden_out: torch.Tensor | None  # [n, D] output of the block; None at the boundary inside it
+    queries: Callable[[int], torch.Tensor]  # w -> [heads, w, d] of the last w tokens, after RoPE
+    keys: Callable[[], torch.Tensor]  # [kv_heads, n, d], after RoPE
+    scaling: float  # factor on q.k
+    window: int | None = None  # how far back the layer attends, in original positions; None: all the way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A method that halts prompt tokens once, at its start layer.
+
+    start: the layer l_s that decides, as an index or as a fraction of the L layers, floor(start * L).
+    pruning_ratio: share rho of the prompt's eligible tokens that is halted from l_s on, in [0, 1).
+    keep_first, keep_last: tokens at either end of the prompt that are never halted; keep_last >= 1, since the
+        last token yields the logits.
+    scope: which tokens are eligible; models of text have no "visual" ones.
+    boundary: halt after the whole block l_s (Alg. 1), or between its attention and its FFN (Sec. 3.4).
+    ratio_of: rho is a share of the eligible tokens (App. A), or of the whole prompt: K = floor((1 - rho) T) (Eq. 3).
+
+    Raises PolicyError on settings out of range.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+    start: float | int = 0.4
+    pruning_ratio: float = 0.667
+    keep_first: int = 64
+    keep_last: int = 32
+    scope: Scope = "all"
+    boundary: Boundary = "block"
+    ratio_of: RatioOf = "eligible"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.start, bool) or not (
+            0 <= self.start < 1 or isinstance(self.start, int) and self.start > 0
+        ):
+            raise PolicyError(
+                f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)"
+            )
+        if not 0 <= self.pruning_ratio < 1:
+            raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
+        if self.keep_first < 0:
+            raise PolicyError(f"keep_first is {self.keep_first!r}; it must be 0 or more")
+        if self.keep_last < 1:
+            raise PolicyError(
+                f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1"
+            )
+        for field, choices in (("scope", Scope), ("boundary", Boundary), ("ratio_of", RatioOf)):
+            if getattr(self, field) not in get_args(choices):
+                raise PolicyError(
+                    f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(choices))}"
+                )
+
+    @property
+    def stages(self) -> tuple["Policy", ...]:
+        """The single-layer decisions that this policy consists of, in order."""
+        return (self,)
+
+    @property
+    def scored_layers(self) -> int:
+        """How many layers, ending at l_s, have their scores summed."""
+        return 1
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        """Score of each of the n tokens, [n]; the highest stay active."""
+        raise NotImplementedError
+
+    def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
+        """Ascending index of the `count` tokens to keep among eligible tokens with `scores` [m]."""
+        return top_k(scores, count)
+
+    def kept(self, prompt: int) -> int:
+        """How many tokens of a prompt of `prompt` are active after l_s: known from the length alone."""
+        eligible = max(0, prompt - self.keep_first - self.keep_last)
+        if self.ratio_of == "prompt":
+            return max(prompt - eligible, math.floor((1 - self.pruning_ratio) * prompt))
+        return prompt - halted_count(eligible, self.pruning_ratio)
+
+    def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
+        """Ascending index [k] of the tokens that stay active, of the n in `view`.
+
+        scores: [n], summed over the scored layers. Raises PolicyError if one is NaN.
+        """
+        refuse_nan(scores, self.name)
+        eligible = (view.positions >= self.keep_first) & (view.positions < view.prompt - self.keep_last)
+        candidates = eligible.nonzero().squeeze(1)
+        protected = (~eligible).nonzero().squeeze(1)
+        count = max(0, self.kept(view.prompt) - len(protected))
+        chosen = candidates[self.select(scores[candidates], count)]
+        return torch.cat([protected, chosen]).sort().values
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Several policies, each at its own layer, each choosing among the tokens that are still active there.
+
+    Every ratio is a share of the whole prompt's eligible tokens, so ratios grow from stage to stage:
+    Progressive([KeyNorm(start=0.15, pruning_ratio=0.5), WindowAttention(start=0.5, pruning_ratio=0.8)]) leaves half of
+    them after the first stage and a fifth after the second.
+    """
+
+    stages: Sequence[Policy]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not all(isinstance(stage, Policy) for stage in self.stages):
+            raise PolicyError(
+                "Progressive takes policies that decide at one layer each, such as Dash(start=0.4)"
+            )
+
+
+AnyPolicy = Policy | Progressive
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A policy placed in a model: layers `first` to `last` are scored, and tokens halt at `last`."""
+
+    policy: Policy
+    first: int
+    last: int
+
+
+def place(policy: AnyPolicy, layers: int) -> tuple[Stage, ...]:
+    """Place a policy's stages in a model of `layers` layers.
+
+    Raises PolicyError where a stage has no deeper layer left, or two stages overlap, and UnsupportedError for a scope
+    that a model of text does not have.
+    """
+    stages: list[Stage] = []
+    for part in policy.stages:
+        last = part.start if isinstance(part.start, int) else math.floor(part.start * layers)
+        first = last - part.scored_layers + 1
+        after = stages[-1].last + 1 if stages else 0
+        if part.scope == "visual":
+            raise UnsupportedError(
+                'scope="visual" needs a vision-language model; use scope="all" for this one'
+            )
+        if last > layers - 2:
+            raise PolicyError(
+                f"{part.name} starts at layer {last}, which leaves no deeper layer to save: the model has layers 0 to "
+                f"{layers - 1}, so start at {layers - 2} at most, or give a fraction below {(layers - 1) / layers:.2f}"
+            )
+        if first < after:
+            raise PolicyError(
+                f"{part.name} scores layers {first} to {last}, but may begin at layer {after} only: start it deeper, "
+                "put stages in ascending order, or sum fewer layers"
+            )
+        stages.append(Stage(part, first, last))
+    return tuple(stages)

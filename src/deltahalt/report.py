@@ -1,0 +1,53 @@
+"""What the latest prefill did."""
+
+from dataclasses import dataclass
+
+import torch
+
+from deltahalt.flops import LayerLoad, ModelShape, dense_loads, true_flops
+
+
+@dataclass(frozen=True)
+class Report:
+    """One prefill of a batch of prompts.
+
+    prompts: tokens in each prompt. stages: for each decision its layer and, for each prompt, the positions [k] that
+    stayed active. loads: for each prompt, what each layer computed. cache_bytes: K and V after prefill; full_cache_bytes:
+    the same had nothing been halted. seconds: wall time of the prefill, if it was asked for.
+    """
+
+    shape: ModelShape
+    prompts: tuple[int, ...]
+    stages: tuple[tuple[int, tuple[torch.Tensor, ...]], ...]
+    loads: tuple[tuple[LayerLoad, ...], ...]
+    cache_bytes: int
+    full_cache_bytes: int
+    seconds: float | None
+
+    @property
+    def kept(self) -> tuple[torch.Tensor, ...]:
+        """For each prompt, the ascending positions of the tokens active in the last layer."""
+        if self.stages:
+            return self.stages[-1][1]
+        return tuple(torch.arange(tokens) for tokens in self.prompts)
+
+    @property
+    def lengths(self) -> tuple[tuple[int, ...], ...]:
+        """For each prompt, how many tokens each layer's attention ran on."""
+        return tuple(tuple(load.attended for load in loads) for loads in self.loads)
+
+    @property
+    def flops(self) -> int:
+        """True FLOPs of the prefill, all prompts together (see `deltahalt.flops.true_flops`)."""
+        pairs = zip(self.loads, self.prompts, strict=True)
+        return sum(true_flops(self.shape, loads, tokens) for loads, tokens in pairs)
+
+    @property
+    def full_flops(self) -> int:
+        """True FLOPs of the full model on the same prompts."""
+        return sum(true_flops(self.shape, dense_loads(self.shape.layers, n), n) for n in self.prompts)
+
+    @property
+    def speedup_bound(self) -> float:
+        """What halting can gain at most: the ratio of true FLOPs."""
+        return self.full_flops / self.flops

@@ -1,0 +1,76 @@
+"""The tokens that flow through the decoder, and the one gather that compacts them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from deltahalt.families.base import Rotary
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The active tokens of a batch, right-aligned: row b holds `lengths[b]` tokens after padding on its left.
+
+    Tokens keep the order of the input, so that index, position and causality agree.
+    """
+
+    hidden: torch.Tensor  # [B, n, D]
+    slots: torch.Tensor  # [B, n] column of the input that each token came from; -1 for padding
+    lengths: tuple[int, ...]  # tokens in each row
+    rotary: dict[str, Rotary]  # by kind of layer: cos and sin, each [B or 1, n, d]
+
+    @property
+    def width(self) -> int:
+        """n, padding included."""
+        return self.hidden.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        return min(self.lengths) < self.width
+
+    def row(self, row: int) -> slice:
+        """Where in [0, n) the row's tokens lie."""
+        return slice(self.width - self.lengths[row], self.width)
+
+    def advance(self, hidden: torch.Tensor) -> "TokenStream":
+        """The same tokens with new hidden states."""
+        return replace(self, hidden=hidden)
+
+    def keep(self, index: list[torch.Tensor]) -> "TokenStream":
+        """Of each row b, the tokens at `index[b]` (ascending, within the row's own tokens); short rows are padded."""
+        lengths = tuple(len(chosen) for chosen in index)
+        width = max(lengths)
+        columns = self.slots.new_zeros(len(index), width)
+        real = torch.zeros_like(columns, dtype=torch.bool)
+        for row, chosen in enumerate(index):
+            columns[row, width - lengths[row] :] = chosen.to(columns.device) + self.row(row).start
+            real[row, width - lengths[row] :] = True
+        hidden = _gather(self.hidden, columns)
+        if min(lengths) < width:  # padding copies some token: no value of it may leak, not even a NaN
+            hidden = hidden.masked_fill(~real[..., None].to(hidden.device), 0)
+        return TokenStream(
+            hidden=hidden,
+            slots=_gather(self.slots, columns).masked_fill(~real, -1),
+            lengths=lengths,
+            rotary={
+                kind: (_gather(cos, columns), _gather(sin, columns))
+                for kind, (cos, sin) in self.rotary.items()
+            },
+        )
+
+    def spread(self, width: int) -> torch.Tensor:
+        """Hidden states back in the columns of the input, [B, width, D]; NaN where a token was halted."""
+        rows, _, size = self.hidden.shape
+        column = (self.slots % (width + 1)).to(self.hidden.device)  # padding goes to a spare last column
+        full = self.hidden.new_full((rows, width + 1, size), torch.nan)
+        return full.scatter_(1, column[..., None].expand(-1, -1, size), self.hidden)[:, :width]
+
+
+def _gather(tensor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """tensor [B or 1, N, ...] at columns [B, n] of its second dimension -> [B, n, ...]."""
+    columns = columns.to(tensor.device)
+    if len(columns) == 1:
+        return tensor.index_select(1, columns[0])
+    rows = torch.arange(len(columns), device=tensor.device)[:, None] if len(tensor) > 1 else 0
+    return tensor[rows, columns]
