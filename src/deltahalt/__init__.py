@@ -1,6 +1,7 @@
 """deltahalt makes long prompts cheap: it halts prompt tokens inside the model during prefill."""
 
-from deltahalt.attach import Halted, halting
+from deltahalt.attach import halting
+from deltahalt.engine import Halted
 from deltahalt.errors import DeltahaltError, InputError, ModelError, PolicyError, UnsupportedError
 from deltahalt.policies import (
     Dash,

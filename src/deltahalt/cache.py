@@ -27,6 +27,12 @@ def segment_of(segments: list[Segment], layer: int) -> Segment:
     return next(segment for segment in reversed(segments) if segment.start <= layer)
 
 
+def cache_bytes(cache: DynamicCache) -> int:
+    """Bytes of all keys and values that the cache holds."""
+    layers: list[Any] = cache.layers
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
 class HaltedCache(DynamicCache):
     """A DynamicCache filled by a prefill that halted tokens.
 
@@ -58,9 +64,7 @@ class HaltedCache(DynamicCache):
         return self.seen
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        raise UnsupportedError(
-            "this cache holds a halted prompt: go on with it inside `with halting(model, ...)`"
-        )
+        raise UnsupportedError("this cache holds a halted prompt: go on with it inside `with halting(model, ...)`")
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last -tokens_to_remove columns; a positive number is the length to keep.
@@ -74,9 +78,7 @@ class HaltedCache(DynamicCache):
             )
         layers: list[Any] = self.layers
         if any(layer.is_sliding and layer.get_seq_length() >= layer.sliding_window for layer in layers):
-            raise InputError(
-                "cannot crop: a sliding-window layer has let go of older tokens. Run the prompt anew."
-            )
+            raise InputError("cannot crop: a sliding-window layer has let go of older tokens. Run the prompt anew.")
         if cut == 0:
             return
         for layer in layers:
@@ -90,9 +92,7 @@ class HaltedCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._select(
-            segment.slots.index_select(0, beam_idx.to(segment.slots.device)) for segment in self.segments
-        )
+        self._select(segment.slots.index_select(0, beam_idx.to(segment.slots.device)) for segment in self.segments)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)

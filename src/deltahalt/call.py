@@ -60,7 +60,7 @@ class Call:
             self.masks[key] = attention_mask(
                 stream.slots,
                 torch.cat([past, *(part.slots for part in parts)], dim=1),
-                padded=any(part.padded for part in parts) or bool(self.past) and segment.padded,
+                padded=any(part.padded for part in parts) or (bool(self.past) and segment.padded),
                 window=window,
                 halted=segment.start > 0,
                 attention=self.config._attn_implementation,
@@ -120,9 +120,7 @@ def prepare(
     if position_ids is None:
         position_ids = torch.arange(seen, seen + width, device=hidden.device)[None]
     elif attention_mask is None and cache is None and (position_ids.diff(dim=-1) != 1).any():
-        raise UnsupportedError(
-            "position_ids with gaps mean packed sequences: pass one sequence a row, left-padded"
-        )
+        raise UnsupportedError("position_ids with gaps mean packed sequences: pass one sequence a row, left-padded")
 
     stream = TokenStream(hidden, slots, lengths, family.rotary(decoder, hidden, position_ids))
     past = [Segment(0, before, padded_before)] if seen else []
@@ -153,9 +151,7 @@ def _refuse(config: Any, cache: Any, attention_mask: Any, extra: dict[str, Any])
         )
     if cache is not None and cache.offloading:
         raise UnsupportedError("halting cannot use an offloaded cache: pass a plain DynamicCache")
-    if attention_mask is not None and not (
-        isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-    ):
+    if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
         raise UnsupportedError("give attention_mask as [batch, tokens], 1 for a token and 0 for padding")
     for flag in ("output_hidden_states", "output_attentions"):
         if extra.pop(flag, None) or getattr(config, flag, False):
@@ -164,9 +160,7 @@ def _refuse(config: Any, cache: Any, attention_mask: Any, extra: dict[str, Any])
         del extra[name]
     for name, value in extra.items():
         if isinstance(value, torch.Tensor):
-            raise UnsupportedError(
-                f"{name} is not supported with halting: it would not follow the kept tokens"
-            )
+            raise UnsupportedError(f"{name} is not supported with halting: it would not follow the kept tokens")
 
 
 def _check_mask(attention_mask: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -182,9 +176,7 @@ def _left_padded(real: torch.Tensor) -> tuple[int, ...]:
     if not real[:, -1].all():
         row = int((~real[:, -1]).nonzero()[0])
         state = "is all padding" if not real[row].any() else "is padded on the right"
-        raise InputError(
-            f"row {row} of the batch {state}: pad on the left, and give every row at least one token"
-        )
+        raise InputError(f"row {row} of the batch {state}: pad on the left, and give every row at least one token")
     if (real[:, 1:] < real[:, :-1]).any():
         raise InputError("attention_mask masks tokens between others: only padding on the left is supported")
     return tuple(real.sum(dim=1).tolist())

@@ -33,16 +33,12 @@ class Decision:
         """For each row, the ascending index of the tokens of `stream` that stay active."""
         every = torch.arange(stream.width, device=stream.slots.device)
         return [
-            self.stage.policy.active_set(self.scores[row], self.views[row])
-            if row in self.rows
-            else every[:length]
+            self.stage.policy.active_set(self.scores[row], self.views[row]) if row in self.rows else every[:length]
             for row, length in enumerate(stream.lengths)
         ]
 
 
-def decide(
-    stage: Stage, prompts: tuple[int, ...], stream: TokenStream, min_prompt_tokens: int
-) -> Decision | None:
+def decide(stage: Stage, prompts: tuple[int, ...], stream: TokenStream, min_prompt_tokens: int) -> Decision | None:
     """The stage's decision on this batch, or None where it would halt nothing. prompts: tokens in each row's prompt."""
     rows = tuple(
         row

@@ -73,8 +73,7 @@ def _view(
     own, family = before.row(row), call.family
     hidden = before.hidden[row, own]  # [n, D]
     cos, sin = (
-        part[row if len(part) > 1 else 0, own]
-        for part in before.rotary[family.rotary_kind(call.config, index)]
+        part[row if len(part) > 1 else 0, own] for part in before.rotary[family.rotary_kind(call.config, index)]
     )
     return LayerView(
         layer=index,
@@ -83,9 +82,7 @@ def _view(
         hidden_in=hidden,
         update=update[row, own],
         hidden_out=None if after is None else after.hidden[row, own],
-        queries=lambda last: family.queries(
-            layer, hidden[None, -last:], (cos[None, -last:], sin[None, -last:])
-        )[0],
+        queries=lambda last: family.queries(layer, hidden[None, -last:], (cos[None, -last:], sin[None, -last:]))[0],
         keys=lambda: family.keys(layer, hidden[None], (cos[None], sin[None]))[0],
         scaling=layer.self_attn.scaling,
         window=call.windows[index],

@@ -102,11 +102,7 @@ def _pairs(load: LayerLoad, window: int | None, prompt: int) -> int:
     readers, read = load.attended, load.attended + load.frozen
     if window is not None and window < prompt:
         inside = max(1, round(window * read / prompt))
-        return (
-            inside * (inside + 1) // 2 + (readers - inside) * inside
-            if inside < readers
-            else _triangle(readers)
-        )
+        return inside * (inside + 1) // 2 + (readers - inside) * inside if inside < readers else _triangle(readers)
     return _triangle(readers) + readers * load.frozen // 2
 
 
@@ -136,3 +132,25 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
         else:
             loads.append(LayerLoad(active, active))
     return loads
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What a policy saves on one prompt. prompt, kept: tokens before and after its last decision; shares and ratios."""
+
+    prompt: int
+    kept: int
+    paper_reduction: float
+    paper_speedup: float
+    true_reduction: float
+    true_speedup: float
+
+
+def savings(shape: ModelShape, policy: AnyPolicy, tokens: int) -> Savings:
+    """Reduction (Eq. 8) and speedup (Eq. 9) of `policy` on a prompt of `tokens`, by both counts."""
+    full = dense_loads(shape.layers, tokens)
+    paper = policy_loads(policy, shape.layers, tokens, paper=True)
+    true = policy_loads(policy, shape.layers, tokens)
+    by_paper = paper_flops(shape, paper) / paper_flops(shape, full)
+    by_count = true_flops(shape, true, tokens) / true_flops(shape, full, tokens)
+    return Savings(tokens, paper[-1].attended, 1 - by_paper, 1 / by_paper, 1 - by_count, 1 / by_count)

@@ -52,6 +52,7 @@ class Policy:
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    stage: ClassVar[str] = "LLM"  # where the method acts
 
     start: float | int = 0.4
     pruning_ratio: float = 0.667
@@ -62,25 +63,18 @@ class Policy:
     ratio_of: RatioOf = "eligible"
 
     def __post_init__(self) -> None:
-        if isinstance(self.start, bool) or not (
-            0 <= self.start < 1 or isinstance(self.start, int) and self.start > 0
-        ):
-            raise PolicyError(
-                f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)"
-            )
+        limit = math.inf if isinstance(self.start, int) else 1.0
+        if isinstance(self.start, bool) or not 0 <= self.start < limit:
+            raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
         if not 0 <= self.pruning_ratio < 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
         if self.keep_first < 0:
             raise PolicyError(f"keep_first is {self.keep_first!r}; it must be 0 or more")
         if self.keep_last < 1:
-            raise PolicyError(
-                f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1"
-            )
+            raise PolicyError(f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1")
         for field, choices in (("scope", Scope), ("boundary", Boundary), ("ratio_of", RatioOf)):
             if getattr(self, field) not in get_args(choices):
-                raise PolicyError(
-                    f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(choices))}"
-                )
+                raise PolicyError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(choices))}")
 
     @property
     def stages(self) -> tuple["Policy", ...]:
@@ -135,9 +129,7 @@ class Progressive:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not all(isinstance(stage, Policy) for stage in self.stages):
-            raise PolicyError(
-                "Progressive takes policies that decide at one layer each, such as Dash(start=0.4)"
-            )
+            raise PolicyError("Progressive takes policies that decide at one layer each, such as Dash(start=0.4)")
 
 
 AnyPolicy = Policy | Progressive
@@ -164,9 +156,7 @@ def place(policy: AnyPolicy, layers: int) -> tuple[Stage, ...]:
         first = last - part.scored_layers + 1
         after = stages[-1].last + 1 if stages else 0
         if part.scope == "visual":
-            raise UnsupportedError(
-                'scope="visual" needs a vision-language model; use scope="all" for this one'
-            )
+            raise UnsupportedError('scope="visual" needs a vision-language model; use scope="all" for this one')
         if last > layers - 2:
             raise PolicyError(
                 f"{part.name} starts at layer {last}, which leaves no deeper layer to save: the model has layers 0 to "

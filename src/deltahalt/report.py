@@ -12,8 +12,8 @@ class Report:
     """One prefill of a batch of prompts.
 
     prompts: tokens in each prompt. stages: for each decision its layer and, for each prompt, the positions [k] that
-    stayed active. loads: for each prompt, what each layer computed. cache_bytes: K and V after prefill; full_cache_bytes:
-    the same had nothing been halted. seconds: wall time of the prefill, if it was asked for.
+    stayed active. loads: for each prompt, what each layer computed. cache_bytes: K and V after the prefill.
+    full_cache_bytes: the same had nothing been halted. seconds: wall time of the prefill, if it was asked for.
     """
 
     shape: ModelShape

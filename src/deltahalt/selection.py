@@ -1,4 +1,4 @@
-"""Which tokens stay active: counting and top-K. Knows one sequence's scores and nothing of models, batches or caches."""
+"""Which tokens stay active: counting and top-K. Knows one sequence's scores, and no model, batch or cache."""
 
 import torch
 

@@ -53,10 +53,7 @@ class TokenStream:
             hidden=hidden,
             slots=_gather(self.slots, columns).masked_fill(~real, -1),
             lengths=lengths,
-            rotary={
-                kind: (_gather(cos, columns), _gather(sin, columns))
-                for kind, (cos, sin) in self.rotary.items()
-            },
+            rotary={kind: (_gather(cos, columns), _gather(sin, columns)) for kind, (cos, sin) in self.rotary.items()},
         )
 
     def spread(self, width: int) -> torch.Tensor:

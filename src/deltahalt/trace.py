@@ -15,9 +15,7 @@ class Trace:
 
     segments: list[Segment]
     frozen: list[TokenStream] = field(default_factory=list)  # halted tokens that go on serving K and V
-    stages: list[tuple[int, tuple[torch.Tensor, ...]]] = field(
-        default_factory=list
-    )  # layer, slots [k] by row
+    stages: list[tuple[int, tuple[torch.Tensor, ...]]] = field(default_factory=list)  # layer, slots [k] by row
     loads: list[tuple[LayerLoad, ...]] = field(default_factory=list)  # by layer, then by row
 
     @classmethod
@@ -25,9 +23,7 @@ class Trace:
         """Nothing halted yet: from layer 0 on, every layer holds the whole stream."""
         return cls([Segment(0, stream.slots, stream.padded)])
 
-    def halt(
-        self, layer: int, active: list[torch.Tensor], stream: TokenStream, *, freeze: bool
-    ) -> TokenStream:
+    def halt(self, layer: int, active: list[torch.Tensor], stream: TokenStream, *, freeze: bool) -> TokenStream:
         """Halt all tokens but the `active` ones ([k] by row) and return these; deeper layers hold no others.
 
         freeze: the halted ones go on serving K and V of their last hidden state.

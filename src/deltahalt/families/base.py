@@ -17,9 +17,7 @@ class Family:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    rotate: Callable[
-        ..., tuple[torch.Tensor, torch.Tensor]
-    ]  # the host's apply_rotary_pos_emb, a staticmethod
+    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]]  # the host's apply_rotary_pos_emb, a staticmethod
 
     def unsupported(self, config: Any) -> str | None:
         """Why this configuration cannot be halted, or None."""
@@ -27,9 +25,7 @@ class Family:
 
     def windows(self, config: Any) -> tuple[int | None, ...]:
         """For each layer, how many tokens back it attends, itself included; None where it sees the whole prompt."""
-        return tuple(
-            config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types
-        )
+        return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types)
 
     def rotary(self, decoder: Module, hidden: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Rotary]:
         """cos and sin of the tokens, by kind of layer (see `rotary_kind`)."""
@@ -55,15 +51,11 @@ class Family:
 
     def queries(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """Queries after RoPE, [B, heads, n, d]."""
-        return self._rotated(
-            self._heads(layer, layer.self_attn.q_proj(layer.input_layernorm(hidden))), rotary
-        )
+        return self._rotated(self._heads(layer, layer.self_attn.q_proj(layer.input_layernorm(hidden))), rotary)
 
     def keys(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """Keys after RoPE, as the cache holds them: [B, kv_heads, n, d]."""
-        return self._rotated(
-            self._heads(layer, layer.self_attn.k_proj(layer.input_layernorm(hidden))), rotary
-        )
+        return self._rotated(self._heads(layer, layer.self_attn.k_proj(layer.input_layernorm(hidden))), rotary)
 
     def values(self, layer: Module, hidden: torch.Tensor) -> torch.Tensor:
         """Values, as the cache holds them: [B, kv_heads, n, d]."""

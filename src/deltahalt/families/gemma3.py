@@ -10,6 +10,8 @@ from deltahalt.families.qwen3 import Qwen3
 
 
 class Gemma3Text(Qwen3):
+    """Norms after attention and FFN too."""
+
     model_types = ("gemma3_text",)
     rotate = staticmethod(apply_rotary_pos_emb)
 

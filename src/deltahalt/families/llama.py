@@ -8,6 +8,8 @@ from deltahalt.families.base import Family
 
 
 class Llama(Family):
+    """Plain pre-norm decoder."""
+
     model_types = ("llama",)
     rotate = staticmethod(apply_rotary_pos_emb)
 

@@ -8,6 +8,8 @@ from deltahalt.families.base import Family
 
 
 class Mistral(Family):
+    """Plain pre-norm decoder with one window."""
+
     model_types = ("mistral",)
     rotate = staticmethod(apply_rotary_pos_emb)
 

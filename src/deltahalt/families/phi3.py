@@ -8,6 +8,8 @@ from deltahalt.families.mistral import Mistral
 
 
 class Phi3(Mistral):
+    """Fused projections."""
+
     model_types = ("phi3",)
     rotate = staticmethod(apply_rotary_pos_emb)
 

@@ -7,6 +7,8 @@ from deltahalt.families.base import Family, Module, Rotary
 
 
 class Qwen3(Family):
+    """Norms on queries and keys."""
+
     model_types = ("qwen3",)
     rotate = staticmethod(apply_rotary_pos_emb)
 

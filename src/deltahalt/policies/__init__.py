@@ -1,4 +1,7 @@
-"""The methods, one a file, and how to name them: `dash`, or `key-norm:start=0.15+window-attention:start=0.5,window=16`."""
+"""The methods, one a file, and how to name them in text.
+
+`dash`, `dash:start=11,pruning_ratio=0.5`, or stages joined by `+`: `key-norm:start=0.15+window-attention:start=0.5`.
+"""
 
 from dataclasses import fields
 from typing import Any, get_type_hints

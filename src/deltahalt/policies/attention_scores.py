@@ -18,7 +18,7 @@ def received_attention(view: LayerView, window: int) -> torch.Tensor:
     if view.window is not None and view.prompt > view.window:
         raise UnsupportedError(
             f"layer {view.layer} attends over the last {view.window} tokens only, so it cannot score a prompt of "
-            f"{view.prompt}: choose a start layer with full attention, or a policy that needs no attention, such as key-norm"
+            f"{view.prompt}: choose a start layer with full attention, or a policy without attention, such as key-norm"
         )
     row = torch.arange(n - window, n, device=keys.device)
     future = torch.arange(n, device=keys.device) > row[:, None]  # [window, n]

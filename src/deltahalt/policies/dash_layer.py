@@ -20,9 +20,7 @@ class DashLayer(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.boundary != "block":
-            raise PolicyError(
-                'dash-layer compares the input and output of the whole block: use boundary="block"'
-            )
+            raise PolicyError('dash-layer compares the input and output of the whole block: use boundary="block"')
 
     def score(self, view: LayerView) -> torch.Tensor:
         assert view.hidden_out is not None  # __post_init__ allows no other boundary

@@ -36,9 +36,7 @@ class WindowAttention(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.window <= self.keep_last:
-            raise PolicyError(
-                f"window is {self.window}; its tokens must be kept: 1 to keep_last ({self.keep_last})"
-            )
+            raise PolicyError(f"window is {self.window}; its tokens must be kept: 1 to keep_last ({self.keep_last})")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
         if self.layers < 1 or self.chunk < 1:

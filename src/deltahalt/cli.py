@@ -1,0 +1,279 @@
+"""The command `deltahalt`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from deltahalt.errors import DeltahaltError, InputError
+from deltahalt.policies import POLICIES, parse_policy
+from deltahalt.policy import AnyPolicy
+
+DEFAULT_POLICY = "window-attention:start=0.5,chunk=16"
+
+app = typer.Typer(
+    help="Make long prompts cheap: halt prompt tokens inside the model during prefill.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out, log = Console(), Console(stderr=True)
+
+ModelOption = Annotated[str, typer.Option(help="Hub id, local folder, .gguf file, or smollm2-135m.")]
+PolicyOption = Annotated[
+    str, typer.Option(help="Name, or name:option=value,...; join stages with +. See `deltahalt policies`.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@app.command()
+def run(
+    document: Annotated[str, typer.Option(help="Text file to ask about, or - for standard input.")],
+    question: Annotated[str, typer.Option(help="What to ask.")],
+    model: ModelOption = "smollm2-135m",
+    policy: PolicyOption = DEFAULT_POLICY,
+    pruning_ratio: Annotated[float | None, typer.Option(help="Share of eligible tokens to halt, in [0, 1).")] = None,
+    start: Annotated[str | None, typer.Option(help="Layer that decides: an index, or a fraction such as 0.4.")] = None,
+    keep_first: Annotated[int | None, typer.Option(help="Tokens at the beginning that never halt.")] = None,
+    keep_last: Annotated[int | None, typer.Option(help="Tokens at the end that never halt, 1 or more.")] = None,
+    scope: Annotated[str | None, typer.Option(help="Which tokens may halt: all, visual or text.")] = None,
+    boundary: Annotated[str | None, typer.Option(help="Halt after the whole layer (block) or its attention.")] = None,
+    halted_kv: Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")] = "drop",
+    min_prompt_tokens: Annotated[int, typer.Option(help="Leave shorter prompts whole.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
+    as_json: JsonOption = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+) -> None:
+    """Answer a question about a document with halted prompt tokens, and show what it cost."""
+    from deltahalt.documents import read_document  # torch and transformers: seconds that --help does without
+    from deltahalt.models import load
+
+    settings = {
+        "pruning_ratio": pruning_ratio,
+        "start": start,
+        "keep_first": keep_first,
+        "keep_last": keep_last,
+        "scope": scope,
+        "boundary": boundary,
+    }
+    chosen = _with_settings(policy, {name: value for name, value in settings.items() if value is not None})
+    text = read_document(document)
+    with _status(f"loading {model}"):
+        loaded = load(
+            model,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+        )
+    wanted: dict[str, AnyPolicy | None] = {"full model": None} if compare else {}
+    _answer_all(
+        loaded,
+        text,
+        question,
+        wanted | {policy: chosen},
+        as_json=as_json,
+        max_new_tokens=max_new_tokens,
+        halted_kv=halted_kv,
+        min_prompt_tokens=min_prompt_tokens,
+    )
+
+
+@app.command()
+def demo(
+    model: ModelOption = "smollm2-135m", policy: PolicyOption = DEFAULT_POLICY, as_json: JsonOption = False
+) -> None:
+    """Find a fact planted in the standard library's help texts, with the full model and with halted tokens."""
+    from deltahalt.demo import EXPECTED, QUESTION, demo_document
+    from deltahalt.models import load
+
+    chosen = parse_policy(policy)
+    with _status(f"loading {model}"):
+        loaded = load(model)
+    answers = _answer_all(
+        loaded,
+        demo_document(loaded.tokenizer),
+        QUESTION,
+        {"full model": None, policy: chosen},
+        as_json=as_json,
+        max_new_tokens=32,
+    )
+    log.print(f"Asked: {QUESTION} Right where the answer holds: {EXPECTED}.", highlight=False)
+    wrong = [name for name, answer in answers.items() if EXPECTED not in answer.text]
+    if wrong:
+        raise InputError(f"wrong answer from: {', '.join(wrong)}. Try another --policy or a larger --model")
+
+
+@app.command()
+def policies(as_json: JsonOption = False) -> None:
+    """List the policies: what each does, where it acts, where it comes from."""
+    rows = [{"name": p.name, "summary": p.summary, "stage": p.stage, "source": p.source} for p in POLICIES.values()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("policy", "what it does", "stage", "source")
+    for row in rows:
+        table.add_row(*row.values())
+    out.print(table)
+
+
+@app.command()
+def flops(
+    shape: Annotated[
+        str | None, typer.Option(help="A known shape, or layers,hidden,ffn,heads,kv_heads,head_dim.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Take the shape of this model's configuration instead.")] = None,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, comma-separated.")] = "8192,16384,32768,65536,131072",
+    policy: PolicyOption = "dash",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a policy saves: by the paper's formula (Table 3) and by a true count of FLOPs."""
+    from deltahalt.flops import ModelShape, savings
+
+    if (shape is None) == (model is None):
+        raise InputError("give either --shape or --model")
+    if model is None:
+        sizes = ModelShape.parse(str(shape))
+    else:
+        from deltahalt.models import load_config
+
+        sizes = ModelShape.of(load_config(model).get_text_config())
+    rows = [savings(sizes, parse_policy(policy), length) for length in _parse_lengths(lengths)]
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    table = Table("prompt", "kept", "paper: FLOPs saved", "paper: speedup", "true: FLOPs saved", "true: speedup")
+    for row in rows:
+        table.add_row(
+            f"{row.prompt:,}",
+            f"{row.kept:,}",
+            f"{100 * row.paper_reduction:.2f} %",
+            f"{row.paper_speedup:.2f}x",
+            f"{100 * row.true_reduction:.2f} %",
+            f"{row.true_speedup:.2f}x",
+        )
+    out.print(table)
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Option(help="Measure this model (default: smollm2-135m).")] = None,
+    shape: Annotated[str | None, typer.Option(help="Measure random weights of this shape instead.")] = None,
+    policy: PolicyOption = DEFAULT_POLICY,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, comma-separated.")] = "4096",
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs each way, after one warm-up.")] = 5,
+    seed: Annotated[int, typer.Option(help="Draws the prompts.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Add the rows to this JSONL file.")] = None,
+) -> None:
+    """Time prefill in turn: plain Hugging Face, this engine with nothing halted, and the policy."""
+    import torch
+
+    from deltahalt.bench import append_rows, measure, random_model
+    from deltahalt.flops import ModelShape
+    from deltahalt.models import load
+
+    if model is not None and shape is not None:
+        raise InputError("give either --shape or --model")
+    chosen, sizes = parse_policy(policy), _parse_lengths(lengths)
+    network: Any
+    if shape is None:
+        name = model or "smollm2-135m"
+        with _status(f"loading {name}"):
+            network = load(name, dtype=dtype, device=device).model
+    else:
+        name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = getattr(torch, "float32" if dtype == "auto" else dtype)
+        network = random_model(ModelShape.parse(shape), dtype=kind, device=place, longest=max(sizes))
+    table = Table("prompt", "full s", "nothing halted s", "overhead", "halted s", "speedup", "bound", "speedup / bound")
+    with Progress(console=log, transient=True) as progress:
+        task = progress.add_task(f"{name}, {policy}", total=3 * (repeats + 1) * len(sizes))
+        options: dict[str, Any] = {"batch": batch, "repeats": repeats, "seed": seed}
+        for size in sizes:
+            row = measure(network, name, chosen, policy, size, tick=lambda: progress.advance(task), **options)
+            if rows is not None:
+                append_rows(rows, [row])
+            table.add_row(
+                f"{row.prompt:,}",
+                f"{row.full_seconds:.3f}",
+                f"{row.dense_seconds:.3f}",
+                f"{100 * row.overhead:+.1f} %",
+                f"{row.halted_seconds:.3f}",
+                f"{row.speedup:.2f}x",
+                f"{row.bound:.2f}x",
+                f"{row.share:.2f}",
+            )
+    out.print(table)
+    out.print(f"{row.machine}; {row.dtype}; medians of {repeats} runs in turn", highlight=False)
+
+
+def main() -> None:
+    """Run the command; a DeltahaltError becomes one line on stderr and exit status 2."""
+    try:
+        app()
+    except DeltahaltError as error:
+        log.print(f"deltahalt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from error
+
+
+def _answer_all(
+    loaded: Any, document: str, question: str, policies: dict[str, AnyPolicy | None], *, as_json: bool, **options: Any
+) -> dict[str, Any]:
+    """Answer with each policy in turn and show the answers; returns them by name."""
+    from deltahalt.ask import ask, warm_up
+    from deltahalt.documents import build_prompt, to_device
+    from deltahalt.show import show_answers
+
+    prompt = build_prompt(loaded.tokenizer, loaded.model.config, document, question)
+    inputs = to_device(prompt, loaded.model.device)
+    answers = {}
+    warm_up(loaded, inputs)
+    for name, policy in policies.items():
+        with _status(f"reading {inputs['input_ids'].shape[1]:,} tokens and answering: {name}"):
+            answers[name] = ask(loaded, inputs, policy, **options)
+    if as_json:
+        typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
+    else:
+        show_answers(out, answers)
+    return answers
+
+
+def _with_settings(text: str, settings: dict[str, Any]) -> AnyPolicy:
+    """The policy named by `text`, with settings from options of their own."""
+    if settings and "+" in text:
+        raise InputError("this policy has several stages: give each its settings in --policy, name:option=value,...")
+    options = ",".join(f"{name}={value}" for name, value in settings.items())
+    return parse_policy(text + ("," if ":" in text else ":") + options if options else text)
+
+
+def _parse_lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(length) for length in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"lengths {text!r} are not whole numbers with commas between") from error
+    if min(lengths) < 1:
+        raise InputError("every length must be 1 or more")
+    return lengths
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    """A spinner on stderr while something long goes on."""
+    with log.status(what):
+        yield

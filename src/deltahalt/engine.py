@@ -1,0 +1,104 @@
+"""A model while it is halting: what runs in place of its decoder's forward."""
+
+import time
+from typing import Any, Literal, get_args
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from deltahalt.cache import HaltedCache, cache_bytes
+from deltahalt.call import Call, prepare
+from deltahalt.decision import decide
+from deltahalt.decoder import run_layers
+from deltahalt.errors import InputError, PolicyError, UnsupportedError
+from deltahalt.families import family_of
+from deltahalt.families.base import Module
+from deltahalt.flops import ModelShape
+from deltahalt.policy import AnyPolicy, place
+from deltahalt.report import Report
+from deltahalt.trace import Trace
+
+HaltedKV = Literal["drop", "frozen"]
+WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
+
+
+class Halted:
+    """A model under `halting`: the decoder's forward while attached, and the report of its latest prefill."""
+
+    def __init__(
+        self, decoder: Module, policy: AnyPolicy, *, halted_kv: HaltedKV, min_prompt_tokens: int, timed: bool
+    ) -> None:
+        config: Any = decoder.config
+        self.decoder, self.policy = decoder, policy
+        self.family = family_of(config)
+        self.stages = place(policy, config.num_hidden_layers)
+        self.shape = ModelShape.of(config)
+        self.freeze, self.min_prompt_tokens, self.timed = halted_kv == "frozen", min_prompt_tokens, timed
+        self._report: Report | None = None
+        if halted_kv not in get_args(HaltedKV):
+            raise PolicyError(f"halted_kv is {halted_kv!r}; choose one of {', '.join(get_args(HaltedKV))}")
+        if self.freeze and any(self.shape.windows):
+            raise UnsupportedError('halted_kv="frozen" is not supported on sliding-window layers: use "drop"')
+
+    @property
+    def report(self) -> Report:
+        """The latest prefill's Report. Raises InputError before the first."""
+        if self._report is None:
+            raise InputError("there is no report yet: run the model inside `with halting(...)` first")
+        return self._report
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Stand in for the decoder's forward, with the same arguments.
+
+        After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens. Raises what
+        `deltahalt.call.prepare` and the policy raise.
+        """
+        begin = self._clock()
+        wanted = kwargs.pop(WANTED, None)
+        kwargs |= dict(zip(("input_ids", "attention_mask", "position_ids", "past_key_values"), args, strict=False))
+        stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
+        stages = tuple(stage for stage in self.stages if decide(stage, call.prompts, stream, self.min_prompt_tokens))
+        tail = min((stage.policy.keep_last for stage in stages), default=0)
+        if stages and wanted is not None and not 0 < wanted <= tail:
+            raise UnsupportedError(
+                f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
+            )
+        stream, trace = run_layers(
+            self.decoder, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
+        )
+        if isinstance(call.cache, HaltedCache):
+            call.cache.extend(stream.slots, stream.padded)
+        elif call.cache is not None and stages:
+            HaltedCache.adopt(call.cache, trace.segments, seen=call.width, tail=tail)
+        hidden = stream.spread(call.width) if stages else stream.hidden
+        if call.prompts:
+            self._report = self._write_report(call, trace, begin)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=call.cache if call.use_cache else None)
+
+    def _write_report(self, call: Call, trace: Trace, begin: float | None) -> Report:
+        end = self._clock()
+        offsets = [call.width - prompt for prompt in call.prompts]
+        return Report(
+            shape=self.shape,
+            prompts=call.prompts,
+            stages=tuple(
+                (layer, tuple(slots - offset for slots, offset in zip(rows, offsets, strict=True)))
+                for layer, rows in trace.stages
+            ),
+            loads=tuple(zip(*trace.loads, strict=True)),
+            cache_bytes=0 if call.cache is None else cache_bytes(call.cache),
+            full_cache_bytes=0 if call.cache is None else self._full_cache_bytes(call),
+            seconds=None if begin is None or end is None else end - begin,
+        )
+
+    def _full_cache_bytes(self, call: Call) -> int:
+        entries = sum(min(window - 1, call.width) if window else call.width for window in call.windows)
+        entry = 2 * self.shape.kv_heads * self.shape.head_dim * self.decoder.dtype.itemsize
+        return len(call.prompts) * entries * entry
+
+    def _clock(self) -> float | None:
+        if not self.timed:
+            return None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
