@@ -143,6 +143,27 @@ def read_rows(path: Path) -> list[BenchRow]:
     return [BenchRow(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def markdown(rows: Iterable[BenchRow]) -> str:
+    """The rows as a Markdown table."""
+    head = "| model | policy | prompt | full s | halted s | speedup | bound | share | overhead | machine |"
+    lines = [head, "|" + "---|" * head.count(" | ") + "---|"]
+    for row in rows:
+        cells = (
+            row.model,
+            f"`{row.policy}`",
+            f"{row.prompt:,}" if row.batch == 1 else f"{row.batch} x {row.prompt:,}",
+            f"{row.full_seconds:.3f}",
+            f"{row.halted_seconds:.3f}",
+            f"**{row.speedup:.2f}x**",
+            f"{row.bound:.2f}x",
+            f"{row.share:.2f}",
+            f"{100 * row.overhead:+.1f} %",
+            f"{row.machine}, {row.dtype}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _prefill(model: Any, tokens: torch.Tensor) -> tuple[float, int | None]:
     """Seconds of one prefill, and the most GPU memory it held."""
     on_gpu = tokens.is_cuda

@@ -96,6 +96,8 @@ def prepare(
     config = decoder.config
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("give either input_ids or inputs_embeds")
+    if input_ids is not None and (input_ids.ndim != 2 or input_ids.is_floating_point()):
+        raise InputError("give input_ids as whole numbers, [batch, tokens]")
     hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     use_cache = bool(config.use_cache if use_cache is None else use_cache)
     cache = DynamicCache(config=config) if use_cache and past_key_values is None else past_key_values

@@ -223,6 +223,17 @@ def bench(
     out.print(f"{row.machine}; {row.dtype}; medians of {repeats} runs in turn", highlight=False)
 
 
+@app.command()
+def report(files: Annotated[list[Path], typer.Argument(help="JSONL files of rows from `deltahalt bench`.")]) -> None:
+    """Print measured rows as a Markdown table."""
+    from deltahalt.bench import markdown, read_rows
+
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"there is no file {file}: give rows that `deltahalt bench --rows FILE` wrote")
+    typer.echo(markdown(row for file in files for row in read_rows(file)))
+
+
 def main() -> None:
     """Run the command; a DeltahaltError becomes one line on stderr and exit status 2."""
     try:

@@ -58,7 +58,7 @@ def load(
     name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
     source, gguf = _locate(name)
     weights = {
-        "dtype": _dtype(dtype, "auto" if gguf is None else "float32" if device == "cpu" else "bfloat16"),
+        "dtype": _dtype(dtype, "auto" if gguf is None else "float32" if device.startswith("cpu") else "bfloat16"),
         "device_map": device_map or {"": device},
         "attn_implementation": attention,
         "trust_remote_code": trust_remote_code,
@@ -139,7 +139,7 @@ def _told_as_model_error(name: str, gguf: str | None) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             reason = "it brings its own code: read it, then pass trust_remote_code=True (--trust-remote-code)"
         elif gguf is not None:
-            reason = f"{_first_line(_root(error))}. Download it again, or give the model's original folder"
+            reason = f"{_first_line(_root(error))}. If the file may be damaged, download it again"
         elif isinstance(error, OSError) and not Path(name).expanduser().exists():
             reason = f"{reason}. Check the name and the network, or give a folder or a .gguf file"
         raise ModelError(f"{name} cannot be loaded: {reason}") from error

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -63,8 +63,13 @@ class Policy:
     ratio_of: RatioOf = "eligible"
 
     def __post_init__(self) -> None:
-        limit = math.inf if isinstance(self.start, int) else 1.0
-        if isinstance(self.start, bool) or not 0 <= self.start < limit:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float, float | int):
+                wanted = "a whole number" if field.type is int else "a number"
+                if isinstance(value, bool) or not isinstance(value, int if field.type is int else int | float):
+                    raise PolicyError(f"{field.name} is {value!r}; it must be {wanted}")
+        if not 0 <= self.start < (math.inf if isinstance(self.start, int) else 1):
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
         if not 0 <= self.pruning_ratio < 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
@@ -128,8 +133,10 @@ class Progressive:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        if not all(isinstance(stage, Policy) for stage in self.stages):
-            raise PolicyError("Progressive takes policies that decide at one layer each, such as Dash(start=0.4)")
+        if not self.stages or not all(isinstance(stage, Policy) for stage in self.stages):
+            raise PolicyError(
+                "Progressive takes one or more policies that decide at one layer each, such as Dash(start=0.4)"
+            )
 
 
 AnyPolicy = Policy | Progressive

@@ -20,4 +20,4 @@ class Random(Policy):
 
     def score(self, view: LayerView) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(len(view.positions), generator=generator).to(view.positions.device)
+        return torch.rand(len(view.positions), generator=generator, device="cpu").to(view.positions.device)

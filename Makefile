@@ -1,0 +1,54 @@
+# Everything is installed into .venv (and .venv-oldest), never into the system.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-oldest lint format bench clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## set up, then show full prefill and halting side by side on a real model
+	$(VENV)/bin/deltahalt demo
+
+test: lint ## lint, then run the tests on the pinned versions
+	$(VENV)/bin/python -m pytest
+
+test-oldest: $(OLDEST)/.installed ## run the tests on the oldest supported versions
+	$(OLDEST)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev ## check style and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev ## rewrite the code in the project's style
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+bench: $(VENV)/.installed ## measure speed and memory on this machine
+	$(VENV)/bin/deltahalt bench
+
+clean: ## remove what these targets made; downloaded models stay
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python $(OLDEST)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("deltahalt needs Python 3.10 or newer: run make PYTHON=/path/to/python3" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(@D:/bin=)
+
+# A stamp is newer than what was installed from; the interpreter's own time says nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-oldest.txt -e . pytest hypothesis
+	@touch $@

@@ -1,0 +1,61 @@
+"""What several test files share: the real bundled model, and a tiny one saved in a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
+
+from deltahalt.errors import ModelError
+from deltahalt.models import LoadedModel, load
+from tiny import tiny
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    """One thread, save for real weights: on matrices as small as ours, threads cost more than they save."""
+    torch.set_num_threads(THREADS if "real_weights" in request.keywords else 1)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The bundled model, on the CPU. Its tests carry the marker `real_weights`."""
+    try:
+        return load("smollm2-135m", device="cpu")
+    except ModelError as error:
+        if _index_answers(tmp_path_factory.mktemp("probe")):
+            raise
+        pytest.skip(f"the package index cannot be reached: {error}")
+
+
+def _index_answers(folder: Path) -> bool:
+    """Whether pip can download anything at all here."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), "iniconfig"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def byte_vocabulary() -> list[str]:
+    """A token for every byte, then "th", "in", <s> and </s>: 260 tokens."""
+    return [*sorted(ByteLevel.alphabet()), "th", "in", "<s>", "</s>"]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(byte_vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bfloat16 Llama with random weights, saved beside a tokenizer of bytes that has no pad token."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny("llama", dtype=torch.bfloat16, vocab_size=len(byte_vocabulary)).save_pretrained(folder)
+    vocabulary = {token: index for index, token in enumerate(byte_vocabulary)}
+    tokenizer = Tokenizer(BPE(vocabulary, [("t", "h"), ("i", "n")]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return folder

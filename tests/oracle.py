@@ -1,0 +1,116 @@
+"""The masking oracle: the stock model over the whole prompt, whose deeper layers may not read halted tokens.
+
+It shares nothing with the engine. Nothing is compacted: every layer runs on every column, in original positions, under
+a mask written out by hand. So a halted run agrees with it only if compaction, positions, windows, masks and caches are
+all right.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from tiny import Windows
+from torch import nn
+from transformers import DynamicCache
+
+from deltahalt import Report
+
+
+class Feed:
+    """Feeds a model a left-padded prompt and then more tokens; keeps mask, positions and cache in step."""
+
+    def __init__(self, model: Any, cache: DynamicCache | None = None) -> None:
+        self.model = model
+        self.cache = DynamicCache(config=model.config) if cache is None else cache
+        self.mask = torch.empty(0, 0, dtype=torch.long)
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        """Logits after `ids` [B, n]; mask [B, n] tells tokens from padding."""
+        new = torch.ones_like(ids) if mask is None else mask
+        self.mask = torch.cat([self.mask, new], dim=1) if len(self.mask) else new
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with torch.no_grad():
+            return self.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                **options,
+            ).logits
+
+
+class Oracle(Feed):
+    """Feeds the stock model, under masks that forbid deeper layers to read what `report` says was halted.
+
+    windows: by layer, how many columns back it attends. frozen: halted tokens may be read after all, but their hidden
+    states stay at their last value. inside: the layers whose tokens halt between attention and FFN.
+    """
+
+    def __init__(
+        self, model: Any, windows: Windows, report: Report, *, frozen: bool = False, inside: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(model, DynamicCache())  # without a config: every layer stores every column
+        self.windows, self.report, self.frozen, self.inside = windows, report, frozen, inside
+        self.active: list[torch.Tensor] = []  # [B, columns] of the tokens that enter each layer, and leave the last
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if self.active:
+            self.active = [torch.cat([active, new], dim=1) for active in self.active]
+        else:
+            self.active = self._after_halting(new)
+        with ExitStack() as undo:
+            for index, layer in enumerate(self.model.model.layers):
+                self._mask(index, layer, ids.shape[1], undo)
+                if self.frozen:
+                    self._freeze(index, layer, ids.shape[1], undo)
+            return super().__call__(ids, mask, **options)
+
+    def _after_halting(self, real: torch.Tensor) -> list[torch.Tensor]:
+        active = [real.clone() for _ in range(len(self.windows) + 1)]
+        for decided, kept in self.report.stages:
+            for row, positions in enumerate(kept):
+                padding = int((~real[row]).sum())
+                for deeper in active[decided + 1 :]:
+                    deeper[row] = False
+                    deeper[row, positions + padding] = True
+        return active
+
+    def _mask(self, index: int, layer: nn.Module, new: int, undo: ExitStack) -> None:
+        """Replace the mask that the host hands to a layer by one of [B, 1, new, columns]."""
+        readable = self.active[0] if self.frozen else self.active[index]
+        key = torch.arange(readable.shape[1])
+        query = key[-new:, None]
+        visible = key <= query
+        window = self.windows[index]
+        if window is not None:
+            visible = visible & (key > query - window)
+        visible = visible & readable[:, None, :]
+        # Padding and halted tokens read themselves: nobody looks at the result, and no row is left empty.
+        visible = visible | ((key == query) & ~readable[:, -new:, None])
+        mask = visible[:, None]
+        if self.model.config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+        def replace(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            return args, kwargs | {"attention_mask": mask}
+
+        undo.callback(layer.register_forward_pre_hook(replace, with_kwargs=True).remove)
+
+    def _freeze(self, index: int, layer: Any, new: int, undo: ExitStack) -> None:
+        """After the layer, put tokens that it does not compute back to their last hidden state."""
+        entering, leaving = (active[:, -new:, None] for active in self.active[index : index + 2])
+        between: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, args: Any) -> None:
+            between.append(args[0])
+
+        def put_back(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            if index in self.inside:
+                output = torch.where(entering & ~leaving, between[0], output)
+            return torch.where(entering, output, args[0])
+
+        feed_forward_norm = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
+        undo.callback(feed_forward_norm.register_forward_pre_hook(keep).remove)
+        undo.callback(layer.register_forward_hook(put_back).remove)

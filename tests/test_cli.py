@@ -1,0 +1,196 @@
+"""The command, run in this process on a tiny model and, once, on the real one."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deltahalt import cli
+from deltahalt.demo import EXPECTED, FACT
+
+TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
+SMALL = ["--keep-first", "4", "--keep-last", "8"]
+DASH = ["--policy", "dash", *SMALL]
+
+
+def deltahalt(*arguments: str) -> int:
+    """Run the command with these arguments; returns its exit status."""
+    sys.argv = ["deltahalt", *arguments]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture(autouse=True)
+def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> str:
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+def run(folder: Path, document: str, *options: str) -> int:
+    question = ["--question", "What is a module?", "--max-new-tokens", "3"]
+    return deltahalt("run", "--model", str(folder), "--document", document, *question, *options)
+
+
+def test_run_answers_with_the_policy(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_folder, document, *DASH, "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out).values()
+    assert answer["new_tokens"] <= 3
+    assert answer["lengths"][0] == answer["prompt_tokens"] > answer["lengths"][-1]
+
+
+def test_compare_puts_the_full_model_beside_it(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, *DASH, "--compare", "--json") == 0
+    full, halted = json.loads(capsys.readouterr().out).values()
+    assert set(full["lengths"]) == {full["prompt_tokens"]}
+    assert halted["flops"] < full["flops"]
+    assert halted["cache_bytes"] < full["cache_bytes"]
+
+
+def test_the_table_shows_what_was_asked_for(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, *DASH, "--compare") == 0
+    shown = capsys.readouterr().out
+    for label in ("answer", "prefill seconds", "prefill TFLOPs", "K/V cache MB", "tokens per layer", "full model"):
+        assert label in shown
+
+
+def test_options_of_a_policy_reach_it(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_folder, document, *DASH, "--start", "1", "--pruning-ratio", "0.5", "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out).values()
+    prompt = answer["prompt_tokens"]
+    kept = prompt - round(0.5 * (prompt - 12))
+    assert answer["lengths"] == [prompt, prompt, kept, kept, kept, kept]
+
+
+def test_a_document_comes_from_standard_input(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+    assert run(tiny_folder, "-", *DASH, "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out).values()
+    assert answer["prompt_tokens"] > 100
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"\x00\x01\x02", "is binary"), (b"caf\xe9", "is not UTF-8"), (b" \n", "is empty")],
+)
+def test_a_document_that_is_no_text_is_one_line(
+    content: bytes, complaint: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").write_bytes(content)
+    assert run(tiny_folder, str(tmp_path / "bad"), *DASH) == 2
+    shown = capsys.readouterr().err
+    assert complaint in shown
+    assert "Traceback" not in shown
+
+
+def test_a_missing_document_is_named(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_folder, "no/such/file.txt", *DASH) == 2
+    assert "cannot read no/such/file.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--policy", "snap"], "there is no policy 'snap'"),
+        (["--policy", "dash", "--pruning-ratio", "1"], "pruning_ratio is 1"),
+        (["--policy", "dash", "--start", "-3"], "start is -3"),
+        (["--policy", "dash", "--start", "99"], "leaves no deeper layer"),
+        (["--policy", "dash", "--scope", "visual"], "needs a vision-language model"),
+        (["--policy", "dash+uniform", "--start", "0.2"], "several stages"),
+        (["--policy", "dash", "--halted-kv", "melted"], "halted_kv is 'melted'"),
+    ],
+)
+def test_bad_options_are_one_line(
+    options: list[str], complaint: str, tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, *options) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_empty_question_is_refused(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("run", "--model", str(tiny_folder), "--document", document, "--question", " ") == 2
+    assert "the question is empty" in capsys.readouterr().err
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.txt").write_text(TEXT * 10)
+    assert run(tiny_folder, str(tmp_path / "long.txt"), *DASH) == 2
+    assert "give a shorter document" in capsys.readouterr().err
+
+
+def test_policies_lists_each_with_stage_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("policies", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in listed] == list(cli.POLICIES)
+    assert all(row["summary"] and row["stage"] and row["source"] for row in listed)
+
+
+def test_flops_prints_table_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("flops", "--shape", "qwen2.5-7b", "--lengths", "16384") == 0
+    shown = capsys.readouterr().out
+    for figure in ("5,520", "45.49 %", "1.83x", "1.68x"):
+        assert figure in shown
+
+
+def test_flops_of_a_model(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("flops", "--model", str(tiny_folder), "--lengths", "400", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["prompt"] == 400
+    assert row["true_speedup"] > 1
+
+
+@pytest.mark.parametrize("options", [[], ["--shape", "1,2"], ["--shape", "qwen2.5-7b", "--lengths", "many"]])
+def test_flops_refuses_what_it_cannot_count(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("flops", *options) == 2
+    assert "deltahalt: " in capsys.readouterr().err
+
+
+def test_bench_writes_rows_that_report_reads(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    options = ["--policy", "dash", "--lengths", "200,300", "--repeats", "1", "--rows", str(rows)]
+    assert deltahalt("bench", "--model", str(tiny_folder), *options) == 0
+    first, second = map(json.loads, rows.read_text().splitlines())
+    assert (first["prompt"], second["prompt"]) == (200, 300)
+    assert first["speedup"] == pytest.approx(first["full_seconds"] / first["halted_seconds"])
+    assert first["share"] == pytest.approx(first["speedup"] / first["bound"])
+    capsys.readouterr()
+    assert deltahalt("report", str(rows)) == 0
+    assert "| 300 |" in capsys.readouterr().out
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "demo", "policies", "flops", "bench", "report"):
+        assert deltahalt(command, "--help") == 0
+        assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.real_weights
+@pytest.mark.usefixtures("smollm2")
+def test_demo_answers_right_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert EXPECTED in FACT
+    assert deltahalt("demo", "--json") == 0
+    full, halted = json.loads(capsys.readouterr().out).values()
+    assert full["prompt_tokens"] >= 4000
+    assert EXPECTED in full["text"]
+    assert EXPECTED in halted["text"]
+    assert halted["lengths"][-1] < 0.4 * full["lengths"][-1]

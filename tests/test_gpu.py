@@ -1,0 +1,62 @@
+"""The engine on CUDA devices; the same ideas as the tests on the CPU, which CI runs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import dispatch_model
+
+from deltahalt import Dash, Policy, Report, WindowAttention, halting
+from oracle import Feed, Oracle
+from tiny import FULL, LAYERS, prompts, tiny
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+POLICIES = [Dash(keep_first=2, keep_last=8), WindowAttention(keep_first=2, keep_last=8, window=8, chunk=4)]
+IDS, MASK = prompts(150, 130)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_halted_is_the_host_bit_for_bit(dtype: torch.dtype, padded: bool) -> None:
+    model = tiny("qwen2", dtype=dtype).cuda()
+    inputs = {"input_ids": IDS.cuda(), "attention_mask": MASK.cuda()} if padded else {"input_ids": IDS.cuda()}
+    with torch.no_grad():
+        plain = model(**inputs, logits_to_keep=1).logits
+        with halting(model, Dash(pruning_ratio=0.0)):
+            assert torch.equal(model(**inputs, logits_to_keep=1).logits, plain)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_halting_agrees_with_the_masking_oracle(policy: Policy) -> None:
+    model = tiny("qwen2")
+    report = _halt(model.cuda(), policy)
+    oracle = Oracle(model.cpu(), FULL, report)
+    expected = [oracle(IDS, MASK, logits_to_keep=1), oracle(IDS[:, :3])]
+    model.cuda()
+    with halting(model, policy):
+        feed = Feed(model)
+        feed.mask = feed.mask.cuda()
+        got = [feed(IDS.cuda(), MASK.cuda(), logits_to_keep=1), feed(IDS[:, :3].cuda())]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours.cpu() - theirs).abs().max() < 1e-4  # CPU and GPU kernels differ by more than the engine does
+
+
+@two_devices
+def test_layers_on_two_devices_halt_as_on_one() -> None:
+    model = tiny("qwen2")
+    whole = _halt(model.cuda(), POLICIES[1])
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    places |= {f"model.layers.{layer}": layer * 2 // LAYERS for layer in range(LAYERS)}
+    spread = _halt(dispatch_model(model.cpu(), places), POLICIES[1])
+    for one, two in zip(whole.kept, spread.kept, strict=True):
+        assert torch.equal(one, two)
+
+
+def _halt(model: torch.nn.Module, policy: Policy) -> Report:
+    device = next(model.parameters()).device
+    with torch.no_grad(), halting(model, policy) as halted:
+        model(input_ids=IDS.to(device), attention_mask=MASK.to(device), logits_to_keep=1)
+    stages = tuple((layer, tuple(kept.cpu() for kept in rows)) for layer, rows in halted.report.stages)
+    return replace(halted.report, stages=stages)

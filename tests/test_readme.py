@@ -1,0 +1,50 @@
+"""The README's commands and code run, and its figures are those of the committed rows."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from deltahalt import cli
+from deltahalt.bench import markdown, read_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line.split("  #")[0])
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("command", [words for words in COMMANDS if words[0] == "deltahalt"], ids=" ".join)
+def test_a_deltahalt_command_is_one_that_exists(command: list[str]) -> None:
+    group = typer.main.get_command(cli.app)
+    context = group.make_context("deltahalt", command[1:])
+    name, subcommand, rest = group.resolve_command(context, command[1:])  # type: ignore[attr-defined]
+    assert subcommand is not None
+    subcommand.make_context(name, rest).close()  # raises for an unknown option
+
+
+@pytest.mark.parametrize("command", [words for words in COMMANDS if words[0] == "make"], ids=" ".join)
+def test_a_make_target_exists(command: list[str]) -> None:
+    subprocess.run([*command, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_python_example_runs(tiny_folder: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(import torch.*?)```", README, re.DOTALL)
+    (tmp_path / "report.txt").write_text("It was signed in the spring, by the harbour master. " * 5)
+    example = example.replace("Qwen/Qwen2.5-7B-Instruct", str(tiny_folder))
+    example = example.replace("report.txt", str(tmp_path / "report.txt"))
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    report = names["halted"].report  # type: ignore[attr-defined]
+    assert report.lengths[0][-1] < report.lengths[0][0]
+
+
+def test_the_results_are_the_committed_rows() -> None:
+    for file in sorted((ROOT / "results").glob("*.jsonl")):
+        assert markdown(read_rows(file)) in README, f"paste the output of: deltahalt report results/{file.name}"
