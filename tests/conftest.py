@@ -59,3 +59,9 @@ def tiny_folder(byte_vocabulary: list[str], tmp_path_factory: pytest.TempPathFac
     tokenizer.decoder = ByteLevelDecoder()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded_tiny(tiny_folder: Path) -> LoadedModel:
+    """The model of `tiny_folder`, in float32 on the CPU."""
+    return load(str(tiny_folder), dtype="float32", device="cpu")

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from tiny import Windows
 from torch import nn
 from transformers import DynamicCache
 
 from deltahalt import Report
+from tiny import Windows
 
 
 class Feed:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Feed
-from tiny import attributes, prompts, tiny
 from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, Report, Uniform, UnsupportedError, halting
 from deltahalt.cache import HaltedCache
+from oracle import Feed
+from tiny import attributes, prompts, tiny
 
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)
 LATE = KeyNorm(start=3, pruning_ratio=0.4, keep_first=4, keep_last=1)
@@ -40,9 +40,14 @@ def test_after_the_block_the_model_is_as_before() -> None:
 def test_after_an_exception_the_model_is_as_before() -> None:
     model = tiny()
     before, expected = attributes(model), run(model)
-    with pytest.raises(ZeroDivisionError), halting(model, DASH):
-        run(model)
-        raise ZeroDivisionError
+
+    def halt_and_fail() -> None:
+        with halting(model, DASH):
+            run(model)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        halt_and_fail()
     assert attributes(model) == before
     assert torch.equal(run(model), expected)
 
@@ -210,6 +215,32 @@ def test_arguments_by_place() -> None:
         logits = model(IDS, MASK, positions, cache, logits_to_keep=1).logits
     assert torch.equal(logits, halted(model)[0])
     assert isinstance(cache, HaltedCache)
+
+
+def test_embeddings_by_place() -> None:
+    model = tiny()
+    with halting(model, Uniform(start=1)), torch.no_grad():
+        expected = model.model(IDS, MASK).last_hidden_state
+        embeds = model.get_input_embeddings()(IDS)
+        assert torch.equal(model.model(None, MASK, None, None, embeds).last_hidden_state, expected)
+
+
+def test_a_tuple_in_place_of_an_output() -> None:
+    model = tiny()
+    with halting(model, DASH), torch.no_grad():
+        expected = model(IDS, MASK, logits_to_keep=1).logits
+        logits, cache = model(IDS, MASK, logits_to_keep=1, return_dict=False)
+    assert torch.equal(logits, expected)
+    assert isinstance(cache, HaltedCache)
+
+
+def test_generate_from_embeddings() -> None:
+    model = tiny()
+    options = {"attention_mask": MASK, "max_new_tokens": 4, "do_sample": False}
+    with halting(model, DASH):
+        expected = model.generate(IDS, **options)[:, 40:]
+        embeds = model.get_input_embeddings()(IDS)
+        assert torch.equal(model.generate(inputs_embeds=embeds, **options), expected)
 
 
 def test_embeddings_in_place_of_tokens() -> None:

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Feed
-from tiny import LAYERS, VARIANTS, VOCAB, prompts, tiny
 
 from deltahalt import (
     Dash,
@@ -20,6 +18,8 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from oracle import Feed
+from tiny import LAYERS, VARIANTS, VOCAB, prompts, tiny
 
 TOLERANCE = 1e-5
 HALF: dict[str, Any] = {"start": 1, "pruning_ratio": 0.6, "keep_first": 2, "keep_last": 3}

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Feed, Oracle
-from tiny import FULL, VOCAB, WINDOW, prompts, tiny
 from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, UnsupportedError, halting
 from deltahalt.cache import HaltedCache
+from oracle import Feed, Oracle
+from tiny import FULL, VOCAB, WINDOW, prompts, tiny
 
 TOLERANCE = 1e-5
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)
@@ -165,6 +165,16 @@ def test_a_crop_into_the_prompt_is_refused_and_changes_nothing(model: Any, cut: 
     with pytest.raises(InputError, match=r"only the last 3 are in every layer. Run the shorter prompt anew"):
         cache.crop(cut)
     assert all(torch.equal(now, then) for now, then in zip(state(cache), before, strict=True))
+
+
+def test_crops_add_up(model: Any) -> None:
+    """Two tokens past the prompt, and three of its own, can go; one more cannot."""
+    feed = prefilled(model, 40, 29)
+    feed(tokens(2, 2))
+    feed.cache.crop(-4)
+    feed.cache.crop(-1)
+    with pytest.raises(InputError, match="only the last 0 are in every layer"):
+        feed.cache.crop(-1)
 
 
 @pytest.mark.parametrize("length", [0, 40, 41])

@@ -194,3 +194,12 @@ def test_demo_answers_right_both_ways(capsys: pytest.CaptureFixture[str]) -> Non
     assert EXPECTED in full["text"]
     assert EXPECTED in halted["text"]
     assert halted["lengths"][-1] < 0.4 * full["lengths"][-1]
+
+
+def test_sweep_measures_every_setting(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, rows = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
+    options = ["--policies", "dash random:start=2", "--starts", "0.2,0.5", "--ratios", "0.5", "--data", str(data)]
+    assert deltahalt("sweep", "--model", str(tiny_folder), "--rows", str(rows), *options) == 0
+    assert len(rows.read_text().splitlines()) == 3
+    assert "random:pruning_ratio=0.5,start=2" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 
 from deltahalt.errors import ModelError
 from deltahalt.gguf_tokenizer import load_gguf_tokenizer, read_header
-from deltahalt.models import LoadedModel, load
+from deltahalt.models import LoadedModel, load, load_config
 from tiny import LAYERS, SIZES, tiny
 
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
@@ -70,12 +70,14 @@ def write_qwen2(byte_vocabulary: list[str], tmp_path: Path) -> Callable[..., Pat
 
 
 def test_logits_are_those_of_the_model_that_was_converted(write_qwen2: Callable[..., Path]) -> None:
-    loaded = load(write_qwen2(bos_token_id=BOS, eos_token_id=EOS), device="cpu")
+    path = write_qwen2(bos_token_id=BOS, eos_token_id=EOS)
+    loaded = load(path, device="cpu")
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():  # the header holds the norms' epsilon in single precision
         torch.testing.assert_close(loaded.model(ids).logits, tiny("qwen2", vocab_size=SIZE)(ids).logits)
     assert loaded.model.dtype is torch.float32
     assert not getattr(loaded.model, "is_quantized", False)
+    assert load_config(path).eos_token_id == EOS
 
 
 def test_dtype_of_unpacked_weights(write_qwen2: Callable[..., Path]) -> None:

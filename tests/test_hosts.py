@@ -7,8 +7,6 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook_on_blocks
-from oracle import Feed
-from tiny import FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VOCAB, WINDOW, prompts, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,6 +25,8 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from oracle import Feed
+from tiny import FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VOCAB, WINDOW, prompts, tiny
 
 TOLERANCE = 1e-5
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)
@@ -101,7 +101,13 @@ def test_a_model_that_goes_on_on_another_device(policy: Policy, device: str) -> 
     expected = halted(tiny(), policy)
     model = tiny()
     places = {f"model.layers.{layer}": device if layer else "cpu" for layer in range(LAYERS)}
-    places |= {"": "cpu", "model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": device, "lm_head": device}
+    places |= {
+        "": "cpu",
+        "model.embed_tokens": "cpu",
+        "model.rotary_emb": "cpu",
+        "model.norm": device,
+        "lm_head": device,
+    }
     attach_align_device_hook_on_blocks(model, places, dict.fromkeys(places, False))
     assert (halted(model, policy).cpu() - expected).abs().max() < 1e-3  # another device rounds otherwise
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Feed
-from tiny import VARIANTS, VOCAB, prompts, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltahalt import Dash, Dense, Policy, Progressive, WindowAttention, halting
 from deltahalt.families import family_of
+from oracle import Feed
+from tiny import VARIANTS, VOCAB, prompts, tiny
 
 LENGTHS = [(40,), (40, 29)]
 NOTHING_HALTED = {

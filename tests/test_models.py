@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
 from deltahalt.errors import InputError, ModelError
-from deltahalt.models import LoadedModel, load
+from deltahalt.models import LoadedModel, load, load_config
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 OWN_CONFIG = "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
@@ -69,6 +69,14 @@ def test_a_path_may_begin_at_home(tiny_folder: Path, monkeypatch: pytest.MonkeyP
 )
 def test_dtype(tiny_folder: Path, asked: str | torch.dtype, given: torch.dtype) -> None:
     assert load(tiny_folder, dtype=asked).model.dtype is given
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_configuration_needs_no_weights(altered: Path) -> None:
+    (altered / "model.safetensors").unlink()
+    assert load_config(altered).vocab_size == load_config("someone/tiny").vocab_size == 260
+    with pytest.raises(ModelError, match="someone/else cannot be loaded"):
+        load_config("someone/else")
 
 
 def test_attention_and_placement_are_passed_on(tiny_folder: Path) -> None:

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Feed, Oracle
-from tiny import FULL, FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VARIANTS, VOCAB, WINDOW, prompts, tiny
 from transformers import DynamicCache
 
 from deltahalt import (
@@ -21,6 +19,8 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from oracle import Feed, Oracle
+from tiny import FULL, FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VARIANTS, VOCAB, WINDOW, prompts, tiny
 
 TOLERANCE = 1e-5
 HALF: dict[str, Any] = {"start": 1, "pruning_ratio": 0.6, "keep_first": 2, "keep_last": 3}
@@ -107,7 +107,9 @@ def test_two_stages(variant: str, attention: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("policy", [Dash(**HALF), Dash(**HALF, boundary="attention"), TWO_STAGES], ids=["block", "attention", "two"])
+@pytest.mark.parametrize(
+    "policy", [Dash(**HALF), Dash(**HALF, boundary="attention"), TWO_STAGES], ids=["block", "attention", "two"]
+)
 @pytest.mark.parametrize("variant", FULL_VARIANTS)
 def test_frozen_kv(variant: str, policy: Policy | Progressive, attention: str) -> None:
     assert gap(variant, attention, policy, (40, 29), halted_kv="frozen") < TOLERANCE
@@ -116,6 +118,13 @@ def test_frozen_kv(variant: str, policy: Policy | Progressive, attention: str) -
 @pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
 def test_a_row_that_halts_nothing_beside_one_that_does(halted_kv: str) -> None:
     assert gap("llama", "sdpa", Dash(**HALF), (40, 5), halted_kv=halted_kv) < TOLERANCE
+
+
+@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
+@pytest.mark.parametrize("policy", [Dash(**HALF), TWO_STAGES], ids=["one", "two"])
+def test_the_longest_row_becomes_the_shortest(policy: Policy | Progressive, halted_kv: str) -> None:
+    """A row without padding gets some, since its mate is too short to halt anything."""
+    assert gap("llama", "sdpa", policy, (40, 29), halted_kv=halted_kv, min_prompt_tokens=30) < TOLERANCE
 
 
 @pytest.mark.parametrize("lengths", [(WINDOW - 3,), (WINDOW,), (WINDOW + 2, WINDOW - 1)], ids=str)
@@ -132,10 +141,11 @@ def test_a_cache_that_stores_more_than_the_window(variant: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("lengths", [(40, 29), (40, 40)], ids=str)
 @pytest.mark.parametrize("variant", ["llama", "gemma3", "mistral-sliding"])
-def test_a_continuation_that_is_padded_itself(variant: str, attention: str) -> None:
+def test_a_continuation_that_is_padded_itself(variant: str, lengths: tuple[int, ...], attention: str) -> None:
     model = tiny(variant, attention)
-    calls = [prompts(40, 29), prompts(3, 2, seed=1), prompts(1, 1, seed=2), prompts(2, 4, seed=3)]
+    calls = [prompts(*lengths), prompts(3, 2, seed=1), prompts(1, 1, seed=2), prompts(2, 4, seed=3)]
     with halting(model, Dash(**HALF)) as halted:
         feed = Feed(model)
         ours = [feed(*call, logits_to_keep=1) for call in calls]

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Feed
-from tiny import VOCAB, attributes, prompts, tiny
 from torch import nn
 from transformers import (
     BertConfig,
@@ -34,6 +32,8 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from oracle import Feed
+from tiny import VOCAB, attributes, prompts, tiny
 
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)
 IDS, MASK = prompts(40, 29)
@@ -119,7 +119,9 @@ CALLS = {
     ),
     # generate
     "generate: static": generating("leave cache_implementation unset", cache_implementation="static"),
-    "generate: offloaded": generating("plain DynamicCache|leave cache_implementation unset", cache_implementation="offloaded"),
+    "generate: offloaded": generating(
+        "plain DynamicCache|leave cache_implementation unset", cache_implementation="offloaded"
+    ),
     "generate: quantized": generating("leave cache_implementation unset", cache_implementation="quantized"),
     "generate: paged": generating("leave cache_implementation unset", cache_implementation="paged"),
     "generate: chunks": generating("leave it unset", prefill_chunk_size=8),
@@ -130,9 +132,10 @@ CALLS = {
     "generate: early exit": generating("leave it unset", assistant_early_exit=2),
     "generate: lookup": generating("leave it unset", prompt_lookup_num_tokens=2),
     "generate: no cache": generating("leave the cache on", use_cache=False),
-    "generate: hidden states": generating(
-        "Leave it off", output_hidden_states=True, return_dict_in_generate=True
+    "generate: no cache, by config": generating(
+        "leave the cache on", generation_config=GenerationConfig(use_cache=False)
     ),
+    "generate: hidden states": generating("Leave it off", output_hidden_states=True, return_dict_in_generate=True),
     "generate: attentions": generating("Leave it off", output_attentions=True, return_dict_in_generate=True),
     # outputs
     "hidden states": unsupported("Leave it off", lambda model: model(**ONE, output_hidden_states=True)),
@@ -141,12 +144,8 @@ CALLS = {
     "attentions, by config": unsupported("Leave it off", with_config("output_attentions"), attention="eager"),
     "labels": unsupported("labels are not supported", lambda model: model(**ONE, labels=IDS)),
     "all logits": unsupported("pass logits_to_keep=1", lambda model: model(IDS, MASK)),
-    "labels by place": unsupported(
-        "pass logits_to_keep=1", lambda model: model(IDS, MASK, None, None, None, IDS)
-    ),
-    "too many logits": unsupported(
-        r"logits_to_keep=1 \(up to 3\)", lambda model: model(IDS, MASK, logits_to_keep=4)
-    ),
+    "labels by place": unsupported("pass logits_to_keep=1", lambda model: model(IDS, MASK, None, None, None, IDS)),
+    "too many logits": unsupported(r"logits_to_keep=1 \(up to 3\)", lambda model: model(IDS, MASK, logits_to_keep=4)),
     "logits by index": unsupported(
         "pass logits_to_keep=1", lambda model: model(IDS, MASK, logits_to_keep=torch.tensor([0, 39]))
     ),

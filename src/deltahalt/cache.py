@@ -1,5 +1,6 @@
 """A K/V cache whose layers hold different tokens."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,18 @@ def cache_bytes(cache: DynamicCache) -> int:
     """Bytes of all keys and values that the cache holds."""
     layers: list[Any] = cache.layers
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+def fork(cache: DynamicCache) -> DynamicCache:
+    """A cache that begins with the same entries and goes its own way: growing one leaves the other as it is.
+
+    Shares the tensors, which the host replaces and never writes to.
+    """
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    if isinstance(twin, HaltedCache):
+        twin.segments = [copy.copy(segment) for segment in twin.segments]
+    return twin
 
 
 class HaltedCache(DynamicCache):

@@ -224,6 +224,56 @@ def bench(
 
 
 @app.command()
+def sweep(
+    rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
+    model: ModelOption = "smollm2-135m",
+    policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = "dash window-attention random",
+    starts: Annotated[str, typer.Option(help="Start layers to try with each: indices or fractions.")] = "0.4",
+    ratios: Annotated[str, typer.Option(help="Pruning ratios to try with each.")] = "0.667",
+    data: Annotated[str, typer.Option(help="JSONL of task, prompt, answer; or generated:COUNT.")] = "generated:12",
+    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Judge no more of an answer.")] = 48,
+    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+) -> None:
+    """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
+    from deltahalt.evaluation.samples import load_samples
+    from deltahalt.evaluation.summary import summarize
+    from deltahalt.evaluation.sweep import sweep as run_sweep
+    from deltahalt.models import load
+    from deltahalt.policies import variants
+
+    chosen = variants(policies.split(), starts.split(","), ratios.split(","))
+    samples = load_samples(data, characters=characters, seed=seed)[:limit]
+    with _status(f"loading {model}"):
+        loaded = load(model, dtype=dtype, device=device)
+    with Progress(console=log, transient=True) as progress:
+        task = progress.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
+        measured = run_sweep(
+            loaded,
+            samples,
+            chosen,
+            rows,
+            max_answer_tokens=max_answer_tokens,
+            tick=lambda: progress.advance(task),
+        )
+    table = Table("policy", "samples", "exact (full)", "NLL change", "agreement", "speedup", "7B, 16K")
+    for line in summarize(measured):
+        table.add_row(
+            line.policy,
+            f"{line.samples}",
+            f"{line.exact:.2f} ({line.full_exact:.2f})",
+            f"{line.nll_change:+.3f}",
+            f"{line.agreement:.2f}",
+            f"{line.speedup:.2f}x",
+            f"{line.reference_speedup:.2f}x",
+        )
+    out.print(table)
+
+
+@app.command()
 def report(files: Annotated[list[Path], typer.Argument(help="JSONL files of rows from `deltahalt bench`.")]) -> None:
     """Print measured rows as a Markdown table."""
     from deltahalt.bench import markdown, read_rows

@@ -1,5 +1,6 @@
 """The decoder loop: the host's own layers, on fewer and fewer tokens."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -13,25 +14,26 @@ from deltahalt.trace import Trace
 
 
 def run_layers(
-    decoder: Module,
+    layers: Iterable[tuple[int, Module]],
     stages: tuple[Stage, ...],
     stream: TokenStream,
     call: Call,
     *,
-    freeze: bool,
-    min_tokens: int,
+    freeze: bool = False,
+    min_tokens: int = 0,
 ) -> tuple[TokenStream, Trace]:
-    """Run every layer, halting tokens at each of `stages` (DASH, Alg. 1); fills the call's cache.
+    """Run numbered layers of the host, halting tokens at each of `stages` (DASH, Alg. 1); fills the call's cache.
 
     freeze: halted tokens go on serving K and V of their last hidden state. min_tokens: shorter prompts stay whole.
-    Returns the tokens that are still active, normalized, and the trace of the run.
+    Returns the tokens that are still active, and the trace of the run.
     """
     family, trace, decision = call.family, Trace.begin(stream), None
     begins = {stage.first: stage for stage in stages}
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in layers:
         if index in begins:
             decision = decide(begins[index], call.prompts, stream, min_tokens)
-        for halted in trace.frozen:
+        frozen = tuple(trace.frozen)
+        for halted in frozen:
             _serve(layer, index, halted, call)
         inputs, before = call.layer_inputs(index, stream, trace), stream
         if decision is None:
@@ -49,8 +51,8 @@ def run_layers(
                 decision = None
             if inside:
                 stream = fed = stream.advance(family.feed_forward(layer, stream.hidden))
-        trace.log(before.lengths, fed.lengths)
-    return stream.advance(decoder.norm(stream.hidden)), trace
+        trace.log(before.lengths, fed.lengths, frozen)
+    return stream, trace
 
 
 def _serve(layer: Module, index: int, halted: TokenStream, call: Call) -> None:

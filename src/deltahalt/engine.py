@@ -64,8 +64,9 @@ class Halted:
                 f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
             )
         stream, trace = run_layers(
-            self.decoder, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
+            enumerate(self.decoder.layers), stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
         )
+        stream = stream.advance(self.decoder.norm(stream.hidden))
         if isinstance(call.cache, HaltedCache):
             call.cache.extend(stream.slots, stream.padded)
         elif call.cache is not None and stages:

@@ -24,6 +24,7 @@ class ModelShape:
     @classmethod
     def of(cls, config: Any) -> "ModelShape":
         """The shape of a decoder with this transformers configuration; UnsupportedError for an unknown family."""
+        family = family_of(config)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -31,7 +32,7 @@ class ModelShape:
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            windows=family_of(config).windows(config),
+            windows=family.windows(config),
         )
 
     @classmethod
@@ -40,7 +41,7 @@ class ModelShape:
         if text in KNOWN_SHAPES:
             return KNOWN_SHAPES[text]
         numbers = text.split(",")
-        if len(numbers) != 6 or not all(number.strip().isdigit() and int(number) > 0 for number in numbers):
+        if len(numbers) != 6 or not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
             raise InputError(
                 f"shape {text!r} is neither one of {', '.join(KNOWN_SHAPES)} nor six positive numbers: "
                 "layers,hidden,intermediate,heads,kv_heads,head_dim"
@@ -99,11 +100,11 @@ def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> in
 
 def _pairs(load: LayerLoad, window: int | None, prompt: int) -> int:
     """Query-key pairs of a causal layer."""
-    readers, read = load.attended, load.attended + load.frozen
+    readers = load.attended
     if window is not None and window < prompt:
-        inside = max(1, round(window * read / prompt))
-        return inside * (inside + 1) // 2 + (readers - inside) * inside if inside < readers else _triangle(readers)
-    return _triangle(readers) + readers * load.frozen // 2
+        inside = max(1, round(window * readers / prompt))
+        return _triangle(inside) + (readers - inside) * inside
+    return _triangle(readers) + readers * load.frozen // 2  # half of the frozen ones lie before the average reader
 
 
 def _triangle(n: int) -> int:

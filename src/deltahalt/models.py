@@ -73,15 +73,22 @@ def load(
             config = AutoConfig.from_pretrained(source, gguf_file=gguf)
             weights |= {"gguf_file": gguf, **unpacked_gguf()}
         _require_causal(config, name)
-        network, loading = AutoModelForCausalLM.from_pretrained(
-            source, config=config, output_loading_info=True, **weights
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **weights)
+    network, loading = loaded
     if loading["missing_keys"]:  # transformers has drawn them at random
         raise ModelError(f"{name} lacks weights, such as {min(loading['missing_keys'])}: download it again")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(network, tokenizer, name)
+
+
+def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model, named as in `load`, without its weights. Raises ModelError as `load` does."""
+    name = os.fspath(model)
+    source, gguf = _locate(name)
+    with _told_as_model_error(name, gguf):
+        return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
 
 
 def _locate(name: str) -> tuple[str, str | None]:

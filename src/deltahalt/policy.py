@@ -1,8 +1,10 @@
 """What a policy is: where it decides, how many tokens it halts, and how one sequence's tokens are scored."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -26,9 +28,9 @@ class LayerView:
     prompt: int  # tokens in the whole prompt, halted ones included
     positions: torch.Tensor  # [n] place of each token in its own prompt
     hidden_in: torch.Tensor  # [n, D] input of the block
-    update: torch.Tensor  # [n, D] attention output before the residual addition: U of the paper's Eq. 1
+    update: torch.Tensor  # [n, D] output of the attention module, before any norm or addition: U of the paper's Eq. 1
     hidden_out: torch.Tensor | None  # [n, D] output of the block; None at the boundary inside it
-    queries: Callable[[int], torch.Tensor]  # w -> [heads, w, d] of the last w tokens, after RoPE
+    queries: Callable[[int], torch.Tensor]  # w -> [heads, w, d] of the last w active tokens, after RoPE
     keys: Callable[[], torch.Tensor]  # [kv_heads, n, d], after RoPE
     scaling: float  # factor on q.k
     window: int | None = None  # how far back the layer attends, in original positions; None: all the way
@@ -42,16 +44,16 @@ class Policy:
     pruning_ratio: share rho of the prompt's eligible tokens that is halted from l_s on, in [0, 1).
     keep_first, keep_last: tokens at either end of the prompt that are never halted; keep_last >= 1, since the
         last token yields the logits.
-    scope: which tokens are eligible; models of text have no "visual" ones.
-    boundary: halt after the whole block l_s (Alg. 1), or between its attention and its FFN (Sec. 3.4).
+    scope: which tokens are eligible; in models of text, "text" is all and "visual" is refused.
+    boundary: halt after the whole block l_s (Alg. 1), or already between its attention and its FFN.
     ratio_of: rho is a share of the eligible tokens (App. A), or of the whole prompt: K = floor((1 - rho) T) (Eq. 3).
 
     Raises PolicyError on settings out of range.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    source: ClassVar[str]
+    name: ClassVar[str] = "policy"
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
     stage: ClassVar[str] = "LLM"  # where the method acts
 
     start: float | int = 0.4
@@ -63,12 +65,13 @@ class Policy:
     ratio_of: RatioOf = "eligible"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float, float | int):
-                wanted = "a whole number" if field.type is int else "a number"
-                if isinstance(value, bool) or not isinstance(value, int if field.type is int else int | float):
-                    raise PolicyError(f"{field.name} is {value!r}; it must be {wanted}")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            whole = option.type is int
+            if (whole or option.type in (float, float | int)) and (
+                isinstance(value, bool) or not isinstance(value, int if whole else (int, float))
+            ):
+                raise PolicyError(f"{option.name} is {value!r}; it must be a {'whole ' if whole else ''}number")
         if not 0 <= self.start < (math.inf if isinstance(self.start, int) else 1):
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
         if not 0 <= self.pruning_ratio < 1:
@@ -103,19 +106,25 @@ class Policy:
         """How many tokens of a prompt of `prompt` are active after l_s: known from the length alone."""
         eligible = max(0, prompt - self.keep_first - self.keep_last)
         if self.ratio_of == "prompt":
-            return max(prompt - eligible, math.floor((1 - self.pruning_ratio) * prompt))
+            return max(prompt - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * prompt))
         return prompt - halted_count(eligible, self.pruning_ratio)
 
     def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
         """Ascending index [k] of the tokens that stay active, of the n in `view`.
 
-        scores: [n], summed over the scored layers. Raises PolicyError if one is NaN.
+        scores: [n], summed over the scored layers. Raises PolicyError if one is NaN, or their shape is another.
         """
+        if scores.shape != view.positions.shape:
+            raise PolicyError(
+                f"{self.name} scored {list(scores.shape)}, not one number for each of {len(view.positions)}"
+            )
         refuse_nan(scores, self.name)
         eligible = (view.positions >= self.keep_first) & (view.positions < view.prompt - self.keep_last)
         candidates = eligible.nonzero().squeeze(1)
         protected = (~eligible).nonzero().squeeze(1)
         count = max(0, self.kept(view.prompt) - len(protected))
+        if count >= len(candidates):
+            return torch.arange(len(eligible), device=eligible.device)
         chosen = candidates[self.select(scores[candidates], count)]
         return torch.cat([protected, chosen]).sort().values
 
@@ -132,11 +141,19 @@ class Progressive:
     stages: Sequence[Policy]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.stages or not all(isinstance(stage, Policy) for stage in self.stages):
+        given = tuple(self.stages)
+        if not given or not all(isinstance(stage, Policy) for stage in given):
             raise PolicyError(
                 "Progressive takes one or more policies that decide at one layer each, such as Dash(start=0.4)"
             )
+        stages = tuple(single for stage in given for single in stage.stages)
+        for earlier, later in itertools.pairwise(stages):
+            if later.pruning_ratio < earlier.pruning_ratio:
+                raise PolicyError(
+                    f"pruning_ratio falls from {earlier.pruning_ratio} to {later.pruning_ratio}: it is a share of the "
+                    "whole prompt, so it may not fall from stage to stage"
+                )
+        object.__setattr__(self, "stages", stages)
 
 
 AnyPolicy = Policy | Progressive
@@ -167,7 +184,7 @@ def place(policy: AnyPolicy, layers: int) -> tuple[Stage, ...]:
         if last > layers - 2:
             raise PolicyError(
                 f"{part.name} starts at layer {last}, which leaves no deeper layer to save: the model has layers 0 to "
-                f"{layers - 1}, so start at {layers - 2} at most, or give a fraction below {(layers - 1) / layers:.2f}"
+                f"{layers - 1}, so start at {layers - 2} at most"
             )
         if first < after:
             raise PolicyError(

@@ -26,9 +26,9 @@ class Report:
 
     @property
     def kept(self) -> tuple[torch.Tensor, ...]:
-        """For each prompt, the ascending positions of the tokens active in the last layer."""
+        """For each prompt, the ascending positions [k] of the tokens active in the last layer, on the CPU."""
         if self.stages:
-            return self.stages[-1][1]
+            return tuple(positions.cpu() for positions in self.stages[-1][1])
         return tuple(torch.arange(tokens) for tokens in self.prompts)
 
     @property

@@ -15,7 +15,7 @@ def top_k(scores: torch.Tensor, count: int) -> torch.Tensor:
 
     The same scores give the same index on every backend: the sort is stable.
     """
-    order = torch.argsort(scores.float(), descending=True, stable=True)
+    order = torch.argsort(scores, descending=True, stable=True)
     return order[:count].sort().values
 
 

@@ -57,7 +57,7 @@ class TokenStream:
         )
 
     def spread(self, width: int) -> torch.Tensor:
-        """Hidden states back in the columns of the input, [B, width, D]; NaN where a token was halted."""
+        """Hidden states of a prefill back in the columns of its input, [B, width, D]; NaN for halted and padding."""
         rows, _, size = self.hidden.shape
         column = (self.slots % (width + 1)).to(self.hidden.device)  # padding goes to a spare last column
         full = self.hidden.new_full((rows, width + 1, size), torch.nan)

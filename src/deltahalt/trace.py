@@ -39,9 +39,9 @@ class Trace:
         self.stages.append((layer, tuple(stream.slots[row, stream.row(row)] for row in range(len(active)))))
         return stream
 
-    def log(self, attended: tuple[int, ...], fed: tuple[int, ...]) -> None:
+    def log(self, attended: tuple[int, ...], fed: tuple[int, ...], served: tuple[TokenStream, ...]) -> None:
         """Note one layer's work: tokens through its attention and through its FFN, by row."""
-        frozen = [sum(part.lengths[row] for part in self.frozen) for row in range(len(fed))]
+        frozen = [sum(part.lengths[row] for part in served) for row in range(len(fed))]
         self.loads.append(tuple(map(LayerLoad, attended, fed, frozen)))
 
 

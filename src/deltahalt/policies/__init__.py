@@ -3,6 +3,7 @@
 `dash`, `dash:start=11,pruning_ratio=0.5`, or stages joined by `+`: `key-norm:start=0.15+window-attention:start=0.5`.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -33,6 +34,7 @@ __all__ = [
     "Uniform",
     "WindowAttention",
     "parse_policy",
+    "variants",
 ]
 
 
@@ -45,12 +47,38 @@ def parse_policy(text: str, **overrides: Any) -> AnyPolicy:
     return stages[0] if len(stages) == 1 else Progressive(stages)
 
 
+def variants(policies: Sequence[str], starts: Sequence[str], ratios: Sequence[str]) -> list[str]:
+    """Each policy with each start layer and ratio that it does not name itself, as text for `parse_policy`.
+
+    Combinations of stages and `dense` stay as they are. Raises PolicyError for a name, option or value that is wrong.
+    """
+    texts: list[str] = []
+    for policy in policies:
+        texts += [policy] if "+" in policy or policy == Dense.name else _variants(policy, starts, ratios)
+    for text in texts:
+        parse_policy(text)
+    return list(dict.fromkeys(texts))
+
+
+def _variants(policy: str, starts: Sequence[str], ratios: Sequence[str]) -> list[str]:
+    name, _, given = policy.partition(":")
+    options = [f"start={start}" for start in starts] if "start=" not in given else [""]
+    shares = [f"pruning_ratio={ratio}" for ratio in ratios] if "pruning_ratio=" not in given else [""]
+    return [
+        f"{name}:" + ",".join(part for part in (start, share, given) if part) for start in options for share in shares
+    ]
+
+
 def _parse_stage(text: str, overrides: dict[str, Any]) -> Policy:
     name, _, options = text.strip().partition(":")
     if name not in POLICIES:
         raise PolicyError(f"there is no policy {name!r}; choose one of {', '.join(POLICIES)}")
     policy = POLICIES[name]
-    settings = dict(_parse_option(policy, option) for option in options.split(",") if option)
+    settings: dict[str, Any] = {}
+    for key, value in (_parse_option(policy, option) for option in options.split(",") if option):
+        if key in settings:
+            raise PolicyError(f"{name} is given {key} twice")
+        settings[key] = value
     return policy(**settings | _known(policy, overrides))
 
 
@@ -65,9 +93,10 @@ def _parse_option(policy: type[Policy], text: str) -> tuple[str, Any]:
         if hint is float:
             return key, float(value)
         if hint == float | int:
-            return key, float(value) if "." in value else int(value)
+            return key, int(value) if value.strip().isdecimal() else float(value)
     except ValueError as error:
-        raise PolicyError(f"{policy.name} option {key} is {value!r}; it must be a number") from error
+        wanted = "a whole number" if hint is int else "a number"
+        raise PolicyError(f"{policy.name} option {key} is {value!r}; it must be {wanted}") from error
     return key, value.strip()
 
 

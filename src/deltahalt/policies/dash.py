@@ -17,5 +17,5 @@ class Dash(Policy):
     source: ClassVar[str] = "DASH (arXiv 2604.18103), Eq. 1-3 and App. A"
 
     def score(self, view: LayerView) -> torch.Tensor:
-        delta: torch.Tensor = torch.linalg.vector_norm(view.update.float(), dim=-1)
+        delta: torch.Tensor = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
         return delta

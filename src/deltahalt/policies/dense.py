@@ -17,3 +17,6 @@ class Dense(Policy):
     @property
     def stages(self) -> tuple[Policy, ...]:
         return ()
+
+    def kept(self, prompt: int) -> int:
+        return prompt

@@ -17,5 +17,5 @@ class KeyNorm(Policy):
     source: ClassVar[str] = "Devoto et al. 2024 (arXiv 2406.11430), turned from cache eviction into halting"
 
     def score(self, view: LayerView) -> torch.Tensor:
-        scores: torch.Tensor = torch.linalg.vector_norm(view.keys().float(), dim=-1).mean(dim=0)
+        scores: torch.Tensor = torch.linalg.vector_norm(view.keys(), dim=-1, dtype=torch.float32).mean(dim=0)
         return -scores

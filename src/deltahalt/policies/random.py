@@ -19,5 +19,5 @@ class Random(Policy):
     seed: int = 0
 
     def score(self, view: LayerView) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         return torch.rand(len(view.positions), generator=generator, device="cpu").to(view.positions.device)

@@ -51,8 +51,9 @@ class WindowAttention(Policy):
     def score(self, view: LayerView) -> torch.Tensor:
         received = received_attention(view, self.window)  # [heads, n]
         pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
-        pooled = pool(received[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
-        return pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0)
+        before = received[None, :, : -self.window]  # the window itself is kept in any case
+        pooled = pool(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
+        return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, self.window))
 
     def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
         chunks = F.avg_pool1d(scores[None], self.chunk, ceil_mode=True)[0]  # the last one may be shorter

@@ -1,0 +1,139 @@
+"""The sweep agrees with a real halted generate, resumes, and reads or generates its samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltahalt import Dash, Dense, InputError, KeyNorm, Policy, PolicyError, Progressive, Random, halting, parse_policy
+from deltahalt.evaluation.samples import TASKS, Sample, generate_samples, read_samples
+from deltahalt.evaluation.summary import PolicySummary, frontier, summarize
+from deltahalt.evaluation.sweep import PromptSweep, SweepRow, greedy_answer, judge, reference_speedup, sweep
+from deltahalt.models import LoadedModel
+from deltahalt.policies import variants
+from deltahalt.policy import AnyPolicy, place
+from tiny import VOCAB, tiny
+
+PROTECTED = {"keep_first": 4, "keep_last": 8}
+POLICIES: list[AnyPolicy] = [
+    Dense(),
+    Dash(**PROTECTED),
+    Random(start=3, boundary="attention", **PROTECTED),
+    Progressive([KeyNorm(start=1, pruning_ratio=0.3, **PROTECTED), Random(start=3, **PROTECTED)]),
+]
+SAMPLES = [Sample("needle", "The tide is in. " * 12, "at noon"), Sample("summary", "The tide is out. " * 12)]
+SPECS = ["dense", "dash:keep_first=4,keep_last=8", "random:keep_first=4,keep_last=8"]
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma3", "mistral-sliding", "phi3"])
+def test_each_policy_is_judged_as_generate_would_go(variant: str) -> None:
+    model = tiny(variant)
+    ids = torch.randint(1, VOCAB, (1, 60), generator=torch.Generator().manual_seed(0))
+    plans = [place(policy, 6) for policy in POLICIES]
+    shared = PromptSweep(model, ids, {stages[0].first for stages in plans if stages})
+    for policy, stages in zip(POLICIES, plans, strict=True):
+        with halting(model, policy):
+            out = model.generate(ids, max_new_tokens=6, output_logits=True, return_dict_in_generate=True)
+        answer = out.sequences[0, ids.shape[1] :]
+        logits = torch.stack([step[0] for step in out.logits])
+        cache, state = shared.finish(stages)
+        with torch.inference_mode():
+            verdict = judge(model, cache, state, answer)
+            wrong = judge(model, cache, state, (answer + 1) % VOCAB)
+        assert verdict.right.all()
+        assert wrong.nll > verdict.nll
+        assert verdict.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
+
+
+def test_the_full_models_own_answer_is_what_generate_gives() -> None:
+    model = tiny("llama")
+    ids = torch.randint(1, VOCAB, (1, 40), generator=torch.Generator().manual_seed(1))
+    shared = PromptSweep(model, ids, set())
+    own = greedy_answer(model, *shared.finish(()), 5)
+    assert torch.equal(own, model.generate(ids, max_new_tokens=5)[0, 40:])
+
+
+def test_rows_of_the_full_model_show_no_change(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    rows = sweep(loaded_tiny, SAMPLES, ["dense"], tmp_path / "rows.jsonl")
+    for row in rows:
+        assert (row.nll, row.agreement, row.speedup) == (row.full_nll, 1.0, 1.0)
+
+
+def test_a_second_run_adds_only_what_is_missing(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    first = sweep(loaded_tiny, SAMPLES, SPECS[:2], file)
+    written = file.read_text()
+    again = sweep(loaded_tiny, SAMPLES, SPECS, file)
+    assert file.read_text().startswith(written)
+    assert len(file.read_text().splitlines()) == len(SAMPLES) * len(SPECS)
+    assert [row for row in again if row.policy != SPECS[2]] == first
+
+
+def test_the_reference_speedup_is_that_of_the_same_fractions_of_the_depth() -> None:
+    by_index = reference_speedup(Dash(start=15), layers=30)
+    assert by_index == reference_speedup(Dash(start=0.5), layers=30)
+    assert by_index == pytest.approx(1.49, abs=0.005)
+    assert reference_speedup(Dense(), layers=30) == 1
+
+
+def test_generated_samples_repeat_with_the_seed_and_hold_their_answers() -> None:
+    samples = generate_samples(12, 4_000, seed=3)
+    assert samples == generate_samples(12, 4_000, seed=3)
+    assert samples != generate_samples(12, 4_000, seed=4)
+    assert {sample.task for sample in samples} == set(TASKS)
+    for sample in samples:
+        assert sample.answer is None or sample.answer in sample.prompt
+        assert 3_000 < len(sample.prompt) < 7_000
+
+
+def test_samples_are_read_from_jsonl(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    file.write_text(json.dumps({"task": "qa", "prompt": "Who?", "answer": None}) + "\n")
+    assert read_samples(file) == [Sample("qa", "Who?", None)]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"task": "qa", "prompt": "Who?"}'])
+def test_a_line_that_is_no_sample_is_named(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    file.write_text(line)
+    with pytest.raises(InputError, match=r"samples.jsonl, line 1"):
+        read_samples(file)
+
+
+def test_a_missing_file_of_samples_is_named() -> None:
+    with pytest.raises(InputError, match=r"no/such"):
+        read_samples(Path("no/such.jsonl"))
+
+
+def test_variants_cross_what_a_policy_leaves_open() -> None:
+    crossed = variants(["dash", "random:start=3", "dash:start=1+random:start=2", "dense"], ["0.2", "0.4"], ["0.5"])
+    assert crossed == [
+        "dash:start=0.2,pruning_ratio=0.5",
+        "dash:start=0.4,pruning_ratio=0.5",
+        "random:pruning_ratio=0.5,start=3",
+        "dash:start=1+random:start=2",
+        "dense",
+    ]
+    assert all(isinstance(parse_policy(text), Policy | Progressive) for text in crossed)
+
+
+def test_variants_refuse_a_wrong_value_before_anything_runs() -> None:
+    with pytest.raises(PolicyError, match="pruning_ratio is 2"):
+        variants(["dash"], ["0.4"], ["2"])
+
+
+def _row(policy: str, speedup: float, nll: float) -> SweepRow:
+    return SweepRow("s", "needle", "m", policy, 100, 2, True, nll, True, 1.0, 0.5, speedup, speedup)
+
+
+def test_a_summary_averages_a_policys_rows() -> None:
+    slow, fast = summarize([_row("fast", 2.0, 1.5), _row("fast", 2.0, 1.3), _row("slow", 1.5, 1.1)])
+    assert (slow.policy, fast.policy, fast.samples) == ("slow", "fast", 2)
+    assert fast.nll_change == pytest.approx(0.4)
+
+
+def test_the_frontier_leaves_out_what_is_slower_and_no_better() -> None:
+    rows = [_row("a", 1.2, 1.3), _row("b", 1.5, 1.1), _row("c", 2.0, 1.2), _row("d", 1.0, 1.0)]
+    best: list[PolicySummary] = frontier(summarize(rows))
+    assert [summary.policy for summary in best] == ["d", "b", "c"]
