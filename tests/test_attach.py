@@ -1,6 +1,7 @@
 """`halting` leaves a model as it found it, however the block ends, and keeps one model's run apart from another's."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,6 +141,24 @@ def test_the_report_counts_what_the_cache_holds(variant: str) -> None:
     stock(IDS, MASK)
     full = sum(layer.keys.nbytes + layer.values.nbytes for layer in stock.cache.layers)
     assert (attached.report.cache_bytes, attached.report.full_cache_bytes) == (stored, full)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "halted_kv", "fed", "frozen"),
+    [
+        ("block", "drop", (40, 40, 19, 19, 19, 19), 0),
+        ("attention", "drop", (40, 19, 19, 19, 19, 19), 0),
+        ("block", "frozen", (40, 40, 19, 19, 19, 19), 21),
+    ],
+)
+def test_the_report_tells_what_each_layer_computed(boundary: Any, halted_kv: Any, fed: Any, frozen: int) -> None:
+    model = tiny()
+    with halting(model, replace(DASH, boundary=boundary), halted_kv=halted_kv) as attached:
+        run(model)
+    loads = attached.report.loads[0]
+    assert [load.attended for load in loads] == [40, 40, 19, 19, 19, 19]
+    assert tuple(load.fed for load in loads) == fed
+    assert [load.frozen for load in loads] == [0, 0, frozen, frozen, frozen, frozen]
 
 
 def test_the_report_of_a_whole_prompt() -> None:

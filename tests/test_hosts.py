@@ -176,6 +176,7 @@ def flash_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    position_ids: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """[B, heads, q, d] and [B, kv_heads, k, d] -> [B, q, heads, d].
@@ -184,6 +185,8 @@ def flash_attention(
     the last query at the last key, and the window counts keys.
     """
     assert attention_mask is None or attention_mask.shape == (len(key), key.shape[2])
+    gaps = position_ids is not None and bool((position_ids.diff() != 1).any())
+    assert attention_mask is not None or not gaps, "the host would take this for several prompts in a row"
     out = torch.zeros_like(query)
     for row in range(len(query)):
         real = torch.ones(key.shape[2], dtype=torch.bool) if attention_mask is None else attention_mask[row].bool()

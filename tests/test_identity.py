@@ -87,6 +87,20 @@ def test_ways_to_call(options: dict[str, Any]) -> None:
             assert torch.equal(model(ids, **options).logits, expected)
 
 
+def test_a_continuation_that_names_no_positions() -> None:
+    ids, _ = prompts(40)
+
+    def second_turn(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            cache = model(ids[:, :20]).past_key_values
+            return model(ids[:, 20:], past_key_values=cache).logits
+
+    model = tiny()
+    expected = second_turn(model)
+    with halting(model, Dense()):
+        assert torch.equal(second_turn(model), expected)
+
+
 def test_inputs_embeds() -> None:
     model = tiny("gemma3")  # scales its embeddings
     ids, _ = prompts(40)

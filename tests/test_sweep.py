@@ -83,14 +83,18 @@ def test_generated_samples_repeat_with_the_seed_and_hold_their_answers() -> None
     assert samples != generate_samples(12, 4_000, seed=4)
     assert {sample.task for sample in samples} == set(TASKS)
     for sample in samples:
-        assert sample.answer is None or sample.answer in sample.prompt
+        assert sample.answer is None or sample.answer.strip() in sample.prompt
         assert 3_000 < len(sample.prompt) < 7_000
 
 
 def test_samples_are_read_from_jsonl(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
-    file.write_text(json.dumps({"task": "qa", "prompt": "Who?", "answer": None}) + "\n")
-    assert read_samples(file) == [Sample("qa", "Who?", None)]
+    rows = [
+        {"task": "qa", "prompt": "Who?", "answer": None},
+        {"task": "qa", "prompt": "?", "answer": "I", "lead": "It is"},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert read_samples(file) == [Sample("qa", "Who?", None), Sample("qa", "?", "I", "It is")]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"task": "qa", "prompt": "Who?"}'])

@@ -12,11 +12,13 @@ from deltahalt.errors import InputError
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. answer None: whatever the full model says is the answer."""
+    """One question. answer None: whatever the full model says is the answer. lead: words put into the model's mouth
+    before its answer, so that a talkative model comes to the point."""
 
     task: str
     prompt: str
     answer: str | None = None
+    lead: str = ""
 
 
 def load_samples(data: str, *, characters: int, seed: int) -> list[Sample]:
@@ -30,7 +32,7 @@ def load_samples(data: str, *, characters: int, seed: int) -> list[Sample]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Samples of a JSONL file: an object a line with `task`, `prompt` and `answer`.
+    """Samples of a JSONL file: an object a line with `task`, `prompt`, `answer` and, if wanted, `lead`.
 
     Raises InputError for a missing file or a line that is no sample.
     """
@@ -43,7 +45,7 @@ def read_samples(path: Path) -> list[Sample]:
 def _read_sample(line: str, where: str) -> Sample:
     try:
         row = json.loads(line)
-        return Sample(str(row["task"]), str(row["prompt"]), row["answer"])
+        return Sample(str(row["task"]), str(row["prompt"]), row["answer"], row.get("lead", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: not an object with task, prompt and answer") from error
 
@@ -85,27 +87,27 @@ def _planted(draw: random.Random, characters: int, facts: list[str]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _needle(draw: random.Random, characters: int, needles: int = 1) -> tuple[str, str]:
+def _needle(draw: random.Random, characters: int, needles: int = 1) -> tuple[str, str, str]:
     cities = draw.sample(CITIES, needles)
     numbers = [str(draw.randrange(10_000, 100_000)) for _ in cities]
     facts = [f"The special magic number for {c} is {n}." for c, n in zip(cities, numbers, strict=True)]
     text = _planted(draw, characters, facts)
     question = f"What is the special magic number for {cities[0]} mentioned in the text above?"
-    return f"{text}\n\n{question} Answer with the number only.", numbers[0]
+    return f"{text}\n\n{question}", f" {numbers[0]}", f"The special magic number for {cities[0]} is"
 
 
-def _many_needles(draw: random.Random, characters: int) -> tuple[str, str]:
+def _many_needles(draw: random.Random, characters: int) -> tuple[str, str, str]:
     return _needle(draw, characters, needles=6)
 
 
-def _key_value(draw: random.Random, characters: int) -> tuple[str, str]:
+def _key_value(draw: random.Random, characters: int) -> tuple[str, str, str]:
     pairs = {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(characters // 26)}
     key = draw.choice(list(pairs))
     text = json.dumps(pairs, indent=0)
-    return f"{text}\n\nWhat is the value of the key {key}? Answer with the value only.", pairs[key]
+    return f"{text}\n\nWhat is the value of the key {key}?", pairs[key], f'The value of the key {key} is "'
 
 
-def _few_shot(draw: random.Random, characters: int) -> tuple[str, str]:
+def _few_shot(draw: random.Random, characters: int) -> tuple[str, str, str]:
     blocks, size = [], 0
     while size < characters:
         label = draw.choice(list(LABELS))
@@ -114,21 +116,21 @@ def _few_shot(draw: random.Random, characters: int) -> tuple[str, str]:
         size += len(blocks[-1])
     label = draw.choice(list(LABELS))
     words = " ".join(draw.choices(LABELS[label], k=12))
-    return "\n\n".join(blocks) + f"\n\nWhich kind are these words? Answer with the kind only.\nWords: {words}", label
+    return "\n\n".join(blocks) + f"\n\nWhich kind are these words?\nWords: {words}", f" {label}", "Kind:"
 
 
-def _copy(draw: random.Random, characters: int) -> tuple[str, str]:
+def _copy(draw: random.Random, characters: int) -> tuple[str, str, str]:
     words = [word for paragraph in _haystack(draw, 20_000) for word in paragraph.split() if word.isalpha()]
     passage = " ".join(draw.sample(words, 40))
     text = _planted(draw, characters, [f"Passage seven: {passage}."])
-    return f"{text}\n\nRepeat passage seven word for word.", passage
+    return f"{text}\n\nRepeat passage seven word for word.", f" {passage}", "Passage seven:"
 
 
 def _summary(draw: random.Random, characters: int) -> tuple[str, None]:
     return "\n\n".join(_haystack(draw, characters)) + "\n\nSummarize the text above in three sentences.", None
 
 
-TASKS: dict[str, Callable[[random.Random, int], tuple[str, str | None]]] = {
+TASKS: dict[str, Callable[[random.Random, int], tuple[str, str | None] | tuple[str, str | None, str]]] = {
     "needle": _needle,
     "many-needles": _many_needles,
     "key-value": _key_value,

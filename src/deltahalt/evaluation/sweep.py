@@ -150,6 +150,7 @@ def encode(loaded: LoadedModel, sample: Sample, max_answer_tokens: int) -> tuple
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": text}]
         text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    text += sample.lead
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)["input_ids"]
     if ids.shape[1] > model.config.max_position_embeddings:
         raise InputError(f"a {sample.task} prompt has {ids.shape[1]} tokens, more than the model takes: shorten it")
