@@ -139,3 +139,15 @@ def test_later_stages_choose_among_tokens_that_are_still_active() -> None:
     _, report = run(tiny(), policy, *prompts(40, 29))
     for early, late in zip(report.stages[0][1], report.stages[1][1], strict=True):
         assert set(late.tolist()) < set(early.tolist())
+
+
+def test_a_later_stage_that_protects_more_halts_nothing() -> None:
+    late = KeyNorm(**HALF | {"start": 3, "keep_first": 12})
+    _, report = run(tiny(), Progressive([Dash(**HALF), late]), *prompts(40, 29))
+    assert [layer for layer, _ in report.stages] == [1]
+
+
+def test_a_later_stage_that_protects_halted_tokens_keeps_its_number() -> None:
+    late = KeyNorm(start=3, pruning_ratio=0.9, keep_first=12, keep_last=3)
+    _, report = run(tiny(), Progressive([Uniform(**HALF), late]), *prompts(40))
+    assert len(report.kept[0]) == late.kept(40) < 19

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltahalt import UnsupportedError
 from deltahalt.masks import attention_mask
 
 property_of = settings(max_examples=100, deadline=None, derandomize="CI" in os.environ)
@@ -42,7 +41,7 @@ def what_the_host_sees(mask: torch.Tensor | None, queries: torch.Tensor, keys: t
 def mask_of(keys: list[list[int]], last: int, **options: Any) -> torch.Tensor | None:
     """The mask for the last `last` of `keys` as queries; whether there is padding is read off them."""
     slots = torch.tensor(keys)
-    given = {"window": None, "halted": False, "attention": "sdpa", "dtype": torch.float32} | options
+    given = {"window": None, "attention": "sdpa", "dtype": torch.float32} | options
     return attention_mask(slots[:, -last:], slots, padded=bool((slots == PAD).any()), **given)
 
 
@@ -151,18 +150,9 @@ def test_flash_attention_is_told_which_keys_are_padding(attention: str, last: in
 
 @flash
 def test_flash_attention_needs_no_mask_without_padding(attention: str) -> None:
-    assert mask_of(GAPS, 6, attention=attention, halted=True) is None
+    assert mask_of(GAPS, 6, attention=attention) is None
 
 
 @flash
 def test_flash_attention_measures_the_windows_of_a_whole_prompt_itself(attention: str) -> None:
-    assert mask_of(WHOLE, 6, attention=attention, window=3, halted=False) is None
-
-
-@flash
-@pytest.mark.parametrize("keys", [GAPS, PADDED], ids=["gaps", "padded"])
-def test_flash_attention_is_refused_where_it_would_measure_a_window_over_gaps(
-    attention: str, keys: list[list[int]]
-) -> None:
-    with pytest.raises(UnsupportedError, match='attn_implementation="sdpa"'):
-        mask_of(keys, 6, attention=attention, window=3, halted=True)
+    assert mask_of(WHOLE, 6, attention=attention, window=3) is None

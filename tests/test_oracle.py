@@ -127,6 +127,14 @@ def test_the_longest_row_becomes_the_shortest(policy: Policy | Progressive, halt
     assert gap("llama", "sdpa", policy, (40, 29), halted_kv=halted_kv, min_prompt_tokens=30) < TOLERANCE
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
+def test_rows_that_keep_as_many_tokens_and_halt_not_as_many(halted_kv: str, attention: str) -> None:
+    policy = Dash(**HALF)
+    assert policy.kept(40) == policy.kept(39)  # so only the shallow layers, and frozen K/V, are padded
+    assert gap("llama", attention, policy, (40, 39), halted_kv=halted_kv) < TOLERANCE
+
+
 @pytest.mark.parametrize("lengths", [(WINDOW - 3,), (WINDOW,), (WINDOW + 2, WINDOW - 1)], ids=str)
 @pytest.mark.parametrize("variant", SLIDING_VARIANTS)
 def test_prompts_that_outgrow_the_window_while_decoding(variant: str, lengths: tuple[int, ...]) -> None:
@@ -187,6 +195,10 @@ def test_the_oracle_notices_one_wrong_token() -> None:
     assert (oracle(ids, mask)[:, -1] - logits).abs().max() > 1000 * TOLERANCE
 
 
+# A window so wide that it shows whether its tokens see each other, and no pooling that would blur it.
+WIDE: dict[str, Any] = {"pruning_ratio": 0.5, "keep_first": 2, "keep_last": 12, "window": 12, "kernel": 1}
+
+
 def stock_scores(name: str, model: Any, layer: int, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Scores [B, T] of a policy at one layer, from what the stock model lets one see."""
     seen: dict[str, torch.Tensor] = {}
@@ -208,8 +220,14 @@ def stock_scores(name: str, model: Any, layer: int, ids: torch.Tensor, mask: tor
         return -feed.cache.layers[layer].keys.norm(dim=-1).mean(dim=1)
     if name == "last-token-attention":
         return seen["weights"][:, :, -1].mean(dim=1)
-    pooled = seen["weights"][:, :, -3:].mean(dim=2)  # window-attention, a window of 3 and a kernel of 1
-    return pooled.mean(dim=1)
+    return seen["weights"][:, :, -WIDE["window"] :].mean(dim=(1, 2))
+
+
+def best_of(scores: torch.Tensor, policy: Policy) -> list[int]:
+    """The tokens that stay active, of which those at either end are given."""
+    first, last, length = policy.keep_first, len(scores) - policy.keep_last, len(scores)
+    best = scores[first:last].topk(policy.kept(length) - first - policy.keep_last).indices + first
+    return sorted([*range(first), *best.tolist(), *range(last, length)])
 
 
 @pytest.mark.parametrize("lengths", [(40, 29), (29, 40)], ids=str)
@@ -218,12 +236,19 @@ def stock_scores(name: str, model: Any, layer: int, ids: torch.Tensor, mask: tor
 def test_the_kept_tokens_are_the_best_of_the_stock_model(name: str, variant: str, lengths: tuple[int, ...]) -> None:
     model = tiny(variant, "eager")
     ids, mask = prompts(*lengths)
-    policy = replace(POLICIES[name], kernel=1) if name == "window-attention" else POLICIES[name]
+    policy = WindowAttention(start=1, **WIDE) if name == "window-attention" else POLICIES[name]
     with halting(model, policy) as halted:
         Feed(model)(ids, mask, logits_to_keep=1)
     scores = stock_scores(name, model, 1, ids, mask)
     for row, length in enumerate(lengths):
-        own = scores[row, 40 - length :]
-        best = own[2 : length - 3].topk(policy.kept(length) - 5).indices + 2
-        expected = sorted([0, 1, *best.tolist(), length - 3, length - 2, length - 1])
-        assert halted.report.kept[row].tolist() == expected
+        assert halted.report.kept[row].tolist() == best_of(scores[row, 40 - length :], policy)
+
+
+def test_the_kept_tokens_are_the_best_by_the_sum_of_two_layers() -> None:
+    model = tiny("llama", "eager")
+    ids, mask = prompts(40)
+    policy = WindowAttention(start=3, layers=2, **WIDE)
+    with halting(model, policy) as halted:
+        Feed(model)(ids, mask, logits_to_keep=1)
+    scores = sum(stock_scores("window-attention", model, layer, ids, mask) for layer in (2, 3))
+    assert halted.report.kept[0].tolist() == best_of(scores[0], policy)

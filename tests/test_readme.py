@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from deltahalt import bench as speed
 from deltahalt import cli
-from deltahalt.bench import markdown, read_rows
+from deltahalt.evaluation import summary as accuracy
+from deltahalt.evaluation.sweep import read_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +47,12 @@ def test_the_python_example_runs(tiny_folder: Path, tmp_path: Path) -> None:
     assert report.lengths[0][-1] < report.lengths[0][0]
 
 
-def test_the_results_are_the_committed_rows() -> None:
-    for file in sorted((ROOT / "results").glob("*.jsonl")):
-        assert markdown(read_rows(file)) in README, f"paste the output of: deltahalt report results/{file.name}"
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("prefill-*.jsonl")), ids=lambda file: file.name)
+def test_the_speeds_are_those_of_the_committed_rows(file: Path) -> None:
+    assert speed.markdown(speed.read_rows(file)) in README, f"paste: deltahalt report results/{file.name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("sweep-*.jsonl")), ids=lambda file: file.name)
+def test_the_accuracies_are_those_of_the_committed_rows(file: Path) -> None:
+    written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"

@@ -8,7 +8,7 @@ import torch
 
 from deltahalt import Dash, Dense, InputError, KeyNorm, Policy, PolicyError, Progressive, Random, halting, parse_policy
 from deltahalt.evaluation.samples import TASKS, Sample, generate_samples, read_samples
-from deltahalt.evaluation.summary import PolicySummary, frontier, summarize
+from deltahalt.evaluation.summary import markdown, summarize
 from deltahalt.evaluation.sweep import PromptSweep, SweepRow, greedy_answer, judge, reference_speedup, sweep
 from deltahalt.models import LoadedModel
 from deltahalt.policies import variants
@@ -137,7 +137,7 @@ def test_a_summary_averages_a_policys_rows() -> None:
     assert fast.nll_change == pytest.approx(0.4)
 
 
-def test_the_frontier_leaves_out_what_is_slower_and_no_better() -> None:
-    rows = [_row("a", 1.2, 1.3), _row("b", 1.5, 1.1), _row("c", 2.0, 1.2), _row("d", 1.0, 1.0)]
-    best: list[PolicySummary] = frontier(summarize(rows))
-    assert [summary.policy for summary in best] == ["d", "b", "c"]
+def test_the_table_has_a_line_a_policy_and_a_column_a_task() -> None:
+    table = markdown([_row("fast", 2.0, 1.5), _row("slow", 1.5, 1.1)]).splitlines()
+    assert table[0] == "| policy | speedup | needle |"
+    assert table[2:] == ["| `slow` | 1.50x | 1.00, +0.10 |", "| `fast` | 2.00x | 1.00, +0.50 |"]

@@ -16,9 +16,15 @@ from deltahalt.policy import AnyPolicy
 REFUSED_IN_GENERATE = {
     "prefill_chunk_size": "a chunk would be taken for the whole prompt; leave it unset",
     "assistant_model": "draft tokens would be taken for the prompt; leave it out",
+    "assistant_early_exit": "draft tokens would be taken for the prompt; leave it unset",
     "prompt_lookup_num_tokens": "draft tokens would be taken for the prompt; leave it unset",
     "use_cache": "every step would halt anew; leave the cache on",
+    "cache_implementation": "only a dynamic cache holds layers of different lengths; leave cache_implementation unset",
 }
+FINE_IN_GENERATE = {
+    "use_cache": (True,),
+    "cache_implementation": ("dynamic", "hybrid"),
+}  # the host maps hybrid to dynamic
 
 
 @contextmanager
@@ -89,10 +95,12 @@ def _checked(generate: Callable[..., Any]) -> Callable[..., Any]:
         given = inspect.signature(generate).bind_partial(*args, **kwargs).arguments
         given = given.pop("kwargs", {}) | given
         config = given.get("generation_config") or generate.__self__.generation_config  # type: ignore[attr-defined]
-        for name, advice in REFUSED_IN_GENERATE.items():
-            value = given.get(name, getattr(config, name, None))
-            if value not in (None, True) if name == "use_cache" else value is not None:
-                raise UnsupportedError(f"generate({name}={value!r}) is not supported with halting: {advice}")
+        settings = {name: given.get(name, getattr(config, name, None)) for name in REFUSED_IN_GENERATE}
+        for name, value in settings.items():
+            if value is not None and value not in FINE_IN_GENERATE.get(name, ()):
+                shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+                advice = REFUSED_IN_GENERATE[name]
+                raise UnsupportedError(f"generate({name}={shown}) is not supported with halting: {advice}")
         return generate(*args, **kwargs)
 
     return checked

@@ -1,7 +1,8 @@
 """A K/V cache whose layers hold different tokens."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,18 @@ def cache_bytes(cache: DynamicCache) -> int:
     """Bytes of all keys and values that the cache holds."""
     layers: list[Any] = cache.layers
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+@contextmanager
+def untouched_on_error(cache: DynamicCache | None) -> Iterator[None]:
+    """Put the layers of `cache` back as they were if the block raises."""
+    layers = [] if cache is None else [copy.copy(layer) for layer in cache.layers]
+    try:
+        yield
+    except BaseException:
+        if cache is not None:
+            cache.layers = layers
+        raise
 
 
 def fork(cache: DynamicCache) -> DynamicCache:

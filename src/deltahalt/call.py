@@ -48,6 +48,15 @@ class Call:
             **self.extra,
         }
 
+    def refuse_flash_window(self, halted_from: int) -> None:
+        """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""
+        reached = any(window and window <= self.seen + self.width for window in self.windows[halted_from:])
+        if reached and self.config._attn_implementation.startswith("flash"):
+            raise UnsupportedError(
+                "FlashAttention measures a sliding window over the kept tokens, not over the prompt: load the model "
+                'with attn_implementation="sdpa" to halt prompts longer than its window'
+            )
+
     def _mask(self, layer: int, stream: TokenStream, trace: Trace) -> torch.Tensor | None:
         window = self.windows[layer]
         if window is not None and self.seen + self.width < window:
@@ -62,7 +71,6 @@ class Call:
                 torch.cat([past, *(part.slots for part in parts)], dim=1),
                 padded=any(part.padded for part in parts) or (bool(self.past) and segment.padded),
                 window=window,
-                halted=segment.start > 0,
                 attention=self.config._attn_implementation,
                 dtype=stream.hidden.dtype,
             )
@@ -101,6 +109,8 @@ def prepare(
     hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     use_cache = bool(config.use_cache if use_cache is None else use_cache)
     cache = DynamicCache(config=config) if use_cache and past_key_values is None else past_key_values
+    if decoder.training and getattr(decoder, "gradient_checkpointing", False):
+        raise UnsupportedError("gradient checkpointing recomputes layers on other tokens: call model.eval() first")
     _refuse(config, cache, attention_mask, extra)
     if freeze and (cache is None or config._attn_implementation.startswith("flash")):
         raise UnsupportedError('halted_kv="frozen" needs a cache, and sdpa or eager attention')
@@ -121,7 +131,7 @@ def prepare(
             before = before.masked_fill(~real[:, :seen], -1)
     if position_ids is None:
         position_ids = torch.arange(seen, seen + width, device=hidden.device)[None]
-    elif attention_mask is None and cache is None and (position_ids.diff(dim=-1) != 1).any():
+    elif attention_mask is None and _reads_packing(config, cache, rows) and (position_ids.diff(dim=-1) != 1).any():
         raise UnsupportedError("position_ids with gaps mean packed sequences: pass one sequence a row, left-padded")
 
     stream = TokenStream(hidden, slots, lengths, family.rotary(decoder, hidden, position_ids))
@@ -139,6 +149,11 @@ def prepare(
         extra=extra,
     )
     return stream, call
+
+
+def _reads_packing(config: Any, cache: DynamicCache | None, rows: int) -> bool:
+    """Whether the host would take gaps in position_ids for the borders of packed sequences."""
+    return cache is None or (rows == 1 and config._attn_implementation.startswith("flash"))
 
 
 def _refuse(config: Any, cache: Any, attention_mask: Any, extra: dict[str, Any]) -> None:

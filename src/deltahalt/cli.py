@@ -274,14 +274,19 @@ def sweep(
 
 
 @app.command()
-def report(files: Annotated[list[Path], typer.Argument(help="JSONL files of rows from `deltahalt bench`.")]) -> None:
+def report(file: Annotated[Path, typer.Argument(help="JSONL rows of `deltahalt bench` or `deltahalt sweep`.")]) -> None:
     """Print measured rows as a Markdown table."""
-    from deltahalt.bench import markdown, read_rows
+    from deltahalt import bench as speed
+    from deltahalt.evaluation import summary as accuracy
+    from deltahalt.evaluation.sweep import read_sweep
 
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"there is no file {file}: give rows that `deltahalt bench --rows FILE` wrote")
-    typer.echo(markdown(row for file in files for row in read_rows(file)))
+    if not file.is_file():
+        raise InputError(f"there is no file {file}: give rows that `deltahalt bench` or `deltahalt sweep` wrote")
+    try:
+        table = speed.markdown(speed.read_rows(file))
+    except TypeError:  # rows of the other kind
+        table = accuracy.markdown(read_sweep(file))
+    typer.echo(table)
 
 
 def main() -> None:

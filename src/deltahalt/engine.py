@@ -1,12 +1,13 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
 import time
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from deltahalt.cache import HaltedCache, cache_bytes
+from deltahalt.cache import HaltedCache, cache_bytes, untouched_on_error
 from deltahalt.call import Call, prepare
 from deltahalt.decision import decide
 from deltahalt.decoder import run_layers
@@ -19,6 +20,7 @@ from deltahalt.report import Report
 from deltahalt.trace import Trace
 
 HaltedKV = Literal["drop", "frozen"]
+POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
 
 
@@ -55,7 +57,7 @@ class Halted:
         """
         begin = self._clock()
         wanted = kwargs.pop(WANTED, None)
-        kwargs |= dict(zip(("input_ids", "attention_mask", "position_ids", "past_key_values"), args, strict=False))
+        kwargs |= dict(zip(POSITIONAL, args, strict=False))
         stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
         stages = tuple(stage for stage in self.stages if decide(stage, call.prompts, stream, self.min_prompt_tokens))
         tail = min((stage.policy.keep_last for stage in stages), default=0)
@@ -63,9 +65,13 @@ class Halted:
             raise UnsupportedError(
                 f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
             )
-        stream, trace = run_layers(
-            enumerate(self.decoder.layers), stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
-        )
+        if stages or isinstance(call.cache, HaltedCache):
+            call.refuse_flash_window(stages[0].last + 1 if stages else 0)
+        layers = enumerate(self.decoder.layers[: self.shape.layers])
+        with untouched_on_error(call.cache) if call.prompts else nullcontext():
+            stream, trace = run_layers(
+                layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
+            )
         stream = stream.advance(self.decoder.norm(stream.hidden))
         if isinstance(call.cache, HaltedCache):
             call.cache.extend(stream.slots, stream.padded)

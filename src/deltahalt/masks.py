@@ -2,8 +2,6 @@
 
 import torch
 
-from deltahalt.errors import UnsupportedError
-
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
@@ -13,7 +11,6 @@ def attention_mask(
     *,
     padded: bool,
     window: int | None,
-    halted: bool,
     attention: str,
     dtype: torch.dtype,
 ) -> torch.Tensor | None:
@@ -21,18 +18,12 @@ def attention_mask(
 
     queries [B, q], keys [B, k]: slots of the tokens that read and are read; -1 for padding. The last q keys are the
     queries themselves. padded: whether any key is padding. window: how many columns back a query sees, itself
-    included; None where it sees all, or where all tokens seen so far fit. halted: whether some tokens are missing.
+    included; None where it sees all, or where all tokens seen so far fit.
 
     Returns None (plain causal, or one query that sees all), a 2D mask [B, k] for FlashAttention, or [B, 1, q, k]:
-    boolean for sdpa, additive in `dtype` for eager. Raises UnsupportedError where FlashAttention, whose window counts
-    keys and not columns, would read the wrong ones.
+    boolean for sdpa, additive in `dtype` for eager.
     """
     if attention.startswith("flash"):
-        if window is not None and halted:
-            raise UnsupportedError(
-                "FlashAttention measures a sliding window over the kept tokens, not over the prompt: load the model "
-                'with attn_implementation="sdpa" to halt prompts longer than its window'
-            )
         return keys >= 0 if padded else None
     plain = window is None and not padded
     if attention == "sdpa" and plain and queries.shape[1] in (1, keys.shape[1]):

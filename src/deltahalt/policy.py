@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args, get_origin
 
 import torch
 
@@ -66,8 +66,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            value = getattr(self, option.name)
-            whole = option.type is int
+            value, whole = getattr(self, option.name), option.type is int
+            if get_origin(option.type) is Literal and value not in get_args(option.type):
+                choices = ", ".join(get_args(option.type))
+                raise PolicyError(f"{option.name} is {value!r}; choose one of {choices}")
             if (whole or option.type in (float, float | int)) and (
                 isinstance(value, bool) or not isinstance(value, int if whole else (int, float))
             ):
@@ -80,9 +82,6 @@ class Policy:
             raise PolicyError(f"keep_first is {self.keep_first!r}; it must be 0 or more")
         if self.keep_last < 1:
             raise PolicyError(f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1")
-        for field, choices in (("scope", Scope), ("boundary", Boundary), ("ratio_of", RatioOf)):
-            if getattr(self, field) not in get_args(choices):
-                raise PolicyError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(choices))}")
 
     @property
     def stages(self) -> tuple["Policy", ...]:

@@ -1,6 +1,6 @@
 """Sweep rows brought down to one line a policy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
@@ -34,13 +34,16 @@ def summarize(rows: Iterable[SweepRow]) -> list[PolicySummary]:
     return sorted(summaries, key=lambda summary: summary.reference_speedup)
 
 
-def frontier(summaries: Iterable[PolicySummary]) -> list[PolicySummary]:
-    """The policies that no other one beats in both speed and likelihood, slowest first."""
-    best: list[PolicySummary] = []
-    for summary in sorted(summaries, key=lambda s: (-s.reference_speedup, s.nll_change)):
-        if not best or summary.nll_change < best[-1].nll_change:
-            best.append(summary)
-    return best[::-1]
+def markdown(rows: Sequence[SweepRow]) -> str:
+    """A Markdown table: a line a policy, slowest first; for each task the share of exact answers and the NLL change."""
+    tasks = sorted({row.task for row in rows})
+    lines = ["| policy | speedup | " + " | ".join(tasks) + " |", "|" + "---|" * (len(tasks) + 2)]
+    for summary in summarize(rows):
+        own = [row for row in rows if row.policy == summary.policy]
+        by_task = [_summary(summary.policy, [row for row in own if row.task == task]) for task in tasks]
+        cells = " | ".join(f"{task.exact:.2f}, {task.nll_change:+.2f}" for task in by_task)
+        lines.append(f"| `{summary.policy}` | {summary.reference_speedup:.2f}x | {cells} |")
+    return "\n".join(lines)
 
 
 def _summary(policy: str, rows: list[SweepRow]) -> PolicySummary:

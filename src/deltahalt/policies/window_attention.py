@@ -41,8 +41,6 @@ class WindowAttention(Policy):
             raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
         if self.layers < 1 or self.chunk < 1:
             raise PolicyError(f"layers ({self.layers}) and chunk ({self.chunk}) must be 1 or more")
-        if {self.pooling, self.heads} - {"mean", "max"}:
-            raise PolicyError(f"pooling ({self.pooling}) and heads ({self.heads}) must be mean or max")
 
     @property
     def scored_layers(self) -> int:
