@@ -30,6 +30,7 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 	$(VENV)/bin/ruff format
 
 bench: $(VENV)/.installed ## measure speed and memory on this machine
+	$(VENV)/bin/deltahalt bench --policy dash
 	$(VENV)/bin/deltahalt bench
 
 clean: ## remove what these targets made; downloaded models stay

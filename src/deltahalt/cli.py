@@ -16,7 +16,7 @@ from deltahalt.errors import DeltahaltError, InputError
 from deltahalt.policies import POLICIES, parse_policy
 from deltahalt.policy import AnyPolicy
 
-DEFAULT_POLICY = "window-attention:start=0.5,chunk=16"
+DEFAULT_POLICY = "window-attention:start=0.5,chunk=64"
 
 app = typer.Typer(
     help="Make long prompts cheap: halt prompt tokens inside the model during prefill.",
@@ -58,8 +58,7 @@ def run(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
 ) -> None:
     """Answer a question about a document with halted prompt tokens, and show what it cost."""
-    from deltahalt.documents import read_document  # torch and transformers: seconds that --help does without
-    from deltahalt.models import load
+    from deltahalt.documents import read_document
 
     settings = {
         "pruning_ratio": pruning_ratio,
@@ -71,15 +70,14 @@ def run(
     }
     chosen = _with_settings(policy, {name: value for name, value in settings.items() if value is not None})
     text = read_document(document)
-    with _status(f"loading {model}"):
-        loaded = load(
-            model,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-        )
+    loaded = _load(
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+    )
     wanted: dict[str, AnyPolicy | None] = {"full model": None} if compare else {}
     _answer_all(
         loaded,
@@ -99,11 +97,9 @@ def demo(
 ) -> None:
     """Find a fact planted in the standard library's help texts, with the full model and with halted tokens."""
     from deltahalt.demo import EXPECTED, QUESTION, demo_document
-    from deltahalt.models import load
 
     chosen = parse_policy(policy)
-    with _status(f"loading {model}"):
-        loaded = load(model)
+    loaded = _load(model)
     answers = _answer_all(
         loaded,
         demo_document(loaded.tokenizer),
@@ -187,7 +183,6 @@ def bench(
 
     from deltahalt.bench import append_rows, measure, random_model
     from deltahalt.flops import ModelShape
-    from deltahalt.models import load
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
@@ -195,8 +190,7 @@ def bench(
     network: Any
     if shape is None:
         name = model or "smollm2-135m"
-        with _status(f"loading {name}"):
-            network = load(name, dtype=dtype, device=device).model
+        network = _load(name, dtype=dtype, device=device).model
     else:
         name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = getattr(torch, "float32" if dtype == "auto" else dtype)
@@ -242,13 +236,11 @@ def sweep(
     from deltahalt.evaluation.samples import load_samples
     from deltahalt.evaluation.summary import summarize
     from deltahalt.evaluation.sweep import sweep as run_sweep
-    from deltahalt.models import load
     from deltahalt.policies import variants
 
     chosen = variants(policies.split(), starts.split(","), ratios.split(","))
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
-    with _status(f"loading {model}"):
-        loaded = load(model, dtype=dtype, device=device)
+    loaded = _load(model, dtype=dtype, device=device)
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
         measured = run_sweep(
@@ -296,6 +288,17 @@ def main() -> None:
     except DeltahaltError as error:
         log.print(f"deltahalt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from error
+
+
+def _load(name: str, **options: Any) -> Any:
+    """Load a model with a spinner in place of the host's own bars."""
+    from transformers.utils import logging
+
+    from deltahalt.models import load
+
+    logging.disable_progress_bar()
+    with _status(f"loading {name}"):
+        return load(name, **options)
 
 
 def _answer_all(
