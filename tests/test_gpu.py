@@ -44,18 +44,28 @@ def test_halting_agrees_with_the_masking_oracle(policy: Policy) -> None:
 
 
 @two_devices
-def test_layers_on_two_devices_halt_as_on_one() -> None:
-    model = tiny("qwen2")
-    whole = _halt(model.cuda(), POLICIES[1])
+@pytest.mark.parametrize("start", [2, 3], ids=["last layer of a device", "first layer of the next"])
+def test_layers_on_two_devices_halt_as_on_one(start: int) -> None:
+    policy = WindowAttention(start=start, keep_first=2, keep_last=8, window=8, chunk=4)
+    whole = _halt(tiny("qwen2").cuda(), policy)
     places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
     places |= {f"model.layers.{layer}": layer * 2 // LAYERS for layer in range(LAYERS)}
-    spread = _halt(dispatch_model(model.cpu(), places), POLICIES[1])
+    spread = _halt(dispatch_model(tiny("qwen2"), places), policy)
     for one, two in zip(whole.kept, spread.kept, strict=True):
         assert torch.equal(one, two)
 
 
-def _halt(model: torch.nn.Module, policy: Policy) -> Report:
-    device = next(model.parameters()).device
+def test_layers_on_cpu_and_gpu_halt_as_on_one() -> None:
+    policy = Dash(start=1, keep_first=2, keep_last=8)  # layer 1 is the first on the GPU
+    whole = _halt(tiny("qwen2"), policy, "cpu")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": 0, "lm_head": 0}
+    places |= {f"model.layers.{layer}": 0 if layer else "cpu" for layer in range(LAYERS)}
+    spread = _halt(dispatch_model(tiny("qwen2"), places, main_device="cuda:0"), policy)
+    for one, two in zip(whole.kept, spread.kept, strict=True):
+        assert torch.equal(one, two)
+
+
+def _halt(model: torch.nn.Module, policy: Policy, device: str = "cuda:0") -> Report:
     with torch.no_grad(), halting(model, policy) as halted:
         model(input_ids=IDS.to(device), attention_mask=MASK.to(device), logits_to_keep=1)
     stages = tuple((layer, tuple(kept.cpu() for kept in rows)) for layer, rows in halted.report.stages)

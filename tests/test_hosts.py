@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook_on_blocks
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -89,27 +89,6 @@ def test_offloaded_in_whole_layers(tmp_path: Path) -> None:
         preload_module_classes=[type(model.model.layers[0]).__name__],
     )
     assert torch.equal(halted(model), expected)
-
-
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
-)
-@pytest.mark.parametrize("policy", [DASH, INSIDE, LAYER, TWO_LAYERS], ids=["block", "attention", "layer", "two layers"])
-def test_a_model_that_goes_on_on_another_device(policy: Policy, device: str) -> None:
-    """The layer that decides is the first one there."""
-    expected = halted(tiny(), policy)
-    model = tiny()
-    places = {f"model.layers.{layer}": device if layer else "cpu" for layer in range(LAYERS)}
-    places |= {
-        "": "cpu",
-        "model.embed_tokens": "cpu",
-        "model.rotary_emb": "cpu",
-        "model.norm": device,
-        "lm_head": device,
-    }
-    attach_align_device_hook_on_blocks(model, places, dict.fromkeys(places, False))
-    assert (halted(model, policy).cpu() - expected).abs().max() < 1e-3  # another device rounds otherwise
 
 
 @pytest.mark.parametrize("map_name", DEVICE_MAPS)
