@@ -291,14 +291,11 @@ def main() -> None:
 
 
 def _load(name: str, **options: Any) -> Any:
-    """Load a model with a spinner in place of the host's own bars."""
-    from transformers.utils import logging
-
+    """Load a model, under the host's own progress bars."""
     from deltahalt.models import load
 
-    logging.disable_progress_bar()
-    with _status(f"loading {name}"):
-        return load(name, **options)
+    log.print(f"loading {name}", markup=False, highlight=False)
+    return load(name, **options)
 
 
 def _answer_all(
