@@ -12,7 +12,7 @@ from deltahalt.attach import halting
 from deltahalt.cache import cache_bytes
 from deltahalt.engine import Halted, HaltedKV
 from deltahalt.flops import ModelShape, dense_loads, true_flops
-from deltahalt.models import LoadedModel
+from deltahalt.models import LoadedModel, end_tokens
 from deltahalt.policy import AnyPolicy
 
 WARM_UP_TOKENS = 256
@@ -63,7 +63,7 @@ def ask(
         sequence = torch.cat([prompt["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
         prefilled = _clock()
         held = cache_bytes(cache)
-        if max_new_tokens > 1 and int(sequence[0, -1]) not in _end_tokens(model):
+        if max_new_tokens > 1 and int(sequence[0, -1]) not in end_tokens(model):
             sequence = model.generate(
                 sequence,
                 attention_mask=torch.ones_like(sequence),
@@ -91,11 +91,6 @@ def warm_up(loaded: LoadedModel, prompt: dict[str, torch.Tensor]) -> None:
     """Run the prompt's beginning once, so that the first measured run does not pay for start-up."""
     model: Any = loaded.model
     model(prompt["input_ids"][:, :WARM_UP_TOKENS], logits_to_keep=1)
-
-
-def _end_tokens(model: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}
 
 
 def _clock() -> float:

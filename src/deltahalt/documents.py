@@ -36,14 +36,18 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, config: Any, document: str,
     """
     if not question.strip():
         raise InputError("the question is empty: ask something about the document")
-    text = f"{document}\n\n{question}"
+    return encode_turn(tokenizer, config, f"{document}\n\n{question}")
+
+
+def encode_turn(tokenizer: PreTrainedTokenizerBase, config: Any, text: str, lead: str = "") -> BatchEncoding:
+    """Token ids [1, T] and attention mask of one user's turn, in the model's chat format if it has one.
+
+    lead: the beginning of the model's answer. Raises InputError if the model was not made for so long a prompt.
+    """
     if tokenizer.chat_template:
-        text = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
-        )
-    prompt = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+        turns = [{"role": "user", "content": text}]
+        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    prompt = tokenizer(text + lead, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
     tokens, limit = prompt["input_ids"].shape[1], config.max_position_embeddings
     if tokens > limit:
         raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give a shorter document")

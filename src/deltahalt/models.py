@@ -91,6 +91,12 @@ def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = Fals
         return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
 
 
+def end_tokens(model: Any) -> set[int]:
+    """The tokens at which the model's own generation ends."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}
+
+
 def _locate(name: str) -> tuple[str, str | None]:
     """Where transformers finds the model: a folder and the GGUF file in it, a whole folder, or a hub id.
 

@@ -15,11 +15,12 @@ from deltahalt.attach import halting
 from deltahalt.cache import HaltedCache, fork
 from deltahalt.call import Call, prepare
 from deltahalt.decoder import run_layers
+from deltahalt.documents import encode_turn
 from deltahalt.errors import InputError
 from deltahalt.evaluation.samples import Sample
 from deltahalt.families import family_of
 from deltahalt.flops import KNOWN_SHAPES, ModelShape, savings
-from deltahalt.models import LoadedModel
+from deltahalt.models import LoadedModel, end_tokens
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policy import AnyPolicy, Progressive, Stage, place
 from deltahalt.stream import TokenStream
@@ -146,14 +147,8 @@ def encode(loaded: LoadedModel, sample: Sample, max_answer_tokens: int) -> tuple
     Raises InputError for a prompt longer than the model takes, or an empty answer.
     """
     model: Any = loaded.model
-    tokenizer, text = loaded.tokenizer, sample.prompt
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    text += sample.lead
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    if ids.shape[1] > model.config.max_position_embeddings:
-        raise InputError(f"a {sample.task} prompt has {ids.shape[1]} tokens, more than the model takes: shorten it")
+    tokenizer = loaded.tokenizer
+    ids = encode_turn(tokenizer, model.config, sample.prompt, sample.lead)["input_ids"]
     if sample.answer is None:
         return ids.to(model.device), None
     answer = tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
@@ -175,8 +170,7 @@ def judge(model: Any, cache: DynamicCache, state: torch.Tensor, answer: torch.Te
 
 def greedy_answer(model: Any, cache: DynamicCache, state: torch.Tensor, limit: int) -> torch.Tensor:
     """Up to `limit` tokens [n] that the model itself says next, until it ends; at least one."""
-    ends = model.generation_config.eos_token_id
-    ends = set(ends) if isinstance(ends, list) else {ends}
+    ends = end_tokens(model)
     cache, tokens = fork(cache), [int(model.get_output_embeddings()(state).argmax())]
     while len(tokens) < limit and tokens[-1] not in ends:
         step = torch.tensor([[tokens[-1]]], device=state.device)
