@@ -1,6 +1,5 @@
 """The main job: answer a question about a document, with the full model or a halted one, and measure it."""
 
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import DynamicCache
 
 from deltahalt.attach import halting
 from deltahalt.cache import cache_bytes
+from deltahalt.clock import clock
 from deltahalt.engine import Halted, HaltedKV
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.models import LoadedModel, end_tokens
@@ -57,11 +57,11 @@ def ask(
     if policy is not None:
         context = halting(model, policy, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
     with context as halted:
-        begin = _clock()
+        begin = clock()
         cache = DynamicCache(config=model.config)
         logits = model(**prompt, past_key_values=cache, logits_to_keep=1).logits
         sequence = torch.cat([prompt["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
-        prefilled = _clock()
+        prefilled = clock()
         held = cache_bytes(cache)
         if max_new_tokens > 1 and int(sequence[0, -1]) not in end_tokens(model):
             sequence = model.generate(
@@ -72,7 +72,7 @@ def ask(
                 do_sample=False,
                 pad_token_id=loaded.tokenizer.pad_token_id,
             )
-        done = _clock()
+        done = clock()
     loads = dense_loads(shape.layers, tokens) if halted is None else halted.report.loads[0]
     return Answer(
         text=str(loaded.tokenizer.decode(sequence[0, tokens:], skip_special_tokens=True)).strip(),
@@ -91,9 +91,3 @@ def warm_up(loaded: LoadedModel, prompt: dict[str, torch.Tensor]) -> None:
     """Run the prompt's beginning once, so that the first measured run does not pay for start-up."""
     model: Any = loaded.model
     model(prompt["input_ids"][:, :WARM_UP_TOKENS], logits_to_keep=1)
-
-
-def _clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

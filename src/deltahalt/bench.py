@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from deltahalt.attach import halting
+from deltahalt.clock import clock
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, savings
 from deltahalt.policies import Dense
@@ -166,15 +166,12 @@ def markdown(rows: Iterable[BenchRow]) -> str:
 
 def _prefill(model: Any, tokens: torch.Tensor) -> tuple[float, int | None]:
     """Seconds of one prefill, and the most GPU memory it held."""
-    on_gpu = tokens.is_cuda
-    if on_gpu:
+    if tokens.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin = clock()
     model(tokens, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, torch.cuda.max_memory_allocated() if on_gpu else None
+    took = clock() - begin
+    return took, torch.cuda.max_memory_allocated() if tokens.is_cuda else None
 
 
 def _median_ratio(over: list[float], under: list[float]) -> float:

@@ -1,14 +1,13 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
-import time
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
-import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from deltahalt.cache import HaltedCache, cache_bytes, untouched_on_error
 from deltahalt.call import Call, prepare
+from deltahalt.clock import clock
 from deltahalt.decision import decide
 from deltahalt.decoder import run_layers
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
@@ -55,7 +54,7 @@ class Halted:
         After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens. Raises what
         `deltahalt.call.prepare` and the policy raise.
         """
-        begin = self._clock()
+        begin = clock() if self.timed else None
         wanted = kwargs.pop(WANTED, None)
         kwargs |= dict(zip(POSITIONAL, args, strict=False))
         stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
@@ -83,7 +82,7 @@ class Halted:
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=call.cache if call.use_cache else None)
 
     def _write_report(self, call: Call, trace: Trace, begin: float | None) -> Report:
-        end = self._clock()
+        end = clock() if self.timed else None
         offsets = [call.width - prompt for prompt in call.prompts]
         return Report(
             shape=self.shape,
@@ -102,10 +101,3 @@ class Halted:
         entries = sum(min(window - 1, call.width) if window else call.width for window in call.windows)
         entry = 2 * self.shape.kv_heads * self.shape.head_dim * self.decoder.dtype.itemsize
         return len(call.prompts) * entries * entry
-
-    def _clock(self) -> float | None:
-        if not self.timed:
-            return None
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
