@@ -1,12 +1,12 @@
-# Everything is installed into .venv (and .venv-oldest), never into the system.
+# Everything is installed into .venv (and .venv-kvpress), never into the system.
 PYTHON ?= python3
 VENV := .venv
-OLDEST := .venv-oldest
+KVPRESS := .venv-kvpress
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest lint format bench clean
+.PHONY: help demo test test-kvpress kvpress-env lint format bench clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +17,12 @@ demo: $(VENV)/.installed ## set up, then show full prefill and halting side by s
 test: lint ## lint, then run the tests on the pinned versions
 	$(VENV)/bin/python -m pytest
 
-test-oldest: $(OLDEST)/.installed ## run the tests on the oldest supported versions
-	$(OLDEST)/bin/python -m pytest
+# kvpress leaves a mark on every attention module that runs once it is imported: its tests have a process of their own.
+test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
+	$(KVPRESS)/bin/python -m pytest --ignore tests/test_kvpress.py
+	$(KVPRESS)/bin/python -m pytest tests/test_kvpress.py
+
+kvpress-env: $(KVPRESS)/.installed ## set up .venv-kvpress: kvpress beside the oldest versions that deltahalt runs on
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(VENV)/bin/ruff check
@@ -34,10 +38,10 @@ bench: $(VENV)/.installed ## measure speed and memory on this machine
 	$(VENV)/bin/deltahalt bench
 
 clean: ## remove what these targets made; downloaded models stay
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/bin/python $(OLDEST)/bin/python:
+$(VENV)/bin/python $(KVPRESS)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("deltahalt needs Python 3.10 or newer: run make PYTHON=/path/to/python3" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(@D:/bin=)
 
@@ -50,6 +54,6 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
-	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-oldest.txt -e . pytest hypothesis
+$(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/python
+	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,plot]' pytest hypothesis
 	@touch $@
