@@ -55,6 +55,12 @@ def test_dash_layer_scores_the_norm_of_what_the_block_changed() -> None:
     assert DashLayer().score(view).tolist() == pytest.approx(norms(view.hidden_out - view.hidden_in))
 
 
+def test_a_relative_update_is_measured_against_what_it_is_added_to() -> None:
+    view = layer_view(20)
+    expected = [update / state for update, state in zip(norms(view.update), norms(view.hidden_in), strict=True)]
+    assert Dash(relative=True).score(view).tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("policy", "field"), [(Dash(), "update"), (DashLayer(), "hidden_out")])
 def test_norms_of_half_precision_states_do_not_overflow(policy: Policy, field: str) -> None:
     large = torch.full((3, HIDDEN), 60_000.0, dtype=torch.float16)
@@ -213,6 +219,30 @@ def test_a_short_last_chunk_is_averaged_over_its_own_tokens() -> None:
 
 
 # --- random and uniform ---
+
+
+def test_every_signal_can_keep_whole_chunks() -> None:
+    view = layer_view(104, update=torch.repeat_interleave(torch.rand(13, 1), 8, dim=0) * torch.rand(104, HIDDEN))
+    policy = Dash(chunk=8, pruning_ratio=0.5, keep_first=4, keep_last=4)
+    kept = policy.active_set(policy.score(view), view)
+    eligible = [token - 4 for token in kept.tolist() if 4 <= token < 100]
+    whole = [chunk for chunk in range(12) if all(8 * chunk + token in eligible for token in range(8))]
+    assert len(whole) == 6
+    assert len(eligible) == 48
+
+
+def test_uniform_has_no_chunks_and_says_so() -> None:
+    with pytest.raises(PolicyError, match="leave chunk at 1"):
+        Uniform(chunk=8)
+
+
+def test_a_look_ahead_adds_what_deeper_layers_that_see_all_would_score() -> None:
+    deeper = [layer_view(60, seed=1), layer_view(60, seed=2, window=10), layer_view(60, seed=3), None]
+    view = layer_view(60, deeper=lambda steps: deeper[steps - 1])
+    near, far = WindowAttention(ahead=1), WindowAttention(ahead=4)
+    alone = [WindowAttention().score(layer_view(60, seed=seed)) for seed in (0, 1, 3)]
+    assert torch.allclose(near.score(view), alone[0] + alone[1])
+    assert torch.allclose(far.score(view), sum(alone))
 
 
 def test_random_repeats_itself_for_a_seed() -> None:

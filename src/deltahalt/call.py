@@ -1,5 +1,6 @@
 """One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class Call:
     """
 
     config: Any
+    layers: Sequence[Module]
     family: Family
     cache: DynamicCache | None
     use_cache: bool
@@ -138,6 +140,7 @@ def prepare(
     past = [Segment(0, before, padded_before)] if seen else []
     call = Call(
         config=config,
+        layers=decoder.layers,
         family=family,
         cache=cache,
         use_cache=use_cache,

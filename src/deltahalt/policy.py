@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args, get_origin
 import torch
 
 from deltahalt.errors import PolicyError, UnsupportedError
-from deltahalt.selection import halted_count, refuse_nan, top_k
+from deltahalt.selection import halted_count, refuse_nan, spread_over_chunks, top_k
 
 Scope = Literal["all", "visual", "text"]
 Boundary = Literal["block", "attention"]
@@ -34,6 +34,13 @@ class LayerView:
     keys: Callable[[], torch.Tensor]  # [kv_heads, n, d], after RoPE
     scaling: float  # factor on q.k
     window: int | None = None  # how far back the layer attends, in original positions; None: all the way
+    # j -> the same tokens as layer + j would see them now, skipping the layers between; None past the last layer
+    deeper: Callable[[int], "LayerView | None"] = lambda _: None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the layer attends to the whole prompt."""
+        return self.window is None or self.prompt <= self.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class Policy:
     scope: which tokens are eligible; in models of text, "text" is all and "visual" is refused.
     boundary: halt after the whole block l_s (Alg. 1), or already between its attention and its FFN.
     ratio_of: rho is a share of the eligible tokens (App. A), or of the whole prompt: K = floor((1 - rho) T) (Eq. 3).
+    chunk: average the scores over contiguous chunks of so many eligible tokens; chunks then stay or halt whole, save
+        for one that is cut so that the ratio is met exactly. 1 for token by token, as in the paper.
 
     Raises PolicyError on settings out of range.
     """
@@ -63,6 +72,7 @@ class Policy:
     scope: Scope = "all"
     boundary: Boundary = "block"
     ratio_of: RatioOf = "eligible"
+    chunk: int = 1
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -82,6 +92,8 @@ class Policy:
             raise PolicyError(f"keep_first is {self.keep_first!r}; it must be 0 or more")
         if self.keep_last < 1:
             raise PolicyError(f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1")
+        if self.chunk < 1:
+            raise PolicyError(f"chunk is {self.chunk!r}; it must be 1 or more")
 
     @property
     def stages(self) -> tuple["Policy", ...]:
@@ -99,7 +111,7 @@ class Policy:
 
     def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
         """Ascending index of the `count` tokens to keep among eligible tokens with `scores` [m]."""
-        return top_k(scores, count)
+        return top_k(spread_over_chunks(scores, self.chunk), count)
 
     def kept(self, prompt: int) -> int:
         """How many tokens of a prompt of `prompt` are active after l_s: known from the length alone."""

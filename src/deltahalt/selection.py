@@ -1,6 +1,7 @@
 """Which tokens stay active: counting and top-K. Knows one sequence's scores, and no model, batch or cache."""
 
 import torch
+import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
 
@@ -17,6 +18,14 @@ def top_k(scores: torch.Tensor, count: int) -> torch.Tensor:
     """
     order = torch.argsort(scores, descending=True, stable=True)
     return order[:count].sort().values
+
+
+def spread_over_chunks(scores: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Each of `scores` [m] replaced by the mean of its contiguous chunk of `chunk`; the last chunk may be shorter."""
+    if chunk == 1:
+        return scores
+    means = F.avg_pool1d(scores[None].float(), chunk, ceil_mode=True)[0]
+    return means.repeat_interleave(chunk)[: len(scores)]
 
 
 def refuse_nan(scores: torch.Tensor, source: str) -> None:

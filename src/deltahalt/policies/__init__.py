@@ -92,10 +92,12 @@ def _parse_option(policy: type[Policy], text: str) -> tuple[str, Any]:
             return key, int(value)
         if hint is float:
             return key, float(value)
+        if hint is bool:
+            return key, {"true": True, "false": False}[value.strip().lower()]
         if hint == float | int:
             return key, int(value) if value.strip().isdecimal() else float(value)
-    except ValueError as error:
-        wanted = "a whole number" if hint is int else "a number"
+    except (ValueError, KeyError) as error:
+        wanted = {int: "a whole number", bool: "true or false"}.get(hint, "a number")
         raise PolicyError(f"{policy.name} option {key} is {value!r}; it must be {wanted}") from error
     return key, value.strip()
 

@@ -12,7 +12,7 @@ def received_attention(view: LayerView, window: int) -> torch.Tensor:
     Softmax in float32, causal inside the window; one key head at a time, so the largest tensor is
     [heads / kv_heads, window, n]. Raises UnsupportedError at a layer that does not see the whole prompt.
     """
-    if view.window is not None and view.prompt > view.window:
+    if not view.sees_all:
         raise UnsupportedError(
             f"layer {view.layer} attends over the last {view.window} tokens only, so it cannot score a prompt of "
             f"{view.prompt}: choose a start layer with full attention, or a policy without attention, such as key-norm"

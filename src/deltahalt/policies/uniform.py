@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from deltahalt.errors import PolicyError
 from deltahalt.policy import LayerView, Policy
 
 
@@ -15,6 +16,11 @@ class Uniform(Policy):
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "evenly spaced tokens stay active"
     source: ClassVar[str] = "baseline"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk != 1:
+            raise PolicyError("uniform keeps lone tokens at even distances: leave chunk at 1")
 
     def score(self, view: LayerView) -> torch.Tensor:
         return torch.zeros(len(view.positions), device=view.positions.device)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from deltahalt.errors import PolicyError
 from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policy import LayerView, Policy
-from deltahalt.selection import top_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +17,8 @@ class WindowAttention(Policy):
 
     kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
     pooling, heads: "mean" or "max". layers: sum the scores of so many layers, ending at l_s.
-    chunk: average the scores over contiguous chunks of so many eligible tokens; chunks then stay or halt whole, save
-        for one that is cut so that the ratio is met exactly. 1 for token by token.
+    ahead: add the scores that so many deeper layers would give if they saw the states as they are at l_s. Deeper heads
+        know better what an answer needs, and asking them costs two projections.
     """
 
     name: ClassVar[str] = "window-attention"
@@ -31,7 +30,7 @@ class WindowAttention(Policy):
     pooling: Literal["mean", "max"] = "mean"
     heads: Literal["mean", "max"] = "mean"
     layers: int = 1
-    chunk: int = 1
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,20 +38,22 @@ class WindowAttention(Policy):
             raise PolicyError(f"window is {self.window}; its tokens must be kept: 1 to keep_last ({self.keep_last})")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
-        if self.layers < 1 or self.chunk < 1:
-            raise PolicyError(f"layers ({self.layers}) and chunk ({self.chunk}) must be 1 or more")
+        if self.layers < 1 or self.ahead < 0:
+            raise PolicyError(f"layers is {self.layers} and ahead {self.ahead}: give 1 or more, and 0 or more")
 
     @property
     def scored_layers(self) -> int:
         return self.layers
 
     def score(self, view: LayerView) -> torch.Tensor:
+        deeper = filter(None, map(view.deeper, range(1, self.ahead + 1)))
+        seeing = [view, *(other for other in deeper if other.sees_all)]
+        return torch.stack([self._attended(other).to(view.positions.device) for other in seeing]).sum(dim=0)
+
+    def _attended(self, view: LayerView) -> torch.Tensor:
+        """Pooled attention that each token receives at one layer, [n]."""
         received = received_attention(view, self.window)  # [heads, n]
         pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
         before = received[None, :, : -self.window]  # the window itself is kept in any case
         pooled = pool(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
         return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, self.window))
-
-    def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
-        chunks = F.avg_pool1d(scores[None], self.chunk, ceil_mode=True)[0]  # the last one may be shorter
-        return top_k(chunks.repeat_interleave(self.chunk)[: len(scores)], count)
