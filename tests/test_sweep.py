@@ -5,11 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, InputError, KeyNorm, Policy, PolicyError, Progressive, Random, halting, parse_policy
 from deltahalt.evaluation.samples import TASKS, Sample, generate_samples, read_samples
 from deltahalt.evaluation.summary import markdown, summarize
-from deltahalt.evaluation.sweep import PromptSweep, SweepRow, greedy_answer, judge, reference_speedup, sweep
+from deltahalt.evaluation.sweep import (
+    PromptSweep,
+    SweepRow,
+    Way,
+    encode,
+    greedy_answer,
+    judge,
+    reference_speedup,
+    sweep,
+)
 from deltahalt.models import LoadedModel
 from deltahalt.policies import variants
 from deltahalt.policy import AnyPolicy, place
@@ -23,6 +33,7 @@ POLICIES: list[AnyPolicy] = [
     Progressive([KeyNorm(start=1, pruning_ratio=0.3, **PROTECTED), Random(start=3, **PROTECTED)]),
 ]
 SAMPLES = [Sample("needle", "The tide is in. " * 12, "at noon"), Sample("summary", "The tide is out. " * 12)]
+NOTHING = torch.zeros(1, 0, dtype=torch.long)  # comes between prompt and answer
 SPECS = ["dense", "dash:keep_first=4,keep_last=8", "random:keep_first=4,keep_last=8"]
 
 
@@ -37,20 +48,76 @@ def test_each_policy_is_judged_as_generate_would_go(variant: str) -> None:
             out = model.generate(ids, max_new_tokens=6, output_logits=True, return_dict_in_generate=True)
         answer = out.sequences[0, ids.shape[1] :]
         logits = torch.stack([step[0] for step in out.logits])
-        cache, state = shared.finish(stages)
         with torch.inference_mode():
-            verdict = judge(model, cache, state, answer)
-            wrong = judge(model, cache, state, (answer + 1) % VOCAB)
+            verdict = judge(model, shared.finish(stages), NOTHING, answer)
+            wrong = judge(model, shared.finish(stages), NOTHING, (answer + 1) % VOCAB)
         assert verdict.right.all()
         assert wrong.nll > verdict.nll
         assert verdict.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
+
+
+def test_frozen_keys_and_values_are_judged_as_generate_would_go() -> None:
+    model = tiny("llama")
+    ids = torch.randint(1, VOCAB, (1, 60), generator=torch.Generator().manual_seed(3))
+    policy = Dash(**PROTECTED)
+    with halting(model, policy, halted_kv="frozen"):
+        out = model.generate(ids, max_new_tokens=6, output_logits=True, return_dict_in_generate=True)
+    answer, logits = out.sequences[0, 60:], torch.stack([step[0] for step in out.logits])
+    stages = place(policy, 6)
+    with torch.inference_mode():
+        frozen = PromptSweep(model, ids, {stages[0].first}, "frozen").finish(stages)
+        dropped = PromptSweep(model, ids, {stages[0].first}).finish(stages)
+        verdict = judge(model, frozen, NOTHING, answer)
+        other = judge(model, dropped, NOTHING, answer)
+    assert verdict.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
+    assert verdict.nll != pytest.approx(other.nll, abs=1e-5)
+
+
+QUESTIONS = [Sample("qa", "The tide is in. " * 12, "at noon", question=text) for text in ("When?", "What is out?")]
+
+
+def test_query_free_no_policy_sees_the_question(loaded_tiny: LoadedModel) -> None:
+    way = Way(query_free=True)
+    one, other = (encode(loaded_tiny, sample, way) for sample in QUESTIONS)
+    assert torch.equal(one.prompt, other.prompt)
+    for sample, encoded in zip(QUESTIONS, (one, other), strict=True):
+        whole = encode(loaded_tiny, sample, Way())
+        assert torch.equal(torch.cat([encoded.prompt, encoded.rest], dim=1), whole.prompt)
+        assert sample.question in loaded_tiny.tokenizer.decode(encoded.rest[0])
+    with pytest.raises(InputError, match="no question"):
+        encode(loaded_tiny, SAMPLES[0], way)
+
+
+def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
+    loaded_tiny: LoadedModel, tmp_path: Path
+) -> None:
+    way, spec = Way(query_free=True), SPECS[1]
+    (row,) = sweep(loaded_tiny, QUESTIONS[:1], [spec], tmp_path / "rows.jsonl", way)
+    encoded = encode(loaded_tiny, QUESTIONS[0], way)
+    assert encoded.answer is not None
+    cache = DynamicCache()
+    with halting(loaded_tiny.model, parse_policy(spec)) as halted, torch.no_grad():
+        loaded_tiny.model(encoded.prompt, past_key_values=cache, logits_to_keep=1)
+        assert halted.report.kept[0].numel() < encoded.prompt.shape[1]
+        later = torch.cat([encoded.rest, encoded.answer[None, :-1]], dim=1)
+        logits = loaded_tiny.model(later, past_key_values=cache).logits[0, -len(encoded.answer) :]
+    assert row.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, encoded.answer)), abs=1e-5)
+    assert row.query_free
+    assert row.prompt == encoded.prompt.shape[1]
+
+
+def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for way in (Way(), Way(query_free=True), Way(halted_kv="frozen"), Way()):
+        sweep(loaded_tiny, QUESTIONS[:1], SPECS[:2], file, way)
+    assert len(file.read_text().splitlines()) == 3 * 2
 
 
 def test_the_full_models_own_answer_is_what_generate_gives() -> None:
     model = tiny("llama")
     ids = torch.randint(1, VOCAB, (1, 40), generator=torch.Generator().manual_seed(1))
     shared = PromptSweep(model, ids, set())
-    own = greedy_answer(model, *shared.finish(()), 5)
+    own = greedy_answer(model, shared.finish(()), NOTHING, 5)
     assert torch.equal(own, model.generate(ids, max_new_tokens=5)[0, 40:])
 
 
@@ -81,10 +148,11 @@ def test_generated_samples_repeat_with_the_seed_and_hold_their_answers() -> None
     samples = generate_samples(12, 4_000, seed=3)
     assert samples == generate_samples(12, 4_000, seed=3)
     assert samples != generate_samples(12, 4_000, seed=4)
-    assert {sample.task for sample in samples} == set(TASKS)
+    assert len({sample.task for sample in samples}) == len(TASKS)
     for sample in samples:
-        assert sample.answer is None or sample.answer.strip() in sample.prompt
-        assert 3_000 < len(sample.prompt) < 7_000
+        assert sample.answer is None or sample.task == "code" or sample.answer.strip() in sample.prompt
+        assert sample.question
+        assert 3_000 < len(sample.text) < 7_000
 
 
 def test_samples_are_read_from_jsonl(tmp_path: Path) -> None:

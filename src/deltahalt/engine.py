@@ -23,6 +23,15 @@ POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", 
 WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
 
 
+def freezes(halted_kv: str, shape: ModelShape) -> bool:
+    """Whether halted tokens go on serving K/V. Raises PolicyError for an unknown word, UnsupportedError for windows."""
+    if halted_kv not in get_args(HaltedKV):
+        raise PolicyError(f"halted_kv is {halted_kv!r}; choose one of {', '.join(get_args(HaltedKV))}")
+    if halted_kv == "frozen" and any(shape.windows):
+        raise UnsupportedError('halted_kv="frozen" is not supported on sliding-window layers: use "drop"')
+    return halted_kv == "frozen"
+
+
 class Halted:
     """A model under `halting`: the decoder's forward while attached, and the report of its latest prefill."""
 
@@ -34,12 +43,9 @@ class Halted:
         self.family = family_of(config)
         self.stages = place(policy, config.num_hidden_layers)
         self.shape = ModelShape.of(config)
-        self.freeze, self.min_prompt_tokens, self.timed = halted_kv == "frozen", min_prompt_tokens, timed
+        self.freeze = freezes(halted_kv, self.shape)
+        self.min_prompt_tokens, self.timed = min_prompt_tokens, timed
         self._report: Report | None = None
-        if halted_kv not in get_args(HaltedKV):
-            raise PolicyError(f"halted_kv is {halted_kv!r}; choose one of {', '.join(get_args(HaltedKV))}")
-        if self.freeze and any(self.shape.windows):
-            raise UnsupportedError('halted_kv="frozen" is not supported on sliding-window layers: use "drop"')
 
     @property
     def report(self) -> Report:

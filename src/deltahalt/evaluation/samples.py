@@ -12,13 +12,22 @@ from deltahalt.errors import InputError
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. answer None: whatever the full model says is the answer. lead: words put into the model's mouth
-    before its answer, so that a talkative model comes to the point."""
+    """One question. prompt: what is read first; question: what is asked behind it, after a blank line.
+
+    answer None: whatever the full model says is the answer. lead: words put into the model's mouth before its answer,
+    so that a talkative model comes to the point.
+    """
 
     task: str
     prompt: str
     answer: str | None = None
     lead: str = ""
+    question: str = ""
+
+    @property
+    def text(self) -> str:
+        """Prompt and question."""
+        return f"{self.prompt}\n\n{self.question}" if self.question else self.prompt
 
 
 def load_samples(data: str, *, characters: int, seed: int) -> list[Sample]:
@@ -32,7 +41,7 @@ def load_samples(data: str, *, characters: int, seed: int) -> list[Sample]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Samples of a JSONL file: an object a line with `task`, `prompt`, `answer` and, if wanted, `lead`.
+    """Samples of a JSONL file: an object a line with `task`, `prompt`, `answer` and, if wanted, `lead` and `question`.
 
     Raises InputError for a missing file or a line that is no sample.
     """
@@ -45,7 +54,7 @@ def read_samples(path: Path) -> list[Sample]:
 def _read_sample(line: str, where: str) -> Sample:
     try:
         row = json.loads(line)
-        return Sample(str(row["task"]), str(row["prompt"]), row["answer"], row.get("lead", ""))
+        return Sample(str(row["task"]), str(row["prompt"]), row["answer"], row.get("lead", ""), row.get("question", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: not an object with task, prompt and answer") from error
 
@@ -53,13 +62,12 @@ def _read_sample(line: str, where: str) -> Sample:
 def generate_samples(count: int, characters: int, seed: int = 0) -> list[Sample]:
     """`count` samples, the tasks in turn, each prompt about `characters` long; the same seed gives the same samples."""
     draw = random.Random(seed)
-    tasks = list(TASKS.items())
-    return [
-        Sample(name, *make(draw, characters)) for name, make in (tasks[number % len(tasks)] for number in range(count))
-    ]
+    return [make(draw, characters) for make in (TASKS[number % len(TASKS)] for number in range(count))]
 
 
 CITIES = ["Lisbon", "Oslo", "Quito", "Hanoi", "Tunis", "Perth", "Turin", "Leeds", "Ghent", "Osaka", "Lagos", "Cusco"]
+PEOPLE = ["Amara", "Bruno", "Chloe", "Dmitri", "Elena", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaori", "Liam"]
+RIVERS = ["Danube", "Tagus", "Volta", "Mekong", "Loire", "Ebro", "Tiber", "Elbe", "Niger", "Thames", "Ural", "Yukon"]
 LABELS = {
     "fruit": ["apple", "pear", "plum", "fig", "lemon", "cherry", "quince"],
     "tool": ["saw", "hammer", "chisel", "plane", "file", "drill", "awl"],
@@ -87,54 +95,91 @@ def _planted(draw: random.Random, characters: int, facts: list[str]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _needle(draw: random.Random, characters: int, needles: int = 1) -> tuple[str, str, str]:
+def _needle(draw: random.Random, characters: int) -> Sample:
+    return _needles("needle", draw, characters, 1)
+
+
+def _many_needles(draw: random.Random, characters: int) -> Sample:
+    return _needles("many-needles", draw, characters, 6)
+
+
+def _needles(task: str, draw: random.Random, characters: int, needles: int) -> Sample:
     cities = draw.sample(CITIES, needles)
     numbers = [str(draw.randrange(10_000, 100_000)) for _ in cities]
     facts = [f"The special magic number for {c} is {n}." for c, n in zip(cities, numbers, strict=True)]
-    text = _planted(draw, characters, facts)
-    question = f"What is the special magic number for {cities[0]} mentioned in the text above?"
-    return f"{text}\n\n{question}", f" {numbers[0]}", f"The special magic number for {cities[0]} is"
+    return Sample(
+        task,
+        _planted(draw, characters, facts),
+        f" {numbers[0]}",
+        f"The special magic number for {cities[0]} is",
+        f"What is the special magic number for {cities[0]} mentioned in the text above?",
+    )
 
 
-def _many_needles(draw: random.Random, characters: int) -> tuple[str, str, str]:
-    return _needle(draw, characters, needles=6)
-
-
-def _key_value(draw: random.Random, characters: int) -> tuple[str, str, str]:
+def _key_value(draw: random.Random, characters: int) -> Sample:
     pairs = {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(characters // 26)}
     key = draw.choice(list(pairs))
-    text = json.dumps(pairs, indent=0)
-    return f"{text}\n\nWhat is the value of the key {key}?", pairs[key], f'The value of the key {key} is "'
+    question = f"What is the value of the key {key}?"
+    return Sample("key-value", json.dumps(pairs, indent=0), pairs[key], f'The value of the key {key} is "', question)
 
 
-def _few_shot(draw: random.Random, characters: int) -> tuple[str, str, str]:
+def _few_shot(draw: random.Random, characters: int) -> Sample:
     blocks, size = [], 0
     while size < characters:
-        label = draw.choice(list(LABELS))
-        words = " ".join(draw.choices(LABELS[label], k=12))
+        label, words = _labelled(draw)
         blocks.append(f"Words: {words}\nKind: {label}")
         size += len(blocks[-1])
+    label, words = _labelled(draw)
+    return Sample("few-shot", "\n\n".join(blocks), f" {label}", "Kind:", f"Which kind are these words?\nWords: {words}")
+
+
+def _labelled(draw: random.Random) -> tuple[str, str]:
     label = draw.choice(list(LABELS))
-    words = " ".join(draw.choices(LABELS[label], k=12))
-    return "\n\n".join(blocks) + f"\n\nWhich kind are these words?\nWords: {words}", f" {label}", "Kind:"
+    return label, " ".join(draw.choices(LABELS[label], k=12))
 
 
-def _copy(draw: random.Random, characters: int) -> tuple[str, str, str]:
+def _copy(draw: random.Random, characters: int) -> Sample:
     words = [word for paragraph in _haystack(draw, 20_000) for word in paragraph.split() if word.isalpha()]
     passage = " ".join(draw.sample(words, 40))
     text = _planted(draw, characters, [f"Passage seven: {passage}."])
-    return f"{text}\n\nRepeat passage seven word for word.", f" {passage}", "Passage seven:"
+    return Sample("copy", text, f" {passage}", "Passage seven:", "Repeat passage seven word for word.")
 
 
-def _summary(draw: random.Random, characters: int) -> tuple[str, None]:
-    return "\n\n".join(_haystack(draw, characters)) + "\n\nSummarize the text above in three sentences.", None
+def _two_facts(draw: random.Random, characters: int) -> Sample:
+    people, cities, rivers = (draw.sample(names, 4) for names in (PEOPLE, CITIES, RIVERS))
+    facts = [f"{person} moved to {city} last spring." for person, city in zip(people, cities, strict=True)]
+    facts += [
+        f"The boats of {city} are built on the river {river}." for city, river in zip(cities, rivers, strict=True)
+    ]
+    return Sample(
+        "two-facts",
+        _planted(draw, characters, facts),
+        f" {rivers[0]}",
+        f"{people[0]} moved to {cities[0]}, where boats are built on the river",
+        f"On which river are the boats built of the city that {people[0]} moved to?",
+    )
 
 
-TASKS: dict[str, Callable[[random.Random, int], tuple[str, str | None] | tuple[str, str | None, str]]] = {
-    "needle": _needle,
-    "many-needles": _many_needles,
-    "key-value": _key_value,
-    "few-shot": _few_shot,
-    "copy": _copy,
-    "summary": _summary,
-}
+def _code(draw: random.Random, characters: int) -> Sample:
+    files = sorted(path for path in Path(json.__file__).parents[1].glob("*.py") if path.stat().st_size > 20_000)
+    lines = draw.choice(files).read_text(encoding="utf-8").splitlines(keepends=True)
+    last = draw.choice([at for at, line in enumerate(lines) if len(line.strip()) > 20 and at > len(lines) // 2])
+    before = "".join(lines[:last])[-characters:]
+    return Sample("code", f"Complete the code.\n\n{before}", lines[last].strip(), question="Next line of code:")
+
+
+def _summary(draw: random.Random, characters: int) -> Sample:
+    text = "\n\n".join(_haystack(draw, characters))
+    return Sample("summary", text, question="Summarize the text above in three sentences.")
+
+
+TASKS: list[Callable[[random.Random, int], Sample]] = [
+    _needle,
+    _many_needles,
+    _key_value,
+    _few_shot,
+    _copy,
+    _two_facts,
+    _code,
+    _summary,
+]

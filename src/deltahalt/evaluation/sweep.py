@@ -13,9 +13,10 @@ from transformers import DynamicCache
 
 from deltahalt.attach import halting
 from deltahalt.cache import HaltedCache, fork
-from deltahalt.call import Call, prepare
+from deltahalt.call import prepare
 from deltahalt.decoder import run_layers
 from deltahalt.documents import encode_turn
+from deltahalt.engine import freezes
 from deltahalt.errors import InputError
 from deltahalt.evaluation.samples import Sample
 from deltahalt.families import family_of
@@ -35,7 +36,7 @@ class SweepRow:
     exact: greedy decoding would give the whole answer. nll: mean negative log-likelihood of the answer's tokens, nats;
     full_exact, full_nll: the same of the full model. agreement: share of the full model's own greedy answer that stays
     the most likely next token. speedup: true-FLOPs ratio on this model and prompt; reference_speedup: of the same
-    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K.
+    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free: as in `Way`.
     """
 
     sample: str
@@ -51,6 +52,8 @@ class SweepRow:
     agreement: float
     speedup: float
     reference_speedup: float
+    halted_kv: str = "drop"
+    query_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,21 @@ class Verdict:
     nll: float
 
 
+@dataclass(frozen=True)
+class Way:
+    """How all policies of a sweep are run.
+
+    halted_kv: as in `halting`. query_free: the question comes after the halted prefill, so no policy sees it, and one
+    prefill could serve many. max_answer_tokens: judge no more of an answer.
+    """
+
+    halted_kv: str = "drop"
+    query_free: bool = False
+    max_answer_tokens: int = 48
+
+
 @torch.inference_mode()
-def sweep_sample(
-    loaded: LoadedModel, sample: Sample, policies: Sequence[str], *, max_answer_tokens: int = 48
-) -> Iterator[SweepRow]:
+def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], way: Way = Way()) -> Iterator[SweepRow]:
     """Measure each policy (see `parse_policy`) on one sample.
 
     Causality makes this equal to a halted prefill and teacher forcing: a prompt token's state at layer l_s does not
@@ -72,110 +86,145 @@ def sweep_sample(
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
-    prompt, answer = encode(loaded, sample, max_answer_tokens)
+    encoded = encode(loaded, sample, way)
     chosen = {text: parse_policy(text) for text in policies}
     plans = {text: place(policy, len(decoder.layers)) for text, policy in chosen.items()}
     firsts = {stages[0].first for stages in plans.values() if stages}
 
-    shared = PromptSweep(model, prompt, firsts)
-    own = greedy_answer(model, shared.full_cache, shared.full_state, max_answer_tokens)
-    answer = own if answer is None else answer
-    full = judge(model, shared.full_cache, shared.full_state, answer)
-    shape, layers, digest = ModelShape.of(decoder.config), len(decoder.layers), _digest(sample)
+    shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
+    whole = shared.finish(())
+    own = greedy_answer(model, whole, encoded.rest, way.max_answer_tokens)
+    answer = own if encoded.answer is None else encoded.answer
+    full = judge(model, whole, encoded.rest, answer)
+    shape, tokens = ModelShape.of(decoder.config), encoded.prompt.shape[1]
     for text, stages in plans.items():
-        cache, state = shared.finish(stages)
-        verdict = judge(model, cache, state, answer)
-        agreed = judge(model, cache, state, own)
+        prefilled = shared.finish(stages)
+        verdict = judge(model, prefilled, encoded.rest, answer)
+        agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own)
         yield SweepRow(
-            sample=digest,
+            sample=_digest(sample),
             task=sample.task,
             model=loaded.name,
             policy=text,
-            prompt=prompt.shape[1],
+            prompt=tokens,
             answer_tokens=len(answer),
             exact=bool(verdict.right.all()),
             nll=verdict.nll,
             full_exact=bool(full.right.all()),
             full_nll=full.nll,
             agreement=float(agreed.right.float().mean()),
-            speedup=savings(shape, chosen[text], prompt.shape[1]).true_speedup,
-            reference_speedup=reference_speedup(chosen[text], layers),
+            speedup=savings(shape, chosen[text], tokens).true_speedup,
+            reference_speedup=reference_speedup(chosen[text], shape.layers),
+            halted_kv=way.halted_kv,
+            query_free=way.query_free,
         )
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What a prefill leaves: the prompt's cache, and the last token's state [1, 1, D]."""
+
+    cache: DynamicCache
+    state: torch.Tensor
 
 
 class PromptSweep:
     """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`."""
 
-    def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int]) -> None:
+    def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int], halted_kv: str = "drop") -> None:
         self.decoder = model.get_decoder()
-        self.full_cache = DynamicCache(config=model.config)
+        self.freeze = freezes(halted_kv, ModelShape.of(self.decoder.config))
         self.layers = list(enumerate(self.decoder.layers))
-        stream, self.call = self._prepare(prompt, self.full_cache)
+        cache, family = DynamicCache(config=model.config), family_of(self.decoder.config)
+        stream, self.call = prepare(
+            self.decoder, family, freeze=self.freeze, input_ids=prompt, past_key_values=cache, use_cache=True
+        )
         self.entering: dict[int, TokenStream] = {}
         bounds = sorted({0, *firsts, len(self.layers)})
         for begin, end in pairwise(bounds):
             self.entering[begin] = stream
             stream, _ = run_layers(self.layers[begin:end], (), stream, self.call)
-        self.full_state = self._last(stream)
+        self.full = Prefilled(cache, self._last(stream))
 
-    def finish(self, stages: tuple[Stage, ...]) -> tuple[DynamicCache, torch.Tensor]:
-        """The prompt's cache and its last token's state [1, 1, D] after halting at `stages`."""
+    def finish(self, stages: tuple[Stage, ...]) -> Prefilled:
+        """The prefill that halts at `stages`."""
         if not stages:
-            return self.full_cache, self.full_state
+            return self.full
         first = stages[0].first
-        cache = fork(self.full_cache)
+        cache = fork(self.full.cache)
         cache.layers[first:] = DynamicCache(config=self.decoder.config).layers[first:]
         call = replace(self.call, cache=cache, masks={})
-        stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call)
+        stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
         if trace.stages:
             tail = min(stage.policy.keep_last for stage in stages)
             HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=tail)
-        return cache, self._last(stream)
-
-    def _prepare(self, prompt: torch.Tensor, cache: DynamicCache) -> tuple[TokenStream, Call]:
-        family = family_of(self.decoder.config)
-        return prepare(self.decoder, family, freeze=False, input_ids=prompt, past_key_values=cache, use_cache=True)
+        return Prefilled(cache, self._last(stream))
 
     def _last(self, stream: TokenStream) -> torch.Tensor:
         last: torch.Tensor = self.decoder.norm(stream.hidden[:, -1:])
         return last
 
 
-def encode(loaded: LoadedModel, sample: Sample, max_answer_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prompt ids [1, T], in the model's chat format if it has one, and answer ids [n] or None.
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids. prompt: [1, T], what policies see; rest: [1, m], what follows it; answer: [n] or None."""
 
-    Raises InputError for a prompt longer than the model takes, or an empty answer.
+    prompt: torch.Tensor
+    rest: torch.Tensor
+    answer: torch.Tensor | None
+
+
+def encode(loaded: LoadedModel, sample: Sample, way: Way) -> Encoded:
+    """A sample's tokens, in the model's chat format if it has one.
+
+    Raises InputError for a prompt longer than the model takes, an empty answer, or no question where it must be apart.
     """
     model: Any = loaded.model
-    tokenizer = loaded.tokenizer
-    ids = encode_turn(tokenizer, model.config, sample.prompt, sample.lead)["input_ids"]
-    if sample.answer is None:
-        return ids.to(model.device), None
-    answer = tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
-    if len(answer) == 0:
-        raise InputError(f"a {sample.task} sample has an empty answer: give some text, or null for the model's own")
-    return ids.to(model.device), answer[:max_answer_tokens].to(model.device)
+    ids = _turn(loaded, sample.text, sample.lead)
+    end = len(ids)
+    if way.query_free:
+        if not sample.question:
+            raise InputError(f"a {sample.task} sample has no question: query-free needs it apart from the prompt")
+        alone = _turn(loaded, sample.prompt, "")
+        end = min(len(ids), len(alone))
+        end = next((at for at in range(end) if ids[at] != alone[at]), end)
+    answer = None
+    if sample.answer is not None:
+        answer = loaded.tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+        if len(answer) == 0:
+            raise InputError(f"a {sample.task} sample has an empty answer: give some text, or null for the model's own")
+        answer = answer[: way.max_answer_tokens].to(model.device)
+    return Encoded(ids[None, :end].to(model.device), ids[None, end:].to(model.device), answer)
 
 
-def judge(model: Any, cache: DynamicCache, state: torch.Tensor, answer: torch.Tensor) -> Verdict:
-    """How likely `answer` [n] is after a prefill that left `cache` and the last token's state [1, 1, D]."""
-    logits = model.get_output_embeddings()(state)[0]  # [1, V]
-    if len(answer) > 1:
+def _turn(loaded: LoadedModel, text: str, lead: str) -> torch.Tensor:
+    ids: torch.Tensor = encode_turn(loaded.tokenizer, loaded.model.config, text, lead)["input_ids"][0]
+    return ids
+
+
+def judge(model: Any, prefilled: Prefilled, rest: torch.Tensor, answer: torch.Tensor) -> Verdict:
+    """How likely `answer` [n] is after a prefill and `rest` [1, m]."""
+    logits = model.get_output_embeddings()(prefilled.state)[0]  # [1, V]
+    tokens = torch.cat([rest, answer[None, :-1]], dim=1)
+    if tokens.shape[1]:
         with halting(model, Dense()):
-            later = model(answer[None, :-1], past_key_values=fork(cache)).logits[0]
-        logits = torch.cat([logits, later])
+            logits = torch.cat([logits, model(tokens, past_key_values=fork(prefilled.cache)).logits[0]])
+    logits = logits[-len(answer) :]
     nll = torch.nn.functional.cross_entropy(logits.float(), answer)
     return Verdict(logits.argmax(dim=-1) == answer, float(nll))
 
 
-def greedy_answer(model: Any, cache: DynamicCache, state: torch.Tensor, limit: int) -> torch.Tensor:
-    """Up to `limit` tokens [n] that the model itself says next, until it ends; at least one."""
-    ends = end_tokens(model)
-    cache, tokens = fork(cache), [int(model.get_output_embeddings()(state).argmax())]
+def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: int) -> torch.Tensor:
+    """Up to `limit` tokens [n] that the full model says after its prefill and `rest` [1, m]; at least one."""
+    ends, cache = end_tokens(model), fork(prefilled.cache)
+    logits = model.get_output_embeddings()(prefilled.state)
+    if rest.shape[1]:
+        logits = model(rest, past_key_values=cache).logits
+    tokens = [int(logits[0, -1].argmax())]
     while len(tokens) < limit and tokens[-1] not in ends:
-        step = torch.tensor([[tokens[-1]]], device=state.device)
+        step = torch.tensor([[tokens[-1]]], device=rest.device)
         tokens.append(int(model(step, past_key_values=cache).logits[0, -1].argmax()))
-    return torch.tensor(tokens, device=state.device)
+    return torch.tensor(tokens, device=rest.device)
 
 
 def reference_speedup(policy: AnyPolicy, layers: int) -> float:
@@ -194,27 +243,32 @@ def sweep(
     samples: Iterable[Sample],
     policies: Sequence[str],
     rows: Path,
+    way: Way = Way(),
     *,
-    max_answer_tokens: int = 48,
     tick: Callable[[], None] = lambda: None,
 ) -> list[SweepRow]:
     """Measure every policy on every sample; rows are added to the JSONL file as they come, and those in it are kept.
 
-    tick: called after each sample. Returns all rows of this model, samples and policies.
+    tick: called after each sample. Returns all rows of this model, samples, policies and way.
     """
-    done = {(row.sample, row.policy): row for row in read_sweep(rows) if row.model == loaded.name}
+    known = (row for row in read_sweep(rows) if row.model == loaded.name)
+    done = {(row.sample, row.policy): row for row in known if (row.halted_kv, row.query_free) == _key(way)}
     rows.parent.mkdir(parents=True, exist_ok=True)
     wanted: list[SweepRow] = []
     with rows.open("a", encoding="utf-8") as file:
         for sample in samples:
             missing = [policy for policy in policies if (_digest(sample), policy) not in done]
-            for row in sweep_sample(loaded, sample, missing, max_answer_tokens=max_answer_tokens) if missing else ():
+            for row in sweep_sample(loaded, sample, missing, way) if missing else ():
                 done[row.sample, row.policy] = row
                 file.write(json.dumps(asdict(row)) + "\n")
                 file.flush()
             wanted += [done[_digest(sample), policy] for policy in policies]
             tick()
     return wanted
+
+
+def _key(way: Way) -> tuple[str, bool]:
+    return way.halted_kv, way.query_free
 
 
 def read_sweep(path: Path) -> list[SweepRow]:
