@@ -1,0 +1,124 @@
+"""What sweep rows say of one model's policies: quality against speed, and the frontier that no policy beats."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import fmean
+
+from deltahalt.errors import InputError
+from deltahalt.evaluation.summary import PolicySummary, summarize
+from deltahalt.evaluation.sweep import SweepRow
+from deltahalt.policies import Dense
+
+
+@dataclass(frozen=True)
+class Point:
+    """A policy, how fast it is, and how good: higher is better in both."""
+
+    policy: str
+    speedup: float
+    quality: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A policy's quality against its speed. sign: what the axis shows is sign * quality; full: the full model's."""
+
+    title: str
+    axis: str
+    sign: int
+    full: float
+    points: list[Point]
+
+    def spot(self, point: Point) -> tuple[float, float]:
+        """Where a point is drawn, in the units of the axes."""
+        return point.speedup, self.sign * point.quality
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a figure shows of one model's rows."""
+
+    title: str
+    panels: list[Panel]
+
+
+def compare(rows: Iterable[SweepRow]) -> Comparison:
+    """Both panels, on the samples that have rows of every policy. A row of the same sample and policy counts once.
+
+    Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
+    sample, or with an NLL that is no number.
+    """
+    halted = {
+        (_subject(row), row.sample, row.policy): row for row in rows if row.policy.partition(":")[0] != Dense.name
+    }
+    subjects = sorted({_subject(row) for row in halted.values()})
+    if not subjects:
+        raise InputError("there are no rows of a policy that halts: run `deltahalt sweep` with one")
+    if len(subjects) > 1:
+        raise InputError(f"these are rows of several models or ways ({'; '.join(subjects)}): draw one at a time")
+    for row in halted.values():
+        if not math.isfinite(row.nll - row.full_nll):
+            raise InputError(f"the NLL of {row.policy} on sample {row.sample} is no finite number: sweep it again")
+    policies = {row.policy for row in halted.values()}
+    measured = Counter(row.sample for row in halted.values())
+    common = {sample for sample, count in measured.items() if count == len(policies)}
+    if not common:
+        raise InputError("no sample has rows of every policy: sweep all policies on the same samples")
+    by_task: dict[str, list[SweepRow]] = {}
+    for row in halted.values():
+        if row.sample in common:
+            by_task.setdefault(row.task, []).append(row)
+    tasks = {task: summarize(by_task[task]) for task in sorted(by_task)}
+    exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
+    missing = "" if len(common) == len(measured) else f" of {len(measured)} samples, those with rows of every policy"
+    return Comparison(
+        f"{subjects[0]}, n = {len(common)}{missing}",
+        [
+            Panel(
+                f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
+                "share of exact answers (up is better)",
+                sign=1,
+                full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
+                points=_means(exact, lambda line: line.exact),
+            ),
+            Panel(
+                f"mean over all tasks ({len(tasks)})",
+                "NLL change, nats per token (up is better)",
+                sign=-1,
+                full=0.0,
+                points=_means(tasks, lambda line: -line.nll_change),
+            ),
+        ],
+    )
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """The points that no other beats, slowest first: none is as good in both and better in one. Equal ones all stay."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.speedup, -point.quality)):
+        if not best or point.quality > best[-1].quality or _same(point, best[-1]):
+            best.append(point)
+    return best[::-1]
+
+
+def _subject(row: SweepRow) -> str:
+    """What a figure is about: a model, and how it was run where that is not the usual way."""
+    frozen = "" if row.halted_kv == "drop" else f", halted K/V {row.halted_kv}"
+    return row.model + frozen + (", query-free" if row.query_free else "")
+
+
+def _means(tasks: dict[str, list[PolicySummary]], quality: Callable[[PolicySummary], float]) -> list[Point]:
+    """A point a policy: the mean of its qualities on all tasks."""
+    by_policy: dict[str, list[PolicySummary]] = {}
+    for lines in tasks.values():
+        for line in lines:
+            by_policy.setdefault(line.policy, []).append(line)
+    return [
+        Point(policy, lines[0].reference_speedup, fmean(map(quality, lines))) for policy, lines in by_policy.items()
+    ]
+
+
+def _same(one: Point, other: Point) -> bool:
+    return (one.speedup, one.quality) == (other.speedup, other.quality)
