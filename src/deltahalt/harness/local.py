@@ -1,0 +1,72 @@
+"""Benchmarks read from a local folder, each in the layout that it is published in.
+
+| file in the folder | fields |
+|---|---|
+| `longbench/<task>.jsonl`, such as `hotpotqa_e.jsonl` | LongBench: `input`, `context`, `answers`, `all_classes` |
+| `ruler/<task>_<tokens>.jsonl`, such as `niah_single_1_4096.jsonl` | RULER: `input`, `outputs`, maybe `answer_prefix` |
+| `loogle/<task>.jsonl`, such as `shortdep_qa.jsonl` | LooGLE: `input`, `qa_pairs`, `output` |
+| `essays/*.txt` | the haystack of the needle task |
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deltahalt.errors import InputError
+
+# RULER's own names where lm-eval has others.
+RULER_NAMES = {
+    "ruler_vt": "vt",
+    "ruler_cwe": "cwe",
+    "ruler_fwe": "fwe",
+    "ruler_qa_squad": "qa_1",
+    "ruler_qa_hotpot": "qa_2",
+}
+
+
+def longbench_rows(folder: Path, task: str) -> list[dict[str, Any]]:
+    """Rows of lm-eval's task `longbench_<name>`, which calls LongBench's `input` `question`. Raises InputError."""
+    rows = read_jsonl(folder / "longbench" / f"{task.removeprefix('longbench_')}.jsonl", "input", "context", "answers")
+    return [{"all_classes": None} | row | {"question": row["input"]} for row in rows]
+
+
+def ruler_rows(folder: Path, task: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of lm-eval's RULER task `task`, of prompts of each of `lengths` tokens. Raises InputError."""
+    name = RULER_NAMES.get(task, task)
+    return [
+        {
+            "input": row["input"],
+            "outputs": [str(output) for output in row["outputs"]],
+            "gen_prefix": row.get("answer_prefix", "").strip(),
+            "max_length": length,
+        }
+        for length in lengths
+        for row in read_jsonl(folder / "ruler" / f"{name}_{length}.jsonl", "input", "outputs")
+    ]
+
+
+def read_jsonl(path: Path, *fields: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, each with all of `fields`.
+
+    Raises InputError for a file that is missing or empty, and for a line that is no such object.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: put the benchmark's own file there, or give another --data folder")
+    # Not splitlines(): the texts hold separators that it would cut at.
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    rows = [_read_row(line, fields, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise InputError(f"{path} is empty: give it a JSON object a line")
+    return rows
+
+
+def _read_row(line: str, fields: tuple[str, ...], where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    missing = [field for field in fields if not isinstance(row, dict) or field not in row]
+    if missing:
+        raise InputError(f"{where}: has no {', '.join(missing)}")
+    return dict(row)

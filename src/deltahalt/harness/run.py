@@ -1,0 +1,122 @@
+"""Run tasks through lm-eval, and keep what they gave as rows."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lm_eval import evaluate
+from lm_eval.api.task import Task
+from transformers import set_seed
+
+from deltahalt.errors import InputError
+from deltahalt.integrations.lm_eval import DeltahaltLM
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One metric of one task.
+
+    stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
+    task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    samples: int
+    seconds: float
+    model: str
+    policy: str
+    halted_kv: str
+    min_prompt_tokens: int
+    chat_template: bool
+    batch_size: int | str
+    max_length: int
+    dtype: str
+    device: str
+    processes: int
+    seed: int
+    version: str
+    deltahalt: str
+    lm_eval: str
+    transformers: str
+    torch: str
+
+
+def run_tasks(
+    lm: DeltahaltLM, tasks: Sequence[Task], *, limit: int | None = None, chat_template: bool = False, seed: int = 0
+) -> Iterator[EvalRow]:
+    """Evaluate one task after the other; yields its rows, in the first process only.
+
+    limit: the first samples of each task only. Raises InputError where answers would leave no room for a prompt, and
+    what halting and the tasks raise.
+    """
+    for task in tasks:
+        _require_room(lm, task)
+    for task in tasks:
+        begin = time.perf_counter()
+        results = _evaluate(lm, task, limit=limit, chat_template=chat_template, seed=seed)
+        if results is not None:
+            yield from _rows(lm, results, time.perf_counter() - begin, chat_template=chat_template, seed=seed)
+
+
+def append_rows(path: Path, rows: Iterable[EvalRow]) -> None:
+    """Add rows to a JSONL file, one object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+
+
+def _require_room(lm: DeltahaltLM, task: Any) -> None:
+    answer = (task.config.generation_kwargs or {}).get("max_gen_toks", 0)
+    if answer >= lm.max_length:
+        raise InputError(
+            f"{task.task_name} allows answers of {answer} tokens, and {lm.max_length} are all the room there is: "
+            "give a larger --max-length, or a model that takes longer prompts"
+        )
+
+
+def _evaluate(lm: DeltahaltLM, task: Any, *, limit: int | None, chat_template: bool, seed: int) -> Any:
+    """lm-eval's results for one task; `simple_evaluate` without its inventory of the machine, which takes seconds."""
+    set_seed(seed)
+    task.set_fewshot_seed(seed)
+    if task.get_config("num_fewshot") is None:
+        task.set_config("num_fewshot", 0)
+    tasks = {"tasks": {task.task_name: task}}
+    return evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, log_samples=False)
+
+
+def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool, seed: int) -> Iterator[EvalRow]:
+    for task, values in results["results"].items():
+        metrics = {key: value for key, value in values.items() if "," in key and "_stderr," not in key}
+        for key, value in metrics.items():
+            name, _, kept = key.partition(",")
+            if name.isdecimal() and value == -1:  # RULER's length of prompts that there are none of
+                continue
+            stderr = values.get(f"{name}_stderr,{kept}")
+            yield EvalRow(
+                task=task,
+                metric=name if kept == "none" else key,
+                value=float(value),
+                stderr=stderr if isinstance(stderr, float) else None,
+                samples=results["n-samples"][task]["effective"],
+                seconds=seconds,
+                model=lm.name,
+                policy=lm.policy_text,
+                halted_kv=lm.settings["halted_kv"],
+                min_prompt_tokens=lm.settings["min_prompt_tokens"],
+                chat_template=chat_template,
+                batch_size=lm.batch_size,
+                max_length=lm.max_length,
+                dtype=str(lm.model.dtype).removeprefix("torch."),
+                device=str(lm.device),
+                processes=lm.world_size,
+                seed=seed,
+                version=str(results["versions"][task]),
+                **{name: version(name) for name in ("deltahalt", "lm_eval", "transformers", "torch")},
+            )

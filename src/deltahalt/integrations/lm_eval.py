@@ -1,0 +1,206 @@
+"""lm-evaluation-harness with halting: its Hugging Face model, registered as `deltahalt`.
+
+Prompts and contexts halt; what is generated or scored after them does not. With the policy `dense` every score is that
+of lm-eval's own `hf` model.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from deltahalt.attach import find_decoder, halting
+from deltahalt.engine import Halted
+from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.models import load
+from deltahalt.policies import parse_policy
+from deltahalt.profile import names_profile, policy_text
+
+# What HFLM takes beside a model that is loaded already; other settings of the model go to the policy.
+HARNESS_OPTIONS = {
+    "add_bos_token",
+    "batch_size",
+    "chat_template_args",
+    "enable_thinking",
+    "logits_cache",
+    "max_batch_size",
+    "max_length",
+    "prefix_token_id",
+    "softmax_dtype",
+    "think_end_token",
+    "truncation",
+}
+DEFAULT_DEVICE = "cuda:0"  # what lm-eval's command passes on every machine, unless told otherwise
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+log = logging.getLogger(__name__)
+
+
+@register_model("deltahalt")
+class DeltahaltLM(HFLM):
+    """lm-eval's Hugging Face model with halting around generation and log-likelihood.
+
+    pretrained: hub id, local folder, .gguf file, or smollm2-135m. policy: text, as `halting` takes it; its options may
+    also stand by themselves, `policy=dash,start=0.5,keep_first=4`. halted_kv, min_prompt_tokens: as in `halting`.
+    dtype, device, device_map, attention, trust_remote_code: as in `deltahalt.models.load`. options: those of HFLM that
+    concern a loaded model (HARNESS_OPTIONS), or of the policy.
+
+    Under `accelerate launch` each process has the whole model, on a device of its own, and its share of the samples.
+    Raises what `load`, `parse_policy` and `halting` raise, and InputError for settings that exclude each other.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        policy: str = "dense",
+        *,
+        halted_kv: str = "drop",
+        min_prompt_tokens: int = 0,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> None:
+        own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
+        self.name, self.policy_text = pretrained, _with_options(policy, options)
+        dense = not names_profile(self.policy_text) and not parse_policy(self.policy_text).stages
+        self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
+        if not dense and str(own.get("batch_size")).startswith("auto"):
+            raise InputError("batch_size=auto needs the logits of whole prompts, which halting lacks: give a number")
+        if device == DEFAULT_DEVICE and (device_map is not None or not torch.cuda.is_available()):
+            device = None
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several and device_map is not None:
+            raise InputError("device_map spreads one model, accelerate launch makes several: use one of them")
+        accelerator = Accelerator() if several else None
+        loaded = load(
+            pretrained,
+            dtype=dtype,
+            device=str(accelerator.device) if accelerator else device,
+            device_map=device_map,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+        )
+        self.policy_text = policy_text(self.policy_text, find_decoder(loaded.model))
+        self.policy = parse_policy(self.policy_text)
+        with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
+            super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
+        if accelerator is not None:
+            self.accelerator = accelerator
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        with self.halting():  # so that a policy which does not fit the model is refused before anything runs
+            pass
+
+    def halting(self) -> AbstractContextManager[Halted]:
+        """`halting` of the model with the policy and settings given."""
+        return halting(self.model, self.policy, **self.settings)
+
+    def close(self) -> None:
+        """Wait for the other processes and part from them: one that goes first breaks what another still receives."""
+        if self.world_size > 1:
+            self.accelerator.end_training()
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.halting():
+            return super()._model_generate(*args, **kwargs)
+
+    def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.halting():
+            return super()._model_call(*args, **kwargs)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts. Raises UnsupportedError where prompts halt: a text has no prompt."""
+        if self.policy.stages:
+            task = requests[0].task_name or "this task" if requests else "this task"
+            raise UnsupportedError(
+                f"{task} scores every token of a text, and halted tokens have no logits: run it with policy=dense"
+            )
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """For each (text, context, continuation): its log-likelihood, nats, and whether greedy decoding gives it."""
+        if not self.policy.stages:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        ordered = Collator(requests, sort_fn=lambda request: (-len(request[1]), request[1]))
+        answers: list[tuple[float, bool]] = []
+        with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="scoring continuations") as bar:
+            for chunk in ordered.get_batched(n=self.batch_size):
+                contexts = [self._cut(context, len(continuation)) for _, context, continuation in chunk]
+                with self.halting(), torch.inference_mode():
+                    rows = continue_prompts(self.model, contexts, [continuation for _, _, continuation in chunk])
+                for (text, _, continuation), logits in zip(chunk, rows, strict=True):
+                    answers.append(_judge(logits, continuation, self.softmax_dtype))
+                    if text is not None:
+                        self.cache_hook.add_partial("loglikelihood", text, answers[-1])
+                bar.update(len(chunk))
+        return ordered.get_original(answers)
+
+    def _cut(self, context: list[int], continuation: int) -> list[int]:
+        """The end of the context that leaves room for a continuation of so many tokens, as HFLM cuts it."""
+        room = self.max_length + 1 - continuation
+        if len(context) > room:
+            log.warning("a context of %d tokens is cut to its last %d", len(context), room)
+        return context[-room:]
+
+
+def continue_prompts(
+    model: Any, prompts: Sequence[list[int]], continuations: Sequence[list[int]]
+) -> list[torch.Tensor]:
+    """Logits [n, V] that each continuation's n tokens are judged by, after its prompt; to be called inside `halting`.
+
+    The prompts are one left-padded prefill, which halts; the continuations run on its cache, where nothing halts.
+    """
+    width, longest = max(map(len, prompts)), max(map(len, continuations)) - 1
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    inputs = {"past_key_values": cache, "use_cache": True}
+    logits = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **inputs).logits  # [B, 1, V]
+    if longest:
+        # Shorter continuations are filled up on the right, where nothing that is judged reads.
+        more = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in continuations], device=model.device)
+        mask = torch.cat([mask, torch.ones_like(more)], dim=1)
+        positions = positions[:, -1:] + torch.arange(1, longest + 1, device=model.device)
+        later = model(more, attention_mask=mask, position_ids=positions, **inputs).logits  # [B, longest, V]
+        logits = torch.cat([logits, later.to(logits.device)], dim=1)
+    return [row[: len(continuation)] for row, continuation in zip(logits, continuations, strict=True)]
+
+
+def _with_options(policy: str, options: dict[str, Any]) -> str:
+    """The policy with the same options for each of its stages, as text for `parse_policy`."""
+    settings = ",".join(f"{name}={value}" for name, value in options.items())
+    stages = policy.split("+") if settings else ()
+    return "+".join(f"{stage}{',' if ':' in stage else ':'}{settings}" for stage in stages) or policy
+
+
+def _judge(logits: torch.Tensor, continuation: list[int], dtype: torch.dtype | None) -> tuple[float, bool]:
+    tokens = torch.tensor(continuation, device=logits.device)
+    chances = torch.log_softmax(logits, dim=-1, dtype=dtype).gather(1, tokens[:, None])  # [n, 1]
+    return float(chances.sum()), bool((logits.argmax(dim=-1) == tokens).all())
+
+
+@contextmanager
+def without_warnings(module: str) -> Iterator[None]:
+    """Keep a module of lm-eval from warning of what does not hold here."""
+    logger = logging.getLogger(module)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
