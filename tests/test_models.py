@@ -52,7 +52,7 @@ def test_a_folder_gives_the_stock_model_and_a_tokenizer_ready_for_batches(tiny_f
     assert type(loaded.model) is type(stock)
     assert torch.equal(logits(loaded.model), logits(stock))
     assert not loaded.model.training
-    assert loaded.name == str(tiny_folder)
+    assert loaded.name == tiny_folder.name
     batch = loaded.tokenizer(["the", "a longer one"], padding=True, return_tensors="pt")
     assert batch["attention_mask"][0].tolist() == [0] * 10 + [1, 1]  # "th", "e"
     assert batch["input_ids"][0, 0] == loaded.tokenizer.eos_token_id
@@ -60,7 +60,7 @@ def test_a_folder_gives_the_stock_model_and_a_tokenizer_ready_for_batches(tiny_f
 
 def test_a_path_may_begin_at_home(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny_folder.parent))
-    assert load(f"~/{tiny_folder.name}").name == f"~/{tiny_folder.name}"
+    assert load(f"~/{tiny_folder.name}").name == tiny_folder.name
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from deltahalt.engine import WANTED, Halted, HaltedKV
 from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Module
 from deltahalt.policy import AnyPolicy
+from deltahalt.profile import find_policy
 
 REFUSED_IN_GENERATE = {
     "prefill_chunk_size": "a chunk would be taken for the whole prompt; leave it unset",
@@ -30,7 +31,7 @@ FINE_IN_GENERATE = {
 @contextmanager
 def halting(
     model: nn.Module,
-    policy: AnyPolicy,
+    policy: AnyPolicy | str,
     *,
     halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
@@ -38,15 +39,19 @@ def halting(
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
-    model: a Hugging Face causal language model of a known family. halted_kv: "drop" gives halted tokens no K/V in
-    deeper layers; "frozen" lets them go on serving K/V of their last hidden state. min_prompt_tokens: shorter prompts
-    stay whole. timed: measure each prefill's seconds, waiting for the device.
+    model: a Hugging Face causal language model of a known family. policy: a Policy or Progressive; or text, "auto" for
+    what calibration found best for this model, a profile, or what `parse_policy` reads (see `deltahalt.profile`).
+    halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
+    hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
+    device.
 
     Yields the Halted model, whose `report` tells what the latest prefill did. On any exit the model is as before.
-    Raises UnsupportedError for a model that cannot be halted, PolicyError for a policy that does not fit it.
+    Raises UnsupportedError for a model that cannot be halted, PolicyError for a policy that does not fit it, and
+    InputError for a profile that is missing or of another model.
     """
-    decoder = _find_decoder(model)
-    halted = Halted(decoder, policy, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens, timed=timed)
+    decoder = find_decoder(model)
+    chosen = find_policy(policy, decoder)
+    halted = Halted(decoder, chosen, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens, timed=timed)
     with ExitStack() as undo:
         # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
         _replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)
@@ -57,7 +62,8 @@ def halting(
         yield halted
 
 
-def _find_decoder(model: Module) -> Module:
+def find_decoder(model: Module) -> Module:
+    """The part of a host's model that runs the layers. Raises UnsupportedError where tokens cannot be halted in it."""
     if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
         raise UnsupportedError("this model is compiled as a whole: compile its layers in place of it")
     get_decoder = getattr(model, "get_decoder", None)

@@ -1,8 +1,6 @@
 """How fast a prefill is: the plain host, the engine with nothing halted, and a policy, in turn on the same prompt."""
 
 import json
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +16,7 @@ from deltahalt.attach import halting
 from deltahalt.clock import clock
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, savings
+from deltahalt.machine import machine_name
 from deltahalt.policies import Dense
 from deltahalt.policy import AnyPolicy
 
@@ -125,7 +124,7 @@ def measure(
         halted_peak_bytes=peaks["halted"],
         repeats=repeats,
         seed=seed,
-        machine=_machine(model.device),
+        machine=machine_name(model.device),
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
@@ -176,11 +175,3 @@ def _prefill(model: Any, tokens: torch.Tensor) -> tuple[float, int | None]:
 
 def _median_ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs"

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from deltahalt.errors import DeltahaltError, InputError
 from deltahalt.policies import POLICIES, parse_policy
 from deltahalt.policy import AnyPolicy
-
-DEFAULT_POLICY = "window-attention:start=0.5,chunk=64"
+from deltahalt.profile import AUTO, names_profile, policy_text
 
 app = typer.Typer(
     help="Make long prompts cheap: halt prompt tokens inside the model during prefill.",
@@ -29,7 +28,8 @@ out, log = Console(), Console(stderr=True)
 
 ModelOption = Annotated[str, typer.Option(help="Hub id, local folder, .gguf file, or smollm2-135m.")]
 PolicyOption = Annotated[
-    str, typer.Option(help="Name, or name:option=value,...; join stages with +. See `deltahalt policies`.")
+    str,
+    typer.Option(help="auto, a profile.json, or name:option=value,...; join stages with +. See `deltahalt policies`."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
@@ -39,7 +39,7 @@ def run(
     document: Annotated[str, typer.Option(help="Text file to ask about, or - for standard input.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
     model: ModelOption = "smollm2-135m",
-    policy: PolicyOption = DEFAULT_POLICY,
+    policy: PolicyOption = AUTO,
     pruning_ratio: Annotated[float | None, typer.Option(help="Share of eligible tokens to halt, in [0, 1).")] = None,
     start: Annotated[str | None, typer.Option(help="Layer that decides: an index, or a fraction such as 0.4.")] = None,
     keep_first: Annotated[int | None, typer.Option(help="Tokens at the beginning that never halt.")] = None,
@@ -68,7 +68,8 @@ def run(
         "scope": scope,
         "boundary": boundary,
     }
-    chosen = _with_settings(policy, {name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    _check(policy, given)
     text = read_document(document)
     loaded = _load(
         model,
@@ -78,12 +79,13 @@ def run(
         attention=attention,
         trust_remote_code=trust_remote_code,
     )
+    policy = _with_settings(_resolve(policy, loaded.model), given)
     wanted: dict[str, AnyPolicy | None] = {"full model": None} if compare else {}
     _answer_all(
         loaded,
         text,
         question,
-        wanted | {policy: chosen},
+        wanted | {policy: parse_policy(policy)},
         as_json=as_json,
         max_new_tokens=max_new_tokens,
         halted_kv=halted_kv,
@@ -92,19 +94,18 @@ def run(
 
 
 @app.command()
-def demo(
-    model: ModelOption = "smollm2-135m", policy: PolicyOption = DEFAULT_POLICY, as_json: JsonOption = False
-) -> None:
+def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_json: JsonOption = False) -> None:
     """Find a fact planted in the standard library's help texts, with the full model and with halted tokens."""
     from deltahalt.demo import EXPECTED, QUESTION, demo_document
 
-    chosen = parse_policy(policy)
+    _check(policy)
     loaded = _load(model)
+    policy = _resolve(policy, loaded.model)
     answers = _answer_all(
         loaded,
         demo_document(loaded.tokenizer),
         QUESTION,
-        {"full model": None, policy: chosen},
+        {"full model": None, policy: parse_policy(policy)},
         as_json=as_json,
         max_new_tokens=32,
     )
@@ -169,7 +170,7 @@ def flops(
 def bench(
     model: Annotated[str | None, typer.Option(help="Measure this model (default: smollm2-135m).")] = None,
     shape: Annotated[str | None, typer.Option(help="Measure random weights of this shape instead.")] = None,
-    policy: PolicyOption = DEFAULT_POLICY,
+    policy: PolicyOption = AUTO,
     lengths: Annotated[str, typer.Option(help="Prompt lengths, comma-separated.")] = "4096",
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs each way, after one warm-up.")] = 5,
@@ -186,7 +187,8 @@ def bench(
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
-    chosen, sizes = parse_policy(policy), _parse_lengths(lengths)
+    _check(policy)
+    sizes = _parse_lengths(lengths)
     network: Any
     if shape is None:
         name = model or "smollm2-135m"
@@ -195,6 +197,8 @@ def bench(
         name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = getattr(torch, "float32" if dtype == "auto" else dtype)
         network = random_model(ModelShape.parse(shape), dtype=kind, device=place, longest=max(sizes))
+    policy = _resolve(policy, network)
+    chosen = parse_policy(policy)
     table = Table("prompt", "full s", "nothing halted s", "overhead", "halted s", "speedup", "bound", "speedup / bound")
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(f"{name}, {policy}", total=3 * (repeats + 1) * len(sizes))
@@ -228,29 +232,35 @@ def sweep(
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Judge no more of an answer.")] = 48,
+    halted_kv: Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")] = "drop",
+    query_free: Annotated[
+        bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
 ) -> None:
     """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
     from deltahalt.evaluation.samples import load_samples
     from deltahalt.evaluation.summary import summarize
+    from deltahalt.evaluation.sweep import Way
     from deltahalt.evaluation.sweep import sweep as run_sweep
+    from deltahalt.figures.pareto import check_plot, pareto
     from deltahalt.policies import variants
 
-    chosen = variants(policies.split(), starts.split(","), ratios.split(","))
+    if plot is not None:
+        check_plot(plot)
+    way = Way(halted_kv, query_free, max_answer_tokens)
+    named = policies.split()
+    variants([policy for policy in named if not names_profile(policy)], starts.split(","), ratios.split(","))
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
     loaded = _load(model, dtype=dtype, device=device)
+    resolved = [_resolve(policy, loaded.model) for policy in named]
+    chosen = variants(resolved, starts.split(","), ratios.split(","))
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
-        measured = run_sweep(
-            loaded,
-            samples,
-            chosen,
-            rows,
-            max_answer_tokens=max_answer_tokens,
-            tick=lambda: progress.advance(task),
-        )
+        measured = run_sweep(loaded, samples, chosen, rows, way, tick=lambda: progress.advance(task))
     table = Table("policy", "samples", "exact (full)", "NLL change", "agreement", "speedup", "7B, 16K")
     for line in summarize(measured):
         table.add_row(
@@ -263,6 +273,136 @@ def sweep(
             f"{line.reference_speedup:.2f}x",
         )
     out.print(table)
+    if plot is not None:
+        pareto(measured, plot)
+
+
+@app.command()
+def calibrate(
+    profile: Annotated[Path, typer.Option("--out", help="JSON file for the profile; use it as --policy FILE.")],
+    model: ModelOption = "smollm2-135m",
+    target_speedup: Annotated[
+        str, typer.Option(help="Speedups (FLOPs, 7B shape, 16K), comma-separated; the first is the default.")
+    ] = "1.7",
+    max_loss: Annotated[
+        float | None, typer.Option(help="Choose the fastest policy that loses no more, in nats a token.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="generated:COUNT, or JSONL as for sweep.")] = "generated:16",
+    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 8_000,
+    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+) -> None:
+    """Find the policy that loses least at a given speed, for one model, and write it down as a profile."""
+    from deltahalt.evaluation.calibrate import calibrate as run_calibration
+    from deltahalt.evaluation.samples import load_samples
+
+    targets = _parse_speedups(target_speedup)
+    samples = load_samples(data, characters=characters, seed=seed)
+    loaded = _load(model, dtype=dtype, device=device)
+    with log.status("calibrating") as status:
+        found = run_calibration(
+            loaded,
+            samples,
+            targets,
+            profile.with_suffix(".rows.jsonl") if rows is None else rows,
+            max_loss=max_loss,
+            tick=status.update,
+        )
+    found.write(profile)
+    table = Table("policy", "7B, 16K", "NLL change", "same answers")
+    for choice in found.choices:
+        table.add_row(choice.policy, f"{choice.speedup:.2f}x", f"{choice.loss:+.3f}", f"{choice.exact:.2f}")
+    out.print(table)
+    out.print(f"{len(found.evidence['tried'])} policies in {found.evidence['seconds']} s: {profile}", highlight=False)
+
+
+@app.command()
+def plot(
+    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows that `deltahalt sweep` wrote.")],
+    picture: Annotated[Path, typer.Option("--out", help="Where to draw: a file that ends in .svg or .png.")],
+) -> None:
+    """Draw accuracy against speed, from rows already measured; needs the extra `plot`."""
+    from deltahalt.evaluation.sweep import read_sweep
+    from deltahalt.figures.pareto import pareto
+
+    measured = []
+    for file in rows:
+        if not file.is_file():
+            raise InputError(f"there is no file {file}: give rows that `deltahalt sweep` wrote")
+        try:
+            measured += read_sweep(file)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{file} holds other things than rows that `deltahalt sweep` wrote: {error}") from error
+    pareto(measured, picture)
+
+
+@app.command("eval")
+def evaluate(
+    tasks: Annotated[str, typer.Option(help="Comma-separated: longbench_e, ruler, loogle, needle, any of lm-eval.")],
+    model: ModelOption = "smollm2-135m",
+    policy: PolicyOption = AUTO,
+    data: Annotated[Path | None, typer.Option(help="Folder of local data; without it, lm-eval downloads.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use each task's first samples only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once, padded on the left.")] = 1,
+    rows: Annotated[Path | None, typer.Option(help="Add the result rows to this JSONL file.")] = None,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths of ruler and needle, in tokens.")] = "4096",
+    bertscore: Annotated[
+        str | None, typer.Option(help="LooGLE's encoder, MODEL:LAYER such as roberta-large:17; or none, to go without.")
+    ] = None,
+    chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Ask in the chat format.")] = False,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Cut prompts and answers to so many tokens.")] = None,
+    halted_kv: Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")] = "drop",
+    min_prompt_tokens: Annotated[int, typer.Option(help="Leave shorter prompts whole.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds whatever draws.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+) -> None:
+    """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
+    try:
+        from deltahalt.harness.lookup import find_tasks
+        from deltahalt.harness.run import append_rows, run_tasks
+        from deltahalt.integrations.lm_eval import DeltahaltLM
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
+
+    sizes = _parse_lengths(lengths)
+    _check(policy)
+    log.print(f"loading {model}", markup=False, highlight=False)
+    lm = DeltahaltLM(
+        model,
+        policy,
+        halted_kv=halted_kv,
+        min_prompt_tokens=min_prompt_tokens,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+    found = find_tasks(
+        [name.strip() for name in tasks.split(",")],
+        data=data,
+        lengths=sizes,
+        model=model,
+        tokenizer=lm.tokenizer,
+        bertscore=bertscore,
+    )
+    table = Table(Column("task", overflow="fold"), "metric", "value", "stderr", "samples", "seconds")
+    for row in run_tasks(lm, found, limit=limit, chat_template=chat_template, seed=seed):
+        if rows is not None:
+            append_rows(rows, [row])
+        stderr = "" if row.stderr is None else f"{row.stderr:.4f}"
+        table.add_row(row.task, row.metric, f"{row.value:.4f}", stderr, f"{row.samples}", f"{row.seconds:.1f}")
+    lm.close()
+    if lm.rank == 0:
+        out.print(table)
 
 
 @app.command()
@@ -320,12 +460,25 @@ def _answer_all(
     return answers
 
 
-def _with_settings(text: str, settings: dict[str, Any]) -> AnyPolicy:
-    """The policy named by `text`, with settings from options of their own."""
+def _check(policy: str, settings: dict[str, Any] | None = None) -> None:
+    """Refuse a policy that cannot be, before a model is loaded for nothing."""
+    if not names_profile(policy):
+        parse_policy(_with_settings(policy, settings or {}))
+
+
+def _resolve(policy: str, model: Any) -> str:
+    """The text of the policy that `policy` stands for on this model."""
+    from deltahalt.attach import find_decoder
+
+    return policy_text(policy, find_decoder(model))
+
+
+def _with_settings(text: str, settings: dict[str, Any]) -> str:
+    """The policy's text with settings from options of their own."""
     if settings and "+" in text:
         raise InputError("this policy has several stages: give each its settings in --policy, name:option=value,...")
     options = ",".join(f"{name}={value}" for name, value in settings.items())
-    return parse_policy(text + ("," if ":" in text else ":") + options if options else text)
+    return text + ("," if ":" in text else ":") + options if options else text
 
 
 def _parse_lengths(text: str) -> list[int]:
@@ -336,6 +489,16 @@ def _parse_lengths(text: str) -> list[int]:
     if min(lengths) < 1:
         raise InputError("every length must be 1 or more")
     return lengths
+
+
+def _parse_speedups(text: str) -> list[float]:
+    try:
+        speedups = [float(speedup) for speedup in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"speedups {text!r} are not numbers with commas between") from error
+    if min(speedups) <= 1:
+        raise InputError("every target speedup must be above 1")
+    return speedups
 
 
 @contextmanager

@@ -28,7 +28,7 @@ VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.jso
 
 
 class LoadedModel(NamedTuple):
-    """A model on its device, its tokenizer, set to pad on the left as prompts need, and its name."""
+    """A model on its device, its tokenizer, set to pad on the left as prompts need, and its name without folders."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -80,7 +80,8 @@ def load(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(network, tokenizer, name)
+    local = gguf is not None or Path(source).is_dir()
+    return LoadedModel(network, tokenizer, Path(name).name.removesuffix(".gguf") if local else name)
 
 
 def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -1,0 +1,16 @@
+"""What a measurement ran on, in words."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine_name(device: torch.device) -> str:
+    """The GPU's name; or the processor's, and how many of its threads torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs"

@@ -1,0 +1,161 @@
+"""Profiles: which policy suits which model, as `deltahalt calibrate` found it, and the default for other models."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.families import family_of
+from deltahalt.families.base import Module
+from deltahalt.policies import parse_policy
+from deltahalt.policy import AnyPolicy
+
+AUTO = "auto"
+FORMAT = 1
+SIGNED = 16  # entries of the final norm that tell models of one shape apart
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy and what calibration saw of it.
+
+    speedup: true-FLOPs ratio of the schedule on Qwen2.5-7B's shape at 16K. loss: how much less likely the full model's
+    own answers become, nats a token, mean over the tasks. exact: share of them that stay the same word for word.
+    """
+
+    policy: str
+    speedup: float
+    loss: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model is recognized by: its kind and shape, and `SIGNED` even-spaced weights of its final norm.
+
+    Quantized, converted and fine-tuned copies keep the norm within a few percent; models trained apart do not.
+    """
+
+    model_type: str
+    layers: int
+    hidden: int
+    norm: tuple[float, ...]
+
+    @classmethod
+    def of(cls, decoder: Module) -> "Signature":
+        """The signature of a host's decoder. Raises UnsupportedError where its norm is offloaded."""
+        config, weight = decoder.config, decoder.norm.weight
+        if weight.is_meta:
+            raise UnsupportedError("this model's final norm is offloaded, so it cannot be recognized: name a policy")
+        norm = weight.detach().float().cpu()[:: max(1, len(weight) // SIGNED)][:SIGNED]
+        values = tuple(round(value, 4) for value in norm.tolist())
+        return cls(config.model_type, config.num_hidden_layers, config.hidden_size, values)
+
+    def matches(self, other: "Signature") -> bool:
+        """Whether both are of the same model, up to conversion and fine-tuning."""
+        if (self.model_type, self.layers, self.hidden) != (other.model_type, other.layers, other.hidden):
+            return False
+        size = max(abs(value) for value in self.norm)
+        return all(abs(a - b) <= 0.05 * size for a, b in zip(self.norm, other.norm, strict=True))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What calibration chose for one model: choices in ascending speed, the first the default, and the evidence."""
+
+    model: str
+    signature: Signature
+    choices: tuple[Choice, ...]
+    evidence: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Write the profile as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> "Profile":
+        """Read what `write` wrote. Raises InputError for anything else, naming `source`."""
+        try:
+            fields = json.loads(text)
+            if fields["format"] != FORMAT:
+                raise InputError(f"{source} is a profile of another format: calibrate again")
+            signature = Signature(**fields["signature"] | {"norm": tuple(fields["signature"]["norm"])})
+            choices = tuple(Choice(**choice) for choice in fields["choices"])
+            return cls(fields["model"], signature, choices, fields["evidence"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{source} is no profile: make one with `deltahalt calibrate`") from error
+
+    def choose(self, speedup: float | None) -> str:
+        """The policy for at least this speedup; the fastest there is if none reaches it; the default for None."""
+        fast_enough = (choice for choice in self.choices if speedup is None or choice.speedup >= speedup)
+        return next(fast_enough, self.choices[-1]).policy
+
+
+def shipped() -> Iterator[Profile]:
+    """The profiles that come with the package."""
+    for file in sorted(files("deltahalt").joinpath("profiles").iterdir(), key=lambda file: file.name):
+        yield Profile.parse(file.read_text(encoding="utf-8"), file.name)
+
+
+def names_profile(wanted: str) -> bool:
+    """Whether a text stands for a profile's choice, not for a policy itself."""
+    name = wanted.partition(":")[0]
+    return name == AUTO or name.endswith(".json")
+
+
+def policy_text(wanted: str, decoder: Module) -> str:
+    """`wanted` with "auto" and profile files replaced by the policy that they stand for on this host's decoder.
+
+    "auto" is the default choice of the profile shipped for the model, or `safe_default` for a model without; a path to
+    a .json file is the default choice of that profile. `:2.5` behind either asks for at least that speedup.
+    Raises InputError for a profile that is missing, broken, or of another model.
+    """
+    if not names_profile(wanted):
+        return wanted
+    name, _, speed = wanted.partition(":")
+    try:
+        speedup = float(speed) if speed else None
+    except ValueError as error:
+        raise InputError(f"{wanted!r} asks for no speedup: write {name}:2.5 for at least 2.5x") from error
+    signature = Signature.of(decoder)
+    if name == AUTO:
+        known = next((profile for profile in shipped() if profile.signature.matches(signature)), None)
+        return known.choose(speedup) if known is not None else safe_default(decoder)
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
+    profile = Profile.parse(path.read_text(encoding="utf-8"), str(path))
+    if not profile.signature.matches(signature):
+        raise InputError(f"{path} is of another model, {profile.model}: calibrate this one, or use auto")
+    return profile.choose(speedup)
+
+
+def find_policy(wanted: AnyPolicy | str, decoder: Module) -> AnyPolicy:
+    """A policy as it is, or the one that a text stands for: see `policy_text` and `parse_policy`."""
+    return parse_policy(policy_text(wanted, decoder)) if isinstance(wanted, str) else wanted
+
+
+def safe_default(decoder: Module) -> str:
+    """For a model that nobody has calibrated: half of the tokens, in whole chunks, after half of the layers.
+
+    Raises UnsupportedError for a model without a layer there that sees the whole prompt.
+    """
+    config = decoder.config
+    windows = family_of(config).windows(config)
+    seeing = [layer for layer in range(len(windows) // 2, len(windows) - 1) if windows[layer] is None]
+    if not seeing:
+        raise UnsupportedError("no deep layer of this model sees the whole prompt: name a policy, such as key-norm")
+    return attention_policy(seeing[0], 0.5)
+
+
+def attention_policy(start: int, pruning_ratio: float, **options: int) -> str:
+    """Attention of the last window, in the form that held on every model measured: see docs/accuracy.md."""
+    settings = {"start": start, "pruning_ratio": pruning_ratio, "heads": "max", "chunk": 64}
+    settings |= {"keep_first": 256, "keep_last": 128} | {name: value for name, value in options.items() if value}
+    return "window-attention:" + ",".join(f"{name}={value}" for name, value in settings.items())
