@@ -12,6 +12,7 @@ from deltahalt import bench as speed
 from deltahalt import cli
 from deltahalt.evaluation import summary as accuracy
 from deltahalt.evaluation.sweep import read_sweep
+from deltahalt.figures.comparison import on_frontier
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +39,7 @@ def test_a_make_target_exists(command: list[str]) -> None:
 
 def test_the_python_example_runs(tiny_folder: Path, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(import torch.*?)```", README, re.DOTALL)
-    (tmp_path / "report.txt").write_text("It was signed in the spring, by the harbour master. " * 5)
+    (tmp_path / "report.txt").write_text("It was signed in the spring, by the harbour master. " * 9)
     example = example.replace("Qwen/Qwen2.5-7B-Instruct", str(tiny_folder))
     example = example.replace("report.txt", str(tmp_path / "report.txt"))
     names: dict[str, object] = {}
@@ -52,7 +53,14 @@ def test_the_speeds_are_those_of_the_committed_rows(file: Path) -> None:
     assert speed.markdown(speed.read_rows(file)) in README, f"paste: deltahalt report results/{file.name}"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("sweep-*.jsonl")), ids=lambda file: file.name)
-def test_the_accuracies_are_those_of_the_committed_rows(file: Path) -> None:
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("frontier-*.jsonl")), ids=lambda file: file.name)
+def test_the_frontiers_are_those_of_the_committed_rows(file: Path) -> None:
     written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    table = accuracy.markdown(on_frontier(read_sweep(file)))
+    assert table in written, f"paste: deltahalt report --frontier results/{file.name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("signals-*.jsonl")), ids=lambda file: file.name)
+def test_the_ablations_are_those_of_the_committed_rows(file: Path) -> None:
+    written = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
     assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"

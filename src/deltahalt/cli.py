@@ -406,18 +406,23 @@ def evaluate(
 
 
 @app.command()
-def report(file: Annotated[Path, typer.Argument(help="JSONL rows of `deltahalt bench` or `deltahalt sweep`.")]) -> None:
+def report(
+    file: Annotated[Path, typer.Argument(help="JSONL rows of `deltahalt bench` or `deltahalt sweep`.")],
+    frontier: Annotated[bool, typer.Option("--frontier", help="Of a sweep: policies that none beats.")] = False,
+) -> None:
     """Print measured rows as a Markdown table."""
     from deltahalt import bench as speed
     from deltahalt.evaluation import summary as accuracy
     from deltahalt.evaluation.sweep import read_sweep
+    from deltahalt.figures.comparison import on_frontier
 
     if not file.is_file():
         raise InputError(f"there is no file {file}: give rows that `deltahalt bench` or `deltahalt sweep` wrote")
     try:
         table = speed.markdown(speed.read_rows(file))
     except TypeError:  # rows of the other kind
-        table = accuracy.markdown(read_sweep(file))
+        rows = read_sweep(file)
+        table = accuracy.markdown(on_frontier(rows) if frontier else rows)
     typer.echo(table)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -101,6 +101,12 @@ def frontier(points: Iterable[Point]) -> list[Point]:
         if not best or point.quality > best[-1].quality or _same(point, best[-1]):
             best.append(point)
     return best[::-1]
+
+
+def on_frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """The rows of policies on the frontier of either panel, and of the full model. Raises as `compare` does."""
+    best = {point.policy for panel in compare(rows).panels for point in frontier(panel.points)}
+    return [row for row in rows if row.policy in best or row.policy.partition(":")[0] == Dense.name]
 
 
 def _subject(row: SweepRow) -> str:
