@@ -376,7 +376,7 @@ def test_loogle_has_a_row_a_question(data: Path) -> None:
             assert DOCUMENT in task.doc_to_text(doc)
             assert doc["question"] in task.doc_to_text(doc)
     assert [doc["answer"] for doc in tasks["loogle_longdep_qa"].eval_docs] == ["in the harbour", "3"]
-    assert "{'<mask-0>': 'Bob'" in tasks["loogle_shortdep_cloze"].doc_to_text(
+    assert "{'<mask-0>': 'Ada Lovelace'" in tasks["loogle_shortdep_cloze"].doc_to_text(
         tasks["loogle_shortdep_cloze"].eval_docs[0]
     )
 
