@@ -113,3 +113,18 @@ def test_a_profile_is_what_was_measured(loaded_tiny: LoadedModel, tmp_path: Path
 def test_an_unreachable_target_is_refused(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ask for less"):
         calibrate(loaded_tiny, [], [50.0], tmp_path / "rows.jsonl")
+
+
+def test_for_a_loss_what_cannot_be_reached_is_left_out(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    samples = [Sample("tide", "The tide is in. " * 28)]
+    profile = calibrate(loaded_tiny, samples, [1.5, 50.0], tmp_path / "rows.jsonl", max_loss=100.0)
+    (choice,) = profile.choices
+    assert choice.speedup == max(line["speedup"] for line in profile.evidence["tried"])
+
+
+def test_only_the_layers_asked_for_are_tried(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    samples = [Sample("tide", "The tide is in. " * 28)]
+    profile = calibrate(loaded_tiny, samples, [1.5], tmp_path / "rows.jsonl", layers=[1])
+    assert all("start=1," in line["policy"] and "+" not in line["policy"] for line in profile.evidence["tried"])
+    with pytest.raises(InputError, match=r"layers \[5\] cannot decide"):
+        calibrate(loaded_tiny, samples, [1.5], tmp_path / "rows.jsonl", layers=[1, 5])

@@ -234,7 +234,9 @@ def test_a_profile_is_written_and_then_used(
     assert profile.name in capsys.readouterr().out.replace("\n", "")
     (choice,) = json.loads(profile.read_text())["choices"]
     assert run(tiny_folder, document, "--policy", str(profile), "--json") == 0
-    assert list(json.loads(capsys.readouterr().out)) == [choice["policy"]]
+    said = capsys.readouterr()
+    assert list(json.loads(said.out)) == [str(profile)]
+    assert f"{profile}: {choice['policy']}" in said.err
     assert run(tiny_folder, document, "--policy", "no-such.json") == 2
     assert "no-such.json" in capsys.readouterr().err
 
@@ -243,8 +245,9 @@ def test_a_model_without_a_profile_gets_the_cautious_default(
     tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_folder, document, "--json") == 0
-    (policy,) = json.loads(capsys.readouterr().out)
-    assert policy.startswith("window-attention:start=3,pruning_ratio=0.5")
+    said = capsys.readouterr()
+    assert list(json.loads(said.out)) == ["auto"]
+    assert "auto: window-attention:start=3,pruning_ratio=0.5" in said.err
 
 
 @pytest.mark.parametrize("speedup", ["fast", "1", "0.5,2"])

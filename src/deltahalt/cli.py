@@ -79,13 +79,13 @@ def run(
         attention=attention,
         trust_remote_code=trust_remote_code,
     )
-    policy = _with_settings(_resolve(policy, loaded.model), given)
+    chosen = _with_settings(_resolve(policy, loaded.model), given)
     wanted: dict[str, AnyPolicy | None] = {"full model": None} if compare else {}
     _answer_all(
         loaded,
         text,
         question,
-        wanted | {policy: parse_policy(policy)},
+        wanted | {policy: parse_policy(chosen)},
         as_json=as_json,
         max_new_tokens=max_new_tokens,
         halted_kv=halted_kv,
@@ -100,12 +100,12 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
 
     _check(policy)
     loaded = _load(model)
-    policy = _resolve(policy, loaded.model)
+    chosen = _resolve(policy, loaded.model)
     answers = _answer_all(
         loaded,
         demo_document(loaded.tokenizer),
         QUESTION,
-        {"full model": None, policy: parse_policy(policy)},
+        {"full model": None, policy: parse_policy(chosen)},
         as_json=as_json,
         max_new_tokens=32,
     )
@@ -149,7 +149,7 @@ def flops(
         from deltahalt.models import load_config
 
         sizes = ModelShape.of(load_config(model).get_text_config())
-    rows = [savings(sizes, parse_policy(policy), length) for length in _parse_lengths(lengths)]
+    rows = [savings(sizes, parse_policy(policy), length) for length in _parse_numbers(lengths)]
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
@@ -188,7 +188,7 @@ def bench(
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
     _check(policy)
-    sizes = _parse_lengths(lengths)
+    sizes = _parse_numbers(lengths)
     network: Any
     if shape is None:
         name = model or "smollm2-135m"
@@ -282,11 +282,12 @@ def calibrate(
     profile: Annotated[Path, typer.Option("--out", help="JSON file for the profile; use it as --policy FILE.")],
     model: ModelOption = "smollm2-135m",
     target_speedup: Annotated[
-        str, typer.Option(help="Speedups (FLOPs, 7B shape, 16K), comma-separated; the first is the default.")
-    ] = "1.7",
-    max_loss: Annotated[
-        float | None, typer.Option(help="Choose the fastest policy that loses no more, in nats a token.")
+        str | None, typer.Option(help="FLOPs ratios (7B shape, 16K), comma-separated; the first, 1.7, is the default.")
     ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Choose the fastest policy that loses no more nats a token, of 1.3x to 2.5x.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
     data: Annotated[str, typer.Option(help="generated:COUNT, or JSONL as for sweep.")] = "generated:16",
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 8_000,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
@@ -298,7 +299,7 @@ def calibrate(
     from deltahalt.evaluation.calibrate import calibrate as run_calibration
     from deltahalt.evaluation.samples import load_samples
 
-    targets = _parse_speedups(target_speedup)
+    targets = _parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
     samples = load_samples(data, characters=characters, seed=seed)
     loaded = _load(model, dtype=dtype, device=device)
     with log.status("calibrating") as status:
@@ -308,6 +309,7 @@ def calibrate(
             targets,
             profile.with_suffix(".rows.jsonl") if rows is None else rows,
             max_loss=max_loss,
+            layers=_parse_numbers(layers) if layers else None,
             tick=status.update,
         )
     found.write(profile)
@@ -370,7 +372,7 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
 
-    sizes = _parse_lengths(lengths)
+    sizes = _parse_numbers(lengths)
     _check(policy)
     log.print(f"loading {model}", markup=False, highlight=False)
     lm = DeltahaltLM(
@@ -472,10 +474,13 @@ def _check(policy: str, settings: dict[str, Any] | None = None) -> None:
 
 
 def _resolve(policy: str, model: Any) -> str:
-    """The text of the policy that `policy` stands for on this model."""
+    """The text of the policy that `policy` stands for on this model; says so where that is not the text itself."""
     from deltahalt.attach import find_decoder
 
-    return policy_text(policy, find_decoder(model))
+    chosen = policy_text(policy, find_decoder(model))
+    if chosen != policy:
+        log.print(f"{policy}: {chosen}", markup=False, highlight=False, soft_wrap=True)
+    return chosen
 
 
 def _with_settings(text: str, settings: dict[str, Any]) -> str:
@@ -486,13 +491,13 @@ def _with_settings(text: str, settings: dict[str, Any]) -> str:
     return text + ("," if ":" in text else ":") + options if options else text
 
 
-def _parse_lengths(text: str) -> list[int]:
+def _parse_numbers(text: str) -> list[int]:
     try:
         lengths = [int(length) for length in text.split(",")]
     except ValueError as error:
-        raise InputError(f"lengths {text!r} are not whole numbers with commas between") from error
+        raise InputError(f"{text!r} is not whole numbers with commas between") from error
     if min(lengths) < 1:
-        raise InputError("every length must be 1 or more")
+        raise InputError(f"{text!r} has a number below 1")
     return lengths
 
 

@@ -39,17 +39,19 @@ def calibrate(
     rows: Path,
     *,
     max_loss: float | None = None,
+    layers: Sequence[int] | None = None,
     tick: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """Choose a policy for each target speedup: the one with the least loss that is at least that fast.
 
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
-    fastest of those measured that lose no more. rows: JSONL that every measurement goes to; a calibration that was cut
-    short goes on from it. tick: told what is measured, before each sample.
+    fastest of those measured that lose no more. layers: try these only. rows: JSONL that every measurement goes to; a
+    calibration that was cut short goes on from it. tick: told what is measured, before each sample.
 
     Every layer first, with and without a look ahead, at the ratio that gives the target; then longer chunks, and a
-    second decision, for the best. Raises InputError where no policy reaches a target, or none keeps the loss.
+    second decision, for the best. Raises InputError where no policy reaches a target, none keeps the loss, or a layer
+    cannot decide.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
@@ -68,11 +70,13 @@ def calibrate(
         return sorted((measured[policy] for policy in wanted), key=lambda choice: choice.loss)
 
     depth = len(decoder.layers)
-    layers = deciding_layers(decoder)
+    able = deciding_layers(decoder)
+    if unable := sorted(set(layers or ()).difference(able)):
+        raise InputError(f"layers {unable} cannot decide: choose among {able}")
     for target in targets:
-        singles = [single(layer, target, depth, ahead=ahead) for layer in layers for ahead in (0, AHEAD)]
+        singles = [single(layer, target, depth, ahead=ahead) for layer in layers or able for ahead in (0, AHEAD)]
         ranked = measure(singles, f"{target}x: which layer")
-        if not ranked:
+        if not ranked and max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
         best = [choice.policy for choice in ranked[:BEST]]
         longer = [with_chunk(policy, target, depth) for policy in best]
