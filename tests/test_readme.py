@@ -13,6 +13,7 @@ from deltahalt import cli
 from deltahalt.evaluation import summary as accuracy
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
+from deltahalt.profile import Profile, shipped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,3 +65,11 @@ def test_the_frontiers_are_those_of_the_committed_rows(file: Path) -> None:
 def test_the_ablations_are_those_of_the_committed_rows(file: Path) -> None:
     written = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
     assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"
+
+
+@pytest.mark.parametrize("profile", shipped(), ids=lambda profile: profile.model)
+def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
+    written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    for choice in profile.choices:
+        line = f"| {profile.model} | `{choice.policy}` | {choice.speedup:.2f}x | {choice.loss:+.3f} | {choice.exact:.2f} |"
+        assert line in written
