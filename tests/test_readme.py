@@ -71,5 +71,7 @@ def test_the_ablations_are_those_of_the_committed_rows(file: Path) -> None:
 def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
     written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     for choice in profile.choices:
-        line = f"| {profile.model} | `{choice.policy}` | {choice.speedup:.2f}x | {choice.loss:+.3f} | {choice.exact:.2f} |"
+        line = (
+            f"| {profile.model} | `{choice.policy}` | {choice.speedup:.2f}x | {choice.loss:+.3f} | {choice.exact:.2f} |"
+        )
         assert line in written
