@@ -193,7 +193,7 @@ def test_demo_answers_right_both_ways(capsys: pytest.CaptureFixture[str]) -> Non
     assert full["prompt_tokens"] >= 4000
     assert EXPECTED in full["text"]
     assert EXPECTED in halted["text"]
-    assert halted["lengths"][-1] < 0.6 * full["lengths"][-1]
+    assert halted["lengths"][-1] < 0.7 * full["lengths"][-1]
 
 
 def test_sweep_measures_every_setting(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
