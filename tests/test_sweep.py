@@ -108,9 +108,9 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
 
 def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    for way in (Way(), Way(query_free=True), Way(halted_kv="frozen"), Way()):
+    for way in (Way(), Way(query_free=True), Way(halted_kv="frozen"), Way(max_answer_tokens=2), Way()):
         sweep(loaded_tiny, QUESTIONS[:1], SPECS[:2], file, way)
-    assert len(file.read_text().splitlines()) == 3 * 2
+    assert len(file.read_text().splitlines()) == 4 * 2
 
 
 def test_the_full_models_own_answer_is_what_generate_gives() -> None:

@@ -36,7 +36,8 @@ class SweepRow:
     exact: greedy decoding would give the whole answer. nll: mean negative log-likelihood of the answer's tokens, nats;
     full_exact, full_nll: the same of the full model. agreement: share of the full model's own greedy answer that stays
     the most likely next token. speedup: true-FLOPs ratio on this model and prompt; reference_speedup: of the same
-    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free: as in `Way`.
+    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free, max_answer_tokens: as in
+    `Way`.
     """
 
     sample: str
@@ -54,6 +55,7 @@ class SweepRow:
     reference_speedup: float
     halted_kv: str = "drop"
     query_free: bool = False
+    max_answer_tokens: int = 48
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], w
             reference_speedup=reference_speedup(chosen[text], shape.layers),
             halted_kv=way.halted_kv,
             query_free=way.query_free,
+            max_answer_tokens=way.max_answer_tokens,
         )
 
 
@@ -252,7 +255,7 @@ def sweep(
     tick: called after each sample. Returns all rows of this model, samples, policies and way.
     """
     known = (row for row in read_sweep(rows) if row.model == loaded.name)
-    done = {(row.sample, row.policy): row for row in known if (row.halted_kv, row.query_free) == _key(way)}
+    done = {(row.sample, row.policy): row for row in known if _way(row) == way}
     rows.parent.mkdir(parents=True, exist_ok=True)
     wanted: list[SweepRow] = []
     with rows.open("a", encoding="utf-8") as file:
@@ -267,8 +270,8 @@ def sweep(
     return wanted
 
 
-def _key(way: Way) -> tuple[str, bool]:
-    return way.halted_kv, way.query_free
+def _way(row: SweepRow) -> Way:
+    return Way(row.halted_kv, row.query_free, row.max_answer_tokens)
 
 
 def read_sweep(path: Path) -> list[SweepRow]:
