@@ -31,6 +31,13 @@ PolicyOption = Annotated[
     str,
     typer.Option(help="auto, a profile.json, or name:option=value,...; join stages with +. See `deltahalt policies`."),
 ]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")]
+DeviceMapOption = Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")]
+AttentionOption = Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
+HaltedKVOption = Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")]
+MinPromptOption = Annotated[int, typer.Option(help="Leave shorter prompts whole.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
@@ -46,16 +53,16 @@ def run(
     keep_last: Annotated[int | None, typer.Option(help="Tokens at the end that never halt, 1 or more.")] = None,
     scope: Annotated[str | None, typer.Option(help="Which tokens may halt: all, visual or text.")] = None,
     boundary: Annotated[str | None, typer.Option(help="Halt after the whole layer (block) or its attention.")] = None,
-    halted_kv: Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")] = "drop",
-    min_prompt_tokens: Annotated[int, typer.Option(help="Leave shorter prompts whole.")] = 0,
+    halted_kv: HaltedKVOption = "drop",
+    min_prompt_tokens: MinPromptOption = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
     as_json: JsonOption = False,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
+    attention: AttentionOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Answer a question about a document with halted prompt tokens, and show what it cost."""
     from deltahalt.documents import read_document
@@ -175,8 +182,8 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs each way, after one warm-up.")] = 5,
     seed: Annotated[int, typer.Option(help="Draws the prompts.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
     rows: Annotated[Path | None, typer.Option(help="Add the rows to this JSONL file.")] = None,
 ) -> None:
     """Time prefill in turn: plain Hugging Face, this engine with nothing halted, and the policy."""
@@ -232,14 +239,14 @@ def sweep(
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Judge no more of an answer.")] = 48,
-    halted_kv: Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")] = "drop",
+    halted_kv: HaltedKVOption = "drop",
     query_free: Annotated[
         bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
 ) -> None:
     """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
     from deltahalt.evaluation.samples import load_samples
@@ -292,8 +299,8 @@ def calibrate(
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 8_000,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
     rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
 ) -> None:
     """Find the policy that loses least at a given speed, for one model, and write it down as a profile."""
     from deltahalt.evaluation.calibrate import calibrate as run_calibration
@@ -355,14 +362,14 @@ def evaluate(
     ] = None,
     chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Ask in the chat format.")] = False,
     max_length: Annotated[int | None, typer.Option(min=1, help="Cut prompts and answers to so many tokens.")] = None,
-    halted_kv: Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")] = "drop",
-    min_prompt_tokens: Annotated[int, typer.Option(help="Leave shorter prompts whole.")] = 0,
+    halted_kv: HaltedKVOption = "drop",
+    min_prompt_tokens: MinPromptOption = 0,
     seed: Annotated[int, typer.Option(help="Seeds whatever draws.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")] = None,
-    attention: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
+    attention: AttentionOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
     try:
