@@ -155,7 +155,7 @@ def safe_default(decoder: Module) -> str:
 
 
 def attention_policy(start: int, pruning_ratio: float, **options: int) -> str:
-    """Attention of the last window, in the form that held on every model measured: see docs/accuracy.md.
+    """Attention of the last window, in the form that lost least where it was measured: see docs/accuracy.md.
 
     It has no use for the output of the start layer's FFN, so tokens halt before it: the same tokens for less work.
     """
