@@ -10,6 +10,7 @@ import pytest
 
 from deltahalt import cli
 from deltahalt.demo import EXPECTED, FACT
+from deltahalt.policies import POLICIES
 
 TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
 SMALL = ["--keep-first", "4", "--keep-last", "8"]
@@ -139,7 +140,7 @@ def test_a_prompt_too_long_for_the_model_is_refused(
 def test_policies_lists_each_with_stage_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert deltahalt("policies", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in listed] == list(cli.POLICIES)
+    assert [row["name"] for row in listed] == list(POLICIES)
     assert all(row["summary"] and row["stage"] and row["source"] for row in listed)
 
 

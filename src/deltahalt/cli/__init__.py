@@ -1,0 +1,37 @@
+"""The command `deltahalt`: one file a group of commands."""
+
+import typer
+
+from deltahalt.cli import accuracy, ask, benchmarks, describe, show, speed
+from deltahalt.cli.base import log
+from deltahalt.errors import DeltahaltError
+
+app = typer.Typer(
+    help="Make long prompts cheap: halt prompt tokens inside the model during prefill.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (
+    ask.run,
+    ask.demo,
+    describe.policies,
+    describe.flops,
+    speed.bench,
+    accuracy.sweep,
+    accuracy.calibrate,
+    benchmarks.evaluate,
+    show.plot,
+    show.report,
+):
+    app.command("eval" if command is benchmarks.evaluate else None)(command)
+
+
+def main() -> None:
+    """Run the command; a DeltahaltError becomes one line on stderr and exit status 2."""
+    try:
+        app()
+    except DeltahaltError as error:
+        log.print(f"deltahalt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from error

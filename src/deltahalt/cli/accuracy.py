@@ -1,0 +1,109 @@
+"""Accuracy at speed: `sweep` and `calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from deltahalt.cli.base import DeviceOption, DtypeOption, HaltedKVOption, ModelOption, log, out
+from deltahalt.cli.common import load_model, parse_numbers, parse_speedups, resolve_policy
+from deltahalt.profile import names_profile
+
+
+def sweep(
+    rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
+    model: ModelOption = "smollm2-135m",
+    policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = "dash window-attention random",
+    starts: Annotated[str, typer.Option(help="Start layers to try with each: indices or fractions.")] = "0.4",
+    ratios: Annotated[str, typer.Option(help="Pruning ratios to try with each.")] = "0.667",
+    data: Annotated[str, typer.Option(help="JSONL of task, prompt, answer; or generated:COUNT.")] = "generated:12",
+    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Judge no more of an answer.")] = 48,
+    halted_kv: HaltedKVOption = "drop",
+    query_free: Annotated[
+        bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
+    from deltahalt.evaluation.samples import load_samples
+    from deltahalt.evaluation.summary import summarize
+    from deltahalt.evaluation.sweep import Way
+    from deltahalt.evaluation.sweep import sweep as run_sweep
+    from deltahalt.figures.pareto import check_plot, pareto
+    from deltahalt.policies import variants
+
+    if plot is not None:
+        check_plot(plot)
+    way = Way(halted_kv, query_free, max_answer_tokens)
+    named = policies.split()
+    variants([policy for policy in named if not names_profile(policy)], starts.split(","), ratios.split(","))
+    samples = load_samples(data, characters=characters, seed=seed)[:limit]
+    loaded = load_model(model, dtype=dtype, device=device)
+    resolved = [resolve_policy(policy, loaded.model) for policy in named]
+    chosen = variants(resolved, starts.split(","), ratios.split(","))
+    with Progress(console=log, transient=True) as progress:
+        task = progress.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
+        measured = run_sweep(loaded, samples, chosen, rows, way, tick=lambda: progress.advance(task))
+    table = Table("policy", "samples", "exact (full)", "NLL change", "agreement", "speedup", "7B, 16K")
+    for line in summarize(measured):
+        table.add_row(
+            line.policy,
+            f"{line.samples}",
+            f"{line.exact:.2f} ({line.full_exact:.2f})",
+            f"{line.nll_change:+.3f}",
+            f"{line.agreement:.2f}",
+            f"{line.speedup:.2f}x",
+            f"{line.reference_speedup:.2f}x",
+        )
+    out.print(table)
+    if plot is not None:
+        pareto(measured, plot)
+
+
+def calibrate(
+    profile: Annotated[Path, typer.Option("--out", help="JSON file for the profile; use it as --policy FILE.")],
+    model: ModelOption = "smollm2-135m",
+    target_speedup: Annotated[
+        str | None, typer.Option(help="FLOPs ratios (7B shape, 16K), comma-separated; the first, 1.7, is the default.")
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Choose the fastest policy that loses no more nats a token, of 1.3x to 2.5x.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
+    data: Annotated[str, typer.Option(help="generated:COUNT, or JSONL as for sweep.")] = "generated:16",
+    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 8_000,
+    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Find the policy that loses least at a given speed, for one model, and write it down as a profile."""
+    from deltahalt.evaluation.calibrate import calibrate as run_calibration
+    from deltahalt.evaluation.samples import load_samples
+
+    targets = parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
+    samples = load_samples(data, characters=characters, seed=seed)
+    loaded = load_model(model, dtype=dtype, device=device)
+    with log.status("calibrating") as status:
+        found = run_calibration(
+            loaded,
+            samples,
+            targets,
+            profile.with_suffix(".rows.jsonl") if rows is None else rows,
+            max_loss=max_loss,
+            layers=parse_numbers(layers) if layers else None,
+            tick=status.update,
+        )
+    found.write(profile)
+    table = Table("policy", "7B, 16K", "NLL change", "same answers")
+    for choice in found.choices:
+        table.add_row(choice.policy, f"{choice.speedup:.2f}x", f"{choice.loss:+.3f}", f"{choice.exact:.2f}")
+    out.print(table)
+    out.print(f"{len(found.evidence['tried'])} policies in {found.evidence['seconds']} s: {profile}", highlight=False)

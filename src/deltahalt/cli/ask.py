@@ -1,0 +1,137 @@
+"""Ask about a document: `run` and `demo`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from deltahalt.cli.base import (
+    AttentionOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    HaltedKVOption,
+    JsonOption,
+    MinPromptOption,
+    ModelOption,
+    PolicyOption,
+    TrustOption,
+    log,
+    out,
+)
+from deltahalt.cli.common import check_policy, load_model, resolve_policy, with_settings
+from deltahalt.errors import InputError
+from deltahalt.policies import parse_policy
+from deltahalt.policy import AnyPolicy
+from deltahalt.profile import AUTO
+
+
+def run(
+    document: Annotated[str, typer.Option(help="Text file to ask about, or - for standard input.")],
+    question: Annotated[str, typer.Option(help="What to ask.")],
+    model: ModelOption = "smollm2-135m",
+    policy: PolicyOption = AUTO,
+    pruning_ratio: Annotated[float | None, typer.Option(help="Share of eligible tokens to halt, in [0, 1).")] = None,
+    start: Annotated[str | None, typer.Option(help="Layer that decides: an index, or a fraction such as 0.4.")] = None,
+    keep_first: Annotated[int | None, typer.Option(help="Tokens at the beginning that never halt.")] = None,
+    keep_last: Annotated[int | None, typer.Option(help="Tokens at the end that never halt, 1 or more.")] = None,
+    scope: Annotated[str | None, typer.Option(help="Which tokens may halt: all, visual or text.")] = None,
+    boundary: Annotated[str | None, typer.Option(help="Halt after the whole layer (block) or its attention.")] = None,
+    halted_kv: HaltedKVOption = "drop",
+    min_prompt_tokens: MinPromptOption = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
+    attention: AttentionOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Answer a question about a document with halted prompt tokens, and show what it cost."""
+    from deltahalt.documents import read_document
+
+    settings = {
+        "pruning_ratio": pruning_ratio,
+        "start": start,
+        "keep_first": keep_first,
+        "keep_last": keep_last,
+        "scope": scope,
+        "boundary": boundary,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    check_policy(policy, given)
+    text = read_document(document)
+    loaded = load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+    )
+    chosen = with_settings(resolve_policy(policy, loaded.model), given)
+    wanted: dict[str, AnyPolicy | None] = {"full model": None} if compare else {}
+    _answer_all(
+        loaded,
+        text,
+        question,
+        wanted | {policy: parse_policy(chosen)},
+        as_json=as_json,
+        max_new_tokens=max_new_tokens,
+        halted_kv=halted_kv,
+        min_prompt_tokens=min_prompt_tokens,
+    )
+
+
+def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_json: JsonOption = False) -> None:
+    """Find a fact planted in the standard library's help texts, with the full model and with halted tokens."""
+    from deltahalt.demo import EXPECTED, QUESTION, demo_document
+
+    check_policy(policy)
+    loaded = load_model(model)
+    chosen = resolve_policy(policy, loaded.model)
+    answers = _answer_all(
+        loaded,
+        demo_document(loaded.tokenizer),
+        QUESTION,
+        {"full model": None, policy: parse_policy(chosen)},
+        as_json=as_json,
+        max_new_tokens=32,
+    )
+    log.print(f"Asked: {QUESTION} Right where the answer holds: {EXPECTED}.", highlight=False)
+    wrong = [name for name, answer in answers.items() if EXPECTED not in answer.text]
+    if wrong:
+        raise InputError(f"wrong answer from: {', '.join(wrong)}. Try another --policy or a larger --model")
+
+
+def _answer_all(
+    loaded: Any, document: str, question: str, policies: dict[str, AnyPolicy | None], *, as_json: bool, **options: Any
+) -> dict[str, Any]:
+    """Answer with each policy in turn and show the answers; returns them by name."""
+    from deltahalt.ask import ask, warm_up
+    from deltahalt.documents import build_prompt, to_device
+    from deltahalt.show import show_answers
+
+    prompt = build_prompt(loaded.tokenizer, loaded.model.config, document, question)
+    inputs = to_device(prompt, loaded.model.device)
+    answers = {}
+    warm_up(loaded, inputs)
+    for name, policy in policies.items():
+        with _status(f"reading {inputs['input_ids'].shape[1]:,} tokens and answering: {name}"):
+            answers[name] = ask(loaded, inputs, policy, **options)
+    if as_json:
+        typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
+    else:
+        show_answers(out, answers)
+    return answers
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    """A spinner on stderr while something long goes on."""
+    with log.status(what):
+        yield

@@ -1,0 +1,90 @@
+"""Public benchmarks: `eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from deltahalt.cli.base import (
+    AttentionOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    HaltedKVOption,
+    MinPromptOption,
+    ModelOption,
+    PolicyOption,
+    TrustOption,
+    log,
+    out,
+)
+from deltahalt.cli.common import check_policy, parse_numbers
+from deltahalt.errors import InputError
+from deltahalt.profile import AUTO
+
+
+def evaluate(
+    tasks: Annotated[str, typer.Option(help="Comma-separated: longbench_e, ruler, loogle, needle, any of lm-eval.")],
+    model: ModelOption = "smollm2-135m",
+    policy: PolicyOption = AUTO,
+    data: Annotated[Path | None, typer.Option(help="Folder of local data; without it, lm-eval downloads.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use each task's first samples only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once, padded on the left.")] = 1,
+    rows: Annotated[Path | None, typer.Option(help="Add the result rows to this JSONL file.")] = None,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths of ruler and needle, in tokens.")] = "4096",
+    bertscore: Annotated[
+        str | None, typer.Option(help="LooGLE's encoder, MODEL:LAYER such as roberta-large:17; or none, to go without.")
+    ] = None,
+    chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Ask in the chat format.")] = False,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Cut prompts and answers to so many tokens.")] = None,
+    halted_kv: HaltedKVOption = "drop",
+    min_prompt_tokens: MinPromptOption = 0,
+    seed: Annotated[int, typer.Option(help="Seeds whatever draws.")] = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+    device_map: DeviceMapOption = None,
+    attention: AttentionOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
+    try:
+        from deltahalt.harness.lookup import find_tasks
+        from deltahalt.harness.run import append_rows, run_tasks
+        from deltahalt.integrations.lm_eval import DeltahaltLM
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
+
+    sizes = parse_numbers(lengths)
+    check_policy(policy)
+    log.print(f"loading {model}", markup=False, highlight=False)
+    lm = DeltahaltLM(
+        model,
+        policy,
+        halted_kv=halted_kv,
+        min_prompt_tokens=min_prompt_tokens,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+    found = find_tasks(
+        [name.strip() for name in tasks.split(",")],
+        data=data,
+        lengths=sizes,
+        model=model,
+        tokenizer=lm.tokenizer,
+        bertscore=bertscore,
+    )
+    table = Table(Column("task", overflow="fold"), "metric", "value", "stderr", "samples", "seconds")
+    for row in run_tasks(lm, found, limit=limit, chat_template=chat_template, seed=seed):
+        if rows is not None:
+            append_rows(rows, [row])
+        stderr = "" if row.stderr is None else f"{row.stderr:.4f}"
+        table.add_row(row.task, row.metric, f"{row.value:.4f}", stderr, f"{row.samples}", f"{row.seconds:.1f}")
+    lm.close()
+    if lm.rank == 0:
+        out.print(table)

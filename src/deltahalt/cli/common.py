@@ -1,0 +1,62 @@
+"""Reading options, finding policies, loading models."""
+
+from typing import Any
+
+from deltahalt.cli.base import log
+from deltahalt.errors import InputError
+from deltahalt.policies import parse_policy
+from deltahalt.profile import names_profile, policy_text
+
+
+def load_model(name: str, **options: Any) -> Any:
+    """Load a model, under the host's own progress bars."""
+    from deltahalt.models import load
+
+    log.print(f"loading {name}", markup=False, highlight=False)
+    return load(name, **options)
+
+
+def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:
+    """Refuse a policy that cannot be, before a model is loaded for nothing."""
+    if not names_profile(policy):
+        parse_policy(with_settings(policy, settings or {}))
+
+
+def resolve_policy(policy: str, model: Any) -> str:
+    """The text of the policy that `policy` stands for on this model; says so where that is not the text itself."""
+    from deltahalt.attach import find_decoder
+
+    chosen = policy_text(policy, find_decoder(model))
+    if chosen != policy:
+        log.print(f"{policy}: {chosen}", markup=False, highlight=False, soft_wrap=True)
+    return chosen
+
+
+def with_settings(text: str, settings: dict[str, Any]) -> str:
+    """The policy's text with settings from options of their own."""
+    if settings and "+" in text:
+        raise InputError("this policy has several stages: give each its settings in --policy, name:option=value,...")
+    options = ",".join(f"{name}={value}" for name, value in settings.items())
+    return text + ("," if ":" in text else ":") + options if options else text
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Whole numbers of 1 and more, with commas between. Raises InputError for anything else."""
+    try:
+        lengths = [int(length) for length in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{text!r} is not whole numbers with commas between") from error
+    if min(lengths) < 1:
+        raise InputError(f"{text!r} has a number below 1")
+    return lengths
+
+
+def parse_speedups(text: str) -> list[float]:
+    """Speedups above 1, with commas between. Raises InputError for anything else."""
+    try:
+        speedups = [float(speedup) for speedup in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"speedups {text!r} are not numbers with commas between") from error
+    if min(speedups) <= 1:
+        raise InputError("every target speedup must be above 1")
+    return speedups
