@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from deltahalt import Dash, Dense, InputError, Progressive, UnsupportedError, halting
+from deltahalt import Dash, Dense, InputError, Progressive, UnsupportedError, WindowAttention, halting
 from deltahalt.flops import (
     KNOWN_SHAPES,
     LayerLoad,
@@ -133,15 +133,24 @@ def test_the_full_model_runs_every_token_through_every_layer() -> None:
         Dash(start=1, **HALVE),
         Dash(start=1, boundary="attention", **HALVE),
         Progressive([Dash(start=1, **HALVE), Dash(start=3, **HALVE | {"pruning_ratio": 0.9})]),
+        WindowAttention(start=2, window=1, layers=2, ahead=3, **HALVE),
         Dense(),
     ],
-    ids=["block", "attention", "two-stages", "dense"],
+    ids=["block", "attention", "two-stages", "look-ahead", "dense"],
 )
 def test_loads_are_those_that_the_engine_reports(policy: AnyPolicy) -> None:
     model, prompt = tiny(), torch.arange(1, 102)[None]
     with torch.no_grad(), halting(model, policy) as halted:
         model(prompt, logits_to_keep=1)
     assert list(halted.report.loads[0]) == policy_loads(policy, model.config.num_hidden_layers, 101)
+
+
+def test_a_look_ahead_costs_keys_and_values_of_each_layer_looked_at() -> None:
+    loads = policy_loads(WindowAttention(start=1, window=1, ahead=9, **HALVE), 4, 101)
+    assert [load.looked for load in loads] == [0, 2 * 101, 0, 0]
+    blind = policy_loads(WindowAttention(start=1, window=1, **HALVE), 4, 101)
+    extra = true_flops(SMALL, loads, 101) - true_flops(SMALL, blind, 101)
+    assert extra == 2 * 2 * (2 * 101 * SMALL.hidden * SMALL.kv_heads * SMALL.head_dim)
 
 
 def test_frozen_tokens_cost_extra_only_below_the_layer_that_halts_them() -> None:

@@ -22,6 +22,14 @@ class Decision:
         """Whether tokens halt between this layer's attention and its FFN."""
         return layer == self.stage.last and self.stage.policy.boundary == "attention"
 
+    def looked(self, layer: int, lengths: tuple[int, ...], layers: int) -> tuple[int, ...]:
+        """For each row of `lengths` tokens, how many of them deeper layers project for a look ahead from `layer`.
+
+        layers: that the model has. A token counts once for each layer looked at.
+        """
+        ahead = self.stage.ahead(layer, layers)
+        return tuple(length * ahead if row in self.rows else 0 for row, length in enumerate(lengths))
+
     def observe(self, view: Callable[[int], LayerView]) -> None:
         """Add the scores at one more layer; `view(row)` shows it to the policy."""
         for row in self.rows:

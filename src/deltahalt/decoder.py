@@ -34,13 +34,14 @@ def run_layers(
         for halted in served:
             _serve(layer, index, halted, call)
         inputs = call.layer_inputs(index, stream, trace)
+        looked = (0,) * len(attended) if decision is None else decision.looked(index, attended, len(call.layers))
         if decision is None:
             stream = fed = stream.advance(layer(stream.hidden, **inputs))
         else:
             opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
             stream, fed = opened.run(inputs)
             decision = None if index == decision.stage.last else decision
-        trace.log(attended, fed.lengths, served)
+        trace.log(attended, fed.lengths, served, looked)
     return stream, trace
 
 

@@ -68,12 +68,14 @@ class LayerLoad:
     """What one layer computes for one sequence.
 
     attended: tokens that go through attention. fed: tokens that go through the FFN (differs where tokens halt
-    between the two). frozen: halted tokens whose K/V is computed and read all the same.
+    between the two). frozen: halted tokens whose K/V is computed and read all the same. looked: tokens whose K/V at
+    deeper layers is computed for a look ahead, each once for every layer looked at.
     """
 
     attended: int
     fed: int
     frozen: int = 0
+    looked: int = 0
 
 
 def paper_flops(shape: ModelShape, loads: Sequence[LayerLoad]) -> int:
@@ -86,13 +88,13 @@ def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> in
     """Multiply and add counted as two: q, k, v, o with grouped heads, causal attention, gated FFN, windows.
 
     prompt: tokens before any halting. Kept tokens are taken as evenly spread over it where distance matters.
-    Embedding, norms, logits and scoring are left out: they are below 1 % of any real prompt.
+    Embedding, norms, logits and the queries of scoring are left out: they are below 1 % of any real prompt.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     total = 0
     for layer, load in enumerate(loads):
         total += 4 * load.attended * shape.hidden * queries
-        total += 4 * (load.attended + load.frozen) * shape.hidden * keys
+        total += 4 * (load.attended + load.frozen + load.looked) * shape.hidden * keys
         total += 4 * queries * _pairs(load, shape.window(layer), prompt)
         total += 6 * load.fed * shape.hidden * shape.intermediate
     return total
@@ -122,16 +124,16 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
     paper: as in the paper's Eq. 7, where layer l_s runs on the kept tokens already; Alg. 1, and this engine, run it
     in full.
     """
-    loads, active = [], tokens
-    stages = {stage.last: stage.policy for stage in place(policy, layers)}
+    loads, active, placed = [], tokens, place(policy, layers)
+    stages = {stage.last: stage.policy for stage in placed}
     for layer in range(layers):
-        before = active
-        if layer in stages:
-            active = min(active, stages[layer].kept(tokens))
-            halves = stages[layer].boundary == "attention"
-            loads.append(LayerLoad(active if paper else before, active if paper or halves else before))
-        else:
-            loads.append(LayerLoad(active, active))
+        before = attended = fed = active
+        if layer in stages and stages[layer].kept(tokens) < before:
+            active = stages[layer].kept(tokens)
+            attended = active if paper else before
+            fed = active if paper or stages[layer].boundary == "attention" else before
+        looked = before * sum(stage.ahead(layer, layers) for stage in placed if stage.policy.kept(tokens) < before)
+        loads.append(LayerLoad(attended, fed, looked=looked))
     return loads
 
 

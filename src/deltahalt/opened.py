@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,10 @@ import torch
 
 from deltahalt.call import Call
 from deltahalt.decision import Decision
-from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Module
-from deltahalt.policy import LayerView
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
+from deltahalt.views import view_layer
 
 
 @dataclass
@@ -53,7 +52,7 @@ class OpenedLayer:
             stream = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.fed = stream
         after = None if inside else stream.hidden
-        decision.observe(partial(_view, self.index, self.call, before, update, after, stream.hidden))
+        decision.observe(partial(view_layer, self.index, self.call, before, update, after, stream.hidden))
         if self.index == decision.stage.last:
             stream = self.trace.halt(self.index, decision.active_sets(stream), stream, freeze=self.freeze)
         if inside:
@@ -73,58 +72,3 @@ class OpenedLayer:
             return out
 
         return hooked
-
-
-def _view(
-    index: int,
-    call: Call,
-    before: TokenStream,
-    update: torch.Tensor,
-    after: torch.Tensor | None,
-    now: torch.Tensor,
-    row: int,
-) -> LayerView:
-    """The row's tokens at one layer, without batch or padding. now: [B, n, D] the latest states there are."""
-    own = before.row(row)
-    hidden = before.hidden[row, own]  # [n, D]
-    positions = before.slots[row, own] - (call.width - call.prompts[row])
-    view = LayerView(
-        layer=index,
-        prompt=call.prompts[row],
-        positions=positions.to(hidden.device),
-        hidden_in=hidden,
-        update=update[row, own],
-        hidden_out=None if after is None else after[row, own],
-        **_attention(index, call, before, hidden, row),
-    )
-
-    def deeper(steps: int) -> LayerView | None:
-        if index + steps >= len(call.windows):
-            return None
-        return replace(view, layer=index + steps, **_attention(index + steps, call, before, now[row, own], row))
-
-    return replace(view, deeper=deeper)
-
-
-def _attention(index: int, call: Call, stream: TokenStream, hidden: torch.Tensor, row: int) -> dict[str, Any]:
-    """What attention at layer `index` would make of states [n, D], for a LayerView.
-
-    Raises UnsupportedError for a layer whose weights are not there: accelerate brings them for its own run alone.
-    """
-    layer, family = call.layers[index], call.family
-    own, weight = stream.row(row), layer.self_attn.o_proj.weight
-    cos, sin = (
-        part[row if len(part) > 1 else 0, own] for part in stream.rotary[family.rotary_kind(call.config, index)]
-    )
-
-    def there(states: torch.Tensor) -> torch.Tensor:
-        if weight.is_meta:
-            raise UnsupportedError(f"layer {index} is offloaded, so no look ahead at it is possible: use ahead=0")
-        return states[None].to(weight.device)
-
-    return {
-        "queries": lambda last: family.queries(layer, there(hidden[-last:]), (cos[None, -last:], sin[None, -last:]))[0],
-        "keys": lambda: family.keys(layer, there(hidden), (cos[None], sin[None]))[0],
-        "scaling": layer.self_attn.scaling,
-        "window": call.windows[index],
-    }

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import ClassVar, Literal, get_args, get_origin
@@ -34,8 +34,8 @@ class LayerView:
     keys: Callable[[], torch.Tensor]  # [kv_heads, n, d], after RoPE
     scaling: float  # factor on q.k
     window: int | None = None  # how far back the layer attends, in original positions; None: all the way
-    # j -> the same tokens as layer + j would see them now, skipping the layers between; None past the last layer
-    deeper: Callable[[int], "LayerView | None"] = lambda _: None
+    # w -> the deeper layers in turn, as the last w active tokens would see them if all others stayed as they are
+    lookahead: Callable[[int], Iterator["LayerView"]] = lambda _: iter(())
 
     @property
     def sees_all(self) -> bool:
@@ -104,6 +104,11 @@ class Policy:
     def scored_layers(self) -> int:
         """How many layers, ending at l_s, have their scores summed."""
         return 1
+
+    @property
+    def layers_ahead(self) -> int:
+        """How many deeper layers a score looks ahead at, where there are as many."""
+        return 0
 
     def score(self, view: LayerView) -> torch.Tensor:
         """Score of each of the n tokens, [n]; the highest stay active."""
@@ -177,6 +182,10 @@ class Stage:
     policy: Policy
     first: int
     last: int
+
+    def ahead(self, layer: int, layers: int) -> int:
+        """How many of the `layers` layers are looked ahead at from `layer`."""
+        return min(self.policy.layers_ahead, layers - 1 - layer) if self.first <= layer <= self.last else 0
 
 
 def place(policy: AnyPolicy, layers: int) -> tuple[Stage, ...]:

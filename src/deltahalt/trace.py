@@ -39,10 +39,16 @@ class Trace:
         self.stages.append((layer, tuple(stream.slots[row, stream.row(row)] for row in range(len(active)))))
         return stream
 
-    def log(self, attended: tuple[int, ...], fed: tuple[int, ...], served: tuple[TokenStream, ...]) -> None:
-        """Note one layer's work: tokens through its attention and through its FFN, by row."""
+    def log(
+        self,
+        attended: tuple[int, ...],
+        fed: tuple[int, ...],
+        served: tuple[TokenStream, ...],
+        looked: tuple[int, ...],
+    ) -> None:
+        """Note one layer's work, as a LayerLoad names it, by row."""
         frozen = [sum(part.lengths[row] for part in served) for row in range(len(fed))]
-        self.loads.append(tuple(map(LayerLoad, attended, fed, frozen)))
+        self.loads.append(tuple(map(LayerLoad, attended, fed, frozen, looked)))
 
 
 def _complement(index: torch.Tensor, length: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """SnapKV turned into halting: what the last window of tokens attends to."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
@@ -17,8 +18,8 @@ class WindowAttention(Policy):
 
     kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
     pooling, heads: "mean" or "max". layers: sum the scores of so many layers, ending at l_s.
-    ahead: add the scores that so many deeper layers would give if they saw the states as they are at l_s. Deeper heads
-        know better what an answer needs, and asking them costs two projections.
+    ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and add
+        the scores there. Deeper heads know better what an answer needs, and asking them costs two projections a layer.
     """
 
     name: ClassVar[str] = "window-attention"
@@ -45,10 +46,16 @@ class WindowAttention(Policy):
     def scored_layers(self) -> int:
         return self.layers
 
+    @property
+    def layers_ahead(self) -> int:
+        return self.ahead
+
     def score(self, view: LayerView) -> torch.Tensor:
-        deeper = filter(None, map(view.deeper, range(1, self.ahead + 1)))
-        seeing = [view, *(other for other in deeper if other.sees_all)]
-        return torch.stack([self._attended(other).to(view.positions.device) for other in seeing]).sum(dim=0)
+        scores = self._attended(view)
+        for deeper in islice(view.lookahead(self.window), self.ahead):
+            if deeper.sees_all:
+                scores = scores + self._attended(deeper).to(scores.device)
+        return scores
 
     def _attended(self, view: LayerView) -> torch.Tensor:
         """Pooled attention that each token receives at one layer, [n]."""

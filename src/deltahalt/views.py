@@ -1,0 +1,113 @@
+"""What a policy is shown of the layer that decides, and of the layers behind it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from deltahalt.call import Call
+from deltahalt.errors import UnsupportedError
+from deltahalt.families.base import Module, Rotary
+from deltahalt.policy import LayerView
+from deltahalt.stream import TokenStream
+
+
+def view_layer(
+    index: int,
+    call: Call,
+    before: TokenStream,
+    update: torch.Tensor,
+    after: torch.Tensor | None,
+    now: torch.Tensor,
+    row: int,
+) -> LayerView:
+    """The row's tokens at one layer, without batch or padding.
+
+    before: the tokens as they enter it. update: [B, n, D] output of its attention; after: of the block, or None at the
+    boundary inside it. now: [B, n, D] the latest states there are.
+    """
+    own, layer, family = before.row(row), call.layers[index], call.family
+    hidden, rotary = before.hidden[row, own], _rotary(index, call, before, row)  # [n, D]
+    positions = before.slots[row, own] - (call.width - call.prompts[row])
+    view = LayerView(
+        layer=index,
+        prompt=call.prompts[row],
+        positions=positions.to(hidden.device),
+        hidden_in=hidden,
+        update=update[row, own],
+        hidden_out=None if after is None else after[row, own],
+        queries=lambda last: family.queries(layer, hidden[None, -last:], _last(rotary, last))[0],
+        keys=lambda: family.keys(layer, hidden[None], rotary)[0],
+        scaling=layer.self_attn.scaling,
+        window=call.windows[index],
+    )
+    return replace(view, lookahead=partial(look_ahead, view, call, before, now[row, own], row))
+
+
+def look_ahead(
+    view: LayerView, call: Call, stream: TokenStream, states: torch.Tensor, row: int, window: int
+) -> Iterator[LayerView]:
+    """Views of the deeper layers in turn, as the row's last `window` tokens would see them if all others stayed.
+
+    states: [n, D] of the row at `view`. Only the last tokens run through each layer; the others serve K and V of their
+    present state, so a layer costs two projections of n tokens, and attention of `window` queries.
+    Raises UnsupportedError for a layer whose weights are not there: accelerate brings them for its own run alone.
+    """
+    family = call.family
+    others, asking = states[None, :-window], states[None, -window:]
+    if view.hidden_out is None:  # tokens halt inside the layer: its FFN has not run
+        asking = family.feed_forward(call.layers[view.layer], asking)
+    reader, read = view.positions[-window:, None], view.positions
+    for index in range(view.layer + 1, len(call.windows)):
+        layer, rotary = call.layers[index], _rotary(index, call, stream, row)
+        others, asking = (_beside(layer, part, index) for part in (others, asking))
+        hidden = torch.cat([others, asking], dim=1)  # [1, n, D]
+        queries = family.queries(layer, asking, _last(rotary, window))  # [1, heads, window, d]
+        keys, span = family.keys(layer, hidden, rotary), call.windows[index]  # [1, kv_heads, n, d]
+        yield replace(
+            view,
+            layer=index,
+            queries=partial(_tail, queries[0]),
+            keys=partial(itemgetter(0), keys),
+            scaling=layer.self_attn.scaling,
+            window=span,
+        )
+        visible = (read <= reader) if span is None else (read <= reader) & (read > reader - span)
+        update = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            family.values(layer, hidden),
+            attn_mask=visible.to(hidden.device),
+            scale=layer.self_attn.scaling,
+            enable_gqa=True,
+        )
+        update = layer.self_attn.o_proj(update.transpose(1, 2).flatten(2))
+        asking = family.feed_forward(layer, family.add_attention(layer, asking, update))
+
+
+def _beside(layer: Module, states: torch.Tensor, index: int) -> torch.Tensor:
+    """`states` on the device of the layer's weights."""
+    weight: Any = layer.self_attn.o_proj.weight
+    if weight.is_meta:
+        raise UnsupportedError(f"layer {index} is offloaded, so no look ahead at it is possible: use ahead=0")
+    return states.to(weight.device)
+
+
+def _rotary(index: int, call: Call, stream: TokenStream, row: int) -> Rotary:
+    """cos and sin [1, n, d] of the row's tokens at the layer."""
+    cos, sin = stream.rotary[call.family.rotary_kind(call.config, index)]
+    own, row = stream.row(row), row if len(cos) > 1 else 0
+    return cos[row : row + 1, own], sin[row : row + 1, own]
+
+
+def _last(rotary: Rotary, last: int) -> Rotary:
+    cos, sin = rotary
+    return cos[:, -last:], sin[:, -last:]
+
+
+def _tail(heads: torch.Tensor, last: int) -> torch.Tensor:
+    return heads[:, -last:]
