@@ -1,13 +1,12 @@
 """Calibration tries what it says it tries, chooses what loses least, and writes it down."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from deltahalt import InputError, UnsupportedError, parse_policy
-from deltahalt.evaluation.calibrate import calibrate, choose, deciding_layers, pair, rate, single, with_chunk
+from deltahalt import InputError, UnsupportedError, WindowAttention, parse_policy
+from deltahalt.evaluation.calibrate import ALL, calibrate, choose, deciding_layers, layer_of, pair, rate, single
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import SweepRow, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
@@ -18,7 +17,7 @@ from tiny import tiny
 @pytest.mark.parametrize("target", [1.5, 1.7, 2.0])
 @pytest.mark.parametrize("layer", [3, 9])
 def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, target: float) -> None:
-    text = single(layer, target, 28)
+    text = single(layer, target, 28, {})
     assert text is not None
     (stage,) = parse_policy(text).stages
     assert reference_speedup(stage, 28) >= target
@@ -27,7 +26,7 @@ def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, targe
 
 
 def _at(layer: int, target: float) -> str:
-    text = single(layer, target, 28)
+    text = single(layer, target, 28, ALL)
     assert text is not None
     return text
 
@@ -43,18 +42,19 @@ def test_two_decisions_meet_their_target_and_ratios_rise(first: int, last: int, 
 
 
 def test_what_no_ratio_reaches_is_none() -> None:
-    assert single(20, 2.0, 28) is None
+    assert single(20, 2.0, 28, {}) is None
     assert pair(_at(20, 1.2), _at(22, 1.1), 2.0, 28) is None
     assert pair(_at(14, 1.5), _at(4, 1.5), 1.5, 28) is None
 
 
-def test_longer_chunks_change_nothing_else() -> None:
-    text = single(8, 1.7, 28, ahead=6)
+@pytest.mark.parametrize(("layer", "ahead"), [(3, 24), (17, 10)])
+def test_a_look_ahead_at_all_layers_names_as_many_as_there_are(layer: int, ahead: int) -> None:
+    text = single(layer, 1.3, 28, ALL)
     assert text is not None
-    longer = with_chunk(text, 1.7, 28)
-    assert longer is not None
-    (short,), (long,) = parse_policy(text).stages, parse_policy(longer).stages
-    assert replace(short, chunk=128) == long
+    assert layer_of(text) == layer
+    (stage,) = parse_policy(text).stages
+    assert isinstance(stage, WindowAttention)
+    assert (stage.ahead, stage.across) == (ahead, "max")
 
 
 def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:

@@ -236,13 +236,15 @@ def test_uniform_has_no_chunks_and_says_so() -> None:
         Uniform(chunk=8)
 
 
-def test_a_look_ahead_adds_what_deeper_layers_that_see_all_would_score() -> None:
+def test_a_look_ahead_takes_in_what_deeper_layers_that_see_all_would_score() -> None:
     deeper = [layer_view(60, seed=1), layer_view(60, seed=2, window=10), layer_view(60, seed=3)]
     view = layer_view(60, lookahead=lambda _: iter(deeper))
     near, far = WindowAttention(ahead=1), WindowAttention(ahead=4)
     alone = [WindowAttention().score(layer_view(60, seed=seed)) for seed in (0, 1, 3)]
     assert torch.allclose(near.score(view), alone[0] + alone[1])
     assert torch.allclose(far.score(view), sum(alone))
+    highest = WindowAttention(ahead=4, across="max")
+    assert torch.allclose(highest.score(view), torch.stack(alone).amax(dim=0))
 
 
 def test_random_repeats_itself_for_a_seed() -> None:

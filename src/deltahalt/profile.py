@@ -154,11 +154,12 @@ def safe_default(decoder: Module) -> str:
     return attention_policy(seeing[0], 0.5)
 
 
-def attention_policy(start: int, pruning_ratio: float, **options: int) -> str:
+def attention_policy(start: int, pruning_ratio: float, **options: Any) -> str:
     """Attention of the last window, in the form that lost least where it was measured: see docs/accuracy.md.
 
     It has no use for the output of the start layer's FFN, so tokens halt before it: the same tokens for less work.
     """
-    settings = {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention", "heads": "max", "chunk": 64}
-    settings |= {"keep_first": 256, "keep_last": 128} | {name: value for name, value in options.items() if value}
+    settings: dict[str, Any] = {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention", "heads": "max"}
+    settings |= {"chunk": 64, "keep_first": 256, "keep_last": 128}
+    settings |= {name: value for name, value in options.items() if value}
     return "window-attention:" + ",".join(f"{name}={value}" for name, value in settings.items())

@@ -22,13 +22,15 @@ from deltahalt.evaluation.sweep import SweepRow, Way, reference_speedup, sweep
 from deltahalt.families import family_of
 from deltahalt.machine import machine_name
 from deltahalt.models import LoadedModel
-from deltahalt.policies import WindowAttention, parse_policy
+from deltahalt.policies import parse_policy
 from deltahalt.profile import Choice, Profile, Signature, attention_policy
 
 DEEPEST = 0.62  # of the depth: a decision later than that saves too little
 HIGHEST = 0.95  # ratio that a stage may have
-BEST = 3  # policies of one decision that are tried with longer chunks, and in pairs
-AHEAD = 6  # layers to look ahead at
+BEST = 3  # layers that are tried with other settings, and in pairs
+Settings = dict[str, Any]  # options of window attention
+ALL: Settings = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer: lost least where it was measured
+OTHERS: tuple[Settings, ...] = (ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 12}, {"ahead": 6}, {})
 ANSWER = 24  # tokens of each answer that are judged
 
 
@@ -49,9 +51,8 @@ def calibrate(
     fastest of those measured that lose no more. layers: try these only. rows: JSONL that every measurement goes to; a
     calibration that was cut short goes on from it. tick: told what is measured, before each sample.
 
-    Every layer first, with and without a look ahead, at the ratio that gives the target; then longer chunks, and a
-    second decision, for the best. Raises InputError where no policy reaches a target, none keeps the loss, or a layer
-    cannot decide.
+    Every layer first, at the ratio that gives the target; then other chunks, shorter looks ahead and a second decision
+    for the best. Raises InputError where no policy reaches a target, none keeps the loss, or a layer cannot decide.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
@@ -74,14 +75,13 @@ def calibrate(
     if unable := sorted(set(layers or ()).difference(able)):
         raise InputError(f"layers {unable} cannot decide: choose among {able}")
     for target in targets:
-        singles = [single(layer, target, depth, ahead=ahead) for layer in layers or able for ahead in (0, AHEAD)]
-        ranked = measure(singles, f"{target}x: which layer")
+        ranked = measure((single(layer, target, depth, ALL) for layer in layers or able), f"{target}x: which layer")
         if not ranked and max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
         best = [choice.policy for choice in ranked[:BEST]]
-        longer = [with_chunk(policy, target, depth) for policy in best]
+        varied = [single(layer_of(policy), target, depth, other) for policy in best for other in OTHERS]
         both = [pair(first, last, target, depth) for first, last in permutations(best, 2)]
-        measure([*longer, *both], f"{target}x: longer chunks, two decisions")
+        measure([*varied, *both], f"{target}x: other settings, two decisions")
 
     return Profile(
         model=loaded.name,
@@ -152,17 +152,17 @@ def deciding_layers(decoder: Any) -> list[int]:
     return layers
 
 
-def single(layer: int, target: float, depth: int, **options: int) -> str | None:
-    """One decision at `layer` with the ratio that gives `target`; None if no ratio does."""
-    return _solve(lambda ratio: attention_policy(layer, ratio, **options), target, depth)
+def single(layer: int, target: float, depth: int, settings: Settings) -> str | None:
+    """One decision at `layer` with the ratio that gives `target`, in a model `depth` layers deep; None if none does."""
+    ahead = min(settings.get("ahead", 0), depth - 1 - layer)
+    return _solve(lambda ratio: attention_policy(layer, ratio, **settings | {"ahead": ahead}), target, depth)
 
 
-def with_chunk(policy: str, target: float, depth: int) -> str | None:
-    """The same decision in chunks twice as long."""
+def layer_of(policy: str) -> int:
+    """The layer at which a policy of one decision takes it."""
     (stage,) = parse_policy(policy).stages
-    assert isinstance(stage, WindowAttention)
     assert isinstance(stage.start, int)
-    return single(stage.start, target, depth, ahead=stage.ahead, chunk=2 * stage.chunk)
+    return stage.start
 
 
 def pair(first: str, last: str, target: float, depth: int) -> str | None:

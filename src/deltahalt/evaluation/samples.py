@@ -117,7 +117,8 @@ def _needles(task: str, draw: random.Random, characters: int, needles: int) -> S
 
 
 def _key_value(draw: random.Random, characters: int) -> Sample:
-    pairs = {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(characters // 26)}
+    fitting = characters // 52  # half the characters: hexadecimal digits make twice as many tokens as words
+    pairs = {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(fitting)}
     key = draw.choice(list(pairs))
     question = f"What is the value of the key {key}?"
     return Sample("key-value", json.dumps(pairs, indent=0), pairs[key], f'The value of the key {key} is "', question)

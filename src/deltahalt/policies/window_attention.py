@@ -18,8 +18,9 @@ class WindowAttention(Policy):
 
     kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
     pooling, heads: "mean" or "max". layers: sum the scores of so many layers, ending at l_s.
-    ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and add
-        the scores there. Deeper heads know better what an answer needs, and asking them costs two projections a layer.
+    ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and take
+        the scores there in. Deeper heads know better what an answer needs; asking them costs two projections a layer.
+    across: whether a token's score is the sum or the maximum of those that l_s and the layers ahead give it.
     """
 
     name: ClassVar[str] = "window-attention"
@@ -32,6 +33,7 @@ class WindowAttention(Policy):
     heads: Literal["mean", "max"] = "mean"
     layers: int = 1
     ahead: int = 0
+    across: Literal["sum", "max"] = "sum"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +56,8 @@ class WindowAttention(Policy):
         scores = self._attended(view)
         for deeper in islice(view.lookahead(self.window), self.ahead):
             if deeper.sees_all:
-                scores = scores + self._attended(deeper).to(scores.device)
+                found = self._attended(deeper).to(scores.device)
+                scores = scores + found if self.across == "sum" else torch.maximum(scores, found)
         return scores
 
     def _attended(self, view: LayerView) -> torch.Tensor:
