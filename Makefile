@@ -34,8 +34,7 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 	$(VENV)/bin/ruff format
 
 bench: $(VENV)/.installed ## measure speed and memory on this machine
-	$(VENV)/bin/deltahalt bench --policy dash
-	$(VENV)/bin/deltahalt bench
+	$(VENV)/bin/deltahalt bench --policies "dash auto"
 
 clean: ## remove what these targets made; downloaded models stay
 	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

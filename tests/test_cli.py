@@ -165,18 +165,35 @@ def test_flops_refuses_what_it_cannot_count(options: list[str], capsys: pytest.C
 
 
 def test_bench_writes_rows_that_report_reads(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    options = ["--policy", "dash", "--lengths", "200,300", "--repeats", "1", "--rows", str(rows)]
+    sizes = ["--lengths", "200,300", "--batch-sizes", "1,2", "--new-tokens", "3"]
+    options = ["--policies", "dash uniform:start=1", *sizes, "--text", document, "--repeats", "1", "--rows", str(rows)]
     assert deltahalt("bench", "--model", str(tiny_folder), *options) == 0
-    first, second = map(json.loads, rows.read_text().splitlines())
-    assert (first["prompt"], second["prompt"]) == (200, 300)
-    assert first["speedup"] == pytest.approx(first["full_seconds"] / first["halted_seconds"])
-    assert first["share"] == pytest.approx(first["speedup"] / first["bound"])
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert all(
+        text in shown for text in ("2 x 300 tokens", "`uniform:start=1`", "first token", "share", "1 threads of")
+    )
+    measured = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [(row["batch"], row["policy"]) for row in measured[::2]] == [(1, "dash")] * 2 + [(2, "dash")] * 2
+    assert [row["prompt"] for row in measured[1::2]] == pytest.approx([200, 300] * 2, abs=2)
+    for row in measured:
+        assert (row["new_tokens"], row["dtype"], row["attention"], row["repeats"]) == (3, "bfloat16", "sdpa", 1)
+        assert row["gain"]["prefill"] == pytest.approx(row["full"]["prefill"] / row["halted"]["prefill"])
     assert deltahalt("report", str(rows)) == 0
-    assert "| 300 |" in capsys.readouterr().out
+    assert "| `uniform:start=1` | 2 x 300 |" in capsys.readouterr().out
+
+
+def test_bench_of_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, shape = tmp_path / "rows.jsonl", "4,32,48,2,1,16"
+    options = ["--shape", shape, "--lengths", "150", "--new-tokens", "1", "--repeats", "1", "--attention", "eager"]
+    assert deltahalt("bench", *options, "--dtype", "bfloat16", "--policies", "dash", "--rows", str(rows)) == 0
+    (row,) = map(json.loads, rows.read_text().splitlines())
+    assert (row["model"], row["dtype"], row["attention"]) == (f"random {shape}", "bfloat16", "eager")
+    assert row["full"]["generation"] is None
+    assert deltahalt("bench", *options, "--text", "README.md") == 2
+    assert "leave --text out" in capsys.readouterr().err
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

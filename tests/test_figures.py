@@ -368,8 +368,8 @@ def test_plot_joins_files_of_rows(deltahalt: Callable[..., int], tmp_path: Path)
     ("content", "complaint"),
     [
         (None, "there is no file"),
-        ("{", "holds other things than rows"),
-        ('{"machine": "fast"}', "holds other things than rows"),
+        ("{", "no row of sweep"),
+        ('{"machine": "fast"}', "no row of sweep"),
         ("", "no rows of a policy"),
     ],
 )

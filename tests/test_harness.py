@@ -216,6 +216,33 @@ def test_the_policy_reaches_the_model(evaluate: Callable[..., int], monkeypatch:
     assert active < prompt
 
 
+def test_rows_say_what_generation_took(
+    evaluate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt_tokens, new_tokens = [], []
+    generate = DeltahaltLM._model_generate
+
+    def watched(self: DeltahaltLM, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = generate(self, *args, **kwargs)
+        prompt_tokens.append(int(kwargs["attention_mask"].sum()))
+        new_tokens.append(out[:, kwargs["context"].shape[1] :].numel())
+        return out
+
+    monkeypatch.setattr(DeltahaltLM, "_model_generate", watched)
+    rows = tmp_path / "rows.jsonl"
+    options = ["--batch-size", "2", "--policy", "dash:start=1,keep_first=4", "--rows", str(rows)]
+    assert evaluate("--tasks", "longbench_triviaqa_e,longbench_trec_e", *options) == 0
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    first, second = (next(row for row in written if task in row["task"]) for task in ("triviaqa", "trec"))
+    assert len(prompt_tokens) == 4  # three samples a task, two at once
+    for row, batches in ((first, slice(0, 2)), (second, slice(2, 4))):
+        assert row["prompt_tokens"] == sum(prompt_tokens[batches])
+        assert row["new_tokens"] == sum(new_tokens[batches]) > 0
+        assert row["prefill_seconds"] > 0
+        assert 0 < row["generation_seconds"] < row["seconds"] - row["prefill_seconds"]
+        assert row["peak_bytes"] is None
+
+
 def test_prompts_are_put_into_the_chat_format(
     evaluate: Callable[..., int], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from deltahalt import bench as speed
 from deltahalt import cli
+from deltahalt.bench.row import BenchRow
+from deltahalt.bench.table import markdown as bench_table
 from deltahalt.evaluation import summary as accuracy
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
 from deltahalt.profile import Profile, shipped
+from deltahalt.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +53,7 @@ def test_the_python_example_runs(tiny_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("prefill-*.jsonl")), ids=lambda file: file.name)
 def test_the_speeds_are_those_of_the_committed_rows(file: Path) -> None:
-    assert speed.markdown(speed.read_rows(file)) in README, f"paste: deltahalt report results/{file.name}"
+    assert bench_table(read_rows(file, BenchRow)) in README, f"paste: deltahalt report results/{file.name}"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("frontier-*.jsonl")), ids=lambda file: file.name)

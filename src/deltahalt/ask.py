@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from deltahalt.attach import halting
-from deltahalt.cache import cache_bytes
-from deltahalt.clock import clock
 from deltahalt.engine import Halted, HaltedKV
 from deltahalt.flops import ModelShape, dense_loads, true_flops
-from deltahalt.models import LoadedModel, end_tokens
+from deltahalt.generation import generate_timed
+from deltahalt.models import LoadedModel
 from deltahalt.policy import AnyPolicy
 
 WARM_UP_TOKENS = 256
@@ -57,32 +55,17 @@ def ask(
     if policy is not None:
         context = halting(model, policy, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
     with context as halted:
-        begin = clock()
-        cache = DynamicCache(config=model.config)
-        logits = model(**prompt, past_key_values=cache, logits_to_keep=1).logits
-        sequence = torch.cat([prompt["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
-        prefilled = clock()
-        held = cache_bytes(cache)
-        if max_new_tokens > 1 and int(sequence[0, -1]) not in end_tokens(model):
-            sequence = model.generate(
-                sequence,
-                attention_mask=torch.ones_like(sequence),
-                past_key_values=cache,
-                max_new_tokens=max_new_tokens - 1,
-                do_sample=False,
-                pad_token_id=loaded.tokenizer.pad_token_id,
-            )
-        done = clock()
+        done = generate_timed(model, prompt, max_new_tokens)
     loads = dense_loads(shape.layers, tokens) if halted is None else halted.report.loads[0]
     return Answer(
-        text=str(loaded.tokenizer.decode(sequence[0, tokens:], skip_special_tokens=True)).strip(),
+        text=str(loaded.tokenizer.decode(done.tokens[0], skip_special_tokens=True)).strip(),
         prompt_tokens=tokens,
-        new_tokens=sequence.shape[1] - tokens,
+        new_tokens=done.tokens.shape[1],
         lengths=tuple(load.attended for load in loads),
-        prefill_seconds=prefilled - begin,
-        decode_seconds=done - prefilled,
+        prefill_seconds=done.prefill_seconds,
+        decode_seconds=done.decode_seconds,
         flops=true_flops(shape, loads, tokens),
-        cache_bytes=held,
+        cache_bytes=done.cache_bytes,
     )
 
 

@@ -50,10 +50,12 @@ def evaluate(
     """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
     try:
         from deltahalt.harness.lookup import find_tasks
-        from deltahalt.harness.run import append_rows, run_tasks
+        from deltahalt.harness.run import run_tasks
         from deltahalt.integrations.lm_eval import DeltahaltLM
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
+
+    from deltahalt.rows import append_rows
 
     sizes = parse_numbers(lengths)
     check_policy(policy)

@@ -1,5 +1,6 @@
 """Speed: `bench`."""
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,9 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, PolicyOption, log, out
+from deltahalt.bench.row import BenchRow
+from deltahalt.bench.table import cells
+from deltahalt.cli.base import AttentionOption, DeviceOption, DtypeOption, log, out
 from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.policies import parse_policy
@@ -17,52 +20,85 @@ from deltahalt.profile import AUTO
 def bench(
     model: Annotated[str | None, typer.Option(help="Measure this model (default: smollm2-135m).")] = None,
     shape: Annotated[str | None, typer.Option(help="Measure random weights of this shape instead.")] = None,
-    policy: PolicyOption = AUTO,
-    lengths: Annotated[str, typer.Option(help="Prompt lengths, comma-separated.")] = "4096",
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = AUTO,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "4096",
+    batch_sizes: Annotated[str, typer.Option(help="Prompts at once, comma-separated.")] = "1",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, no fewer; 1 is the prefill alone.")] = 32,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file to cut prompts from, tokenized in every run; else random tokens.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs each way, after one warm-up.")] = 5,
-    seed: Annotated[int, typer.Option(help="Draws the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the prompts, and weights of a --shape.")] = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    attention: AttentionOption = None,
     rows: Annotated[Path | None, typer.Option(help="Add the rows to this JSONL file.")] = None,
 ) -> None:
-    """Time prefill in turn: plain Hugging Face, this engine with nothing halted, and the policy."""
+    """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     import torch
 
-    from deltahalt.bench import append_rows, measure, random_model
+    from deltahalt.bench.measure import measure, random_model, runs
+    from deltahalt.bench.prompts import random_prompts, text_prompts
+    from deltahalt.documents import read_document
     from deltahalt.flops import ModelShape
+    from deltahalt.rows import append_rows
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
-    check_policy(policy)
-    sizes = parse_numbers(lengths)
+    if text is not None and shape is not None:
+        raise InputError("random weights have no tokenizer: leave --text out, or give a --model")
+    named = policies.split()
+    for policy in named:
+        check_policy(policy)
+    sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes)
+    words = None if text is None else read_document(str(text))
     network: Any
+    tokenizer: Any = None
     if shape is None:
         name = model or "smollm2-135m"
-        network = load_model(name, dtype=dtype, device=device).model
+        network, tokenizer, _ = load_model(name, dtype=dtype, device=device, attention=attention)
     else:
         name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = getattr(torch, "float32" if dtype == "auto" else dtype)
-        network = random_model(ModelShape.parse(shape), dtype=kind, device=place, longest=max(sizes))
-    policy = resolve_policy(policy, network)
-    chosen = parse_policy(policy)
-    table = Table("prompt", "full s", "nothing halted s", "overhead", "halted s", "speedup", "bound", "speedup / bound")
+        network = random_model(
+            ModelShape.parse(shape),
+            dtype=getattr(torch, "float32" if dtype == "auto" else dtype),
+            device=place,
+            longest=max(sizes) + new_tokens,
+            seed=seed,
+            attention=attention,
+        )
+    chosen = {policy: parse_policy(policy) for policy in (resolve_policy(policy, network) for policy in named)}
     with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(f"{name}, {policy}", total=3 * (repeats + 1) * len(sizes))
-        options: dict[str, Any] = {"batch": batch, "repeats": repeats, "seed": seed}
-        for size in sizes:
-            row = measure(network, name, chosen, policy, size, tick=lambda: progress.advance(task), **options)
-            if rows is not None:
-                append_rows(rows, [row])
-            table.add_row(
-                f"{row.prompt:,}",
-                f"{row.full_seconds:.3f}",
-                f"{row.dense_seconds:.3f}",
-                f"{100 * row.overhead:+.1f} %",
-                f"{row.halted_seconds:.3f}",
-                f"{row.speedup:.2f}x",
-                f"{row.bound:.2f}x",
-                f"{row.share:.2f}",
+        task = progress.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
+        for batch, size in product(batches, sizes):
+            progress.update(task, description=f"{name}, {batch} x {size:,} tokens")
+            prompts = (
+                random_prompts(network, size, batch, seed)
+                if words is None
+                else text_prompts(network, tokenizer, words, size, batch)
             )
+            measured = measure(
+                network,
+                name,
+                chosen,
+                prompts,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                seed=seed,
+                tick=lambda: progress.advance(task),
+            )
+            if rows is not None:
+                append_rows(rows, measured)
+            _show(measured)
+    out.print(f"{measured[0].machine}; {measured[0].dtype}; medians of {repeats} runs in turn", highlight=False)
+
+
+def _show(rows: list[BenchRow]) -> None:
+    """Rows of the same prompts side by side, a column each."""
+    columns = cells(rows)
+    (size, *_), policies = columns.pop("prompt"), columns.pop("policy")
+    table = Table(f"{size} tokens", *policies)
+    for head, column in columns.items():
+        if head not in {"model", "machine"}:
+            table.add_row(head, *column)
     out.print(table)
-    out.print(f"{row.machine}; {row.dtype}; medians of {repeats} runs in turn", highlight=False)

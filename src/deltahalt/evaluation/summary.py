@@ -6,6 +6,7 @@ from itertools import groupby
 from statistics import fmean
 
 from deltahalt.evaluation.sweep import SweepRow
+from deltahalt.markdown import table
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ def summarize(rows: Iterable[SweepRow]) -> list[PolicySummary]:
 def markdown(rows: Sequence[SweepRow]) -> str:
     """A Markdown table: a line a policy, slowest first; for each task the share of exact answers and the NLL change."""
     tasks = sorted({row.task for row in rows})
-    lines = ["| policy | speedup | " + " | ".join(tasks) + " |", "|" + "---|" * (len(tasks) + 2)]
+    columns: dict[str, list[str]] = {head: [] for head in ("policy", "speedup", *tasks)}
     for summary in summarize(rows):
         own = [row for row in rows if row.policy == summary.policy]
-        by_task = [_summary(summary.policy, [row for row in own if row.task == task]) for task in tasks]
-        cells = " | ".join(f"{task.exact:.2f}, {task.nll_change:+.2f}" for task in by_task)
-        lines.append(f"| `{summary.policy}` | {summary.reference_speedup:.2f}x | {cells} |")
-    return "\n".join(lines)
+        columns["policy"].append(f"`{summary.policy}`")
+        columns["speedup"].append(f"{summary.reference_speedup:.2f}x")
+        for name in tasks:
+            task = _summary(summary.policy, [row for row in own if row.task == name])
+            columns[name].append(f"{task.exact:.2f}, {task.nll_change:+.2f}")
+    return table(columns)
 
 
 def _summary(policy: str, rows: list[SweepRow]) -> PolicySummary:

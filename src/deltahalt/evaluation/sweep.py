@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import DynamicCache
@@ -24,13 +24,14 @@ from deltahalt.flops import KNOWN_SHAPES, ModelShape, savings
 from deltahalt.models import LoadedModel, end_tokens
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policy import AnyPolicy, Progressive, Stage, place
+from deltahalt.rows import Row, append_rows, read_rows
 from deltahalt.stream import TokenStream
 
 REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
 
 
 @dataclass(frozen=True)
-class SweepRow:
+class SweepRow(Row):
     """One policy on one sample, answers teacher-forced.
 
     exact: greedy decoding would give the whole answer. nll: mean negative log-likelihood of the answer's tokens, nats;
@@ -39,6 +40,8 @@ class SweepRow:
     schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free, max_answer_tokens: as in
     `Way`.
     """
+
+    kind: ClassVar[str] = "sweep"
 
     sample: str
     task: str
@@ -256,17 +259,14 @@ def sweep(
     """
     known = (row for row in read_sweep(rows) if row.model == loaded.name)
     done = {(row.sample, row.policy): row for row in known if _way(row) == way}
-    rows.parent.mkdir(parents=True, exist_ok=True)
     wanted: list[SweepRow] = []
-    with rows.open("a", encoding="utf-8") as file:
-        for sample in samples:
-            missing = [policy for policy in policies if (_digest(sample), policy) not in done]
-            for row in sweep_sample(loaded, sample, missing, way) if missing else ():
-                done[row.sample, row.policy] = row
-                file.write(json.dumps(asdict(row)) + "\n")
-                file.flush()
-            wanted += [done[_digest(sample), policy] for policy in policies]
-            tick()
+    for sample in samples:
+        missing = [policy for policy in policies if (_digest(sample), policy) not in done]
+        for row in sweep_sample(loaded, sample, missing, way) if missing else ():
+            done[row.sample, row.policy] = row
+            append_rows(rows, [row])
+        wanted += [done[_digest(sample), policy] for policy in policies]
+        tick()
     return wanted
 
 
@@ -276,9 +276,7 @@ def _way(row: SweepRow) -> Way:
 
 def read_sweep(path: Path) -> list[SweepRow]:
     """The rows of a JSONL file; none if there is no file yet."""
-    if not path.exists():
-        return []
-    return [SweepRow(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_rows(path, SweepRow) if path.exists() else []
 
 
 def _digest(sample: Sample) -> str:

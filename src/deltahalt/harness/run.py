@@ -1,11 +1,9 @@
 """Run tasks through lm-eval, and keep what they gave as rows."""
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from lm_eval import evaluate
@@ -13,39 +11,9 @@ from lm_eval.api.task import Task
 from transformers import set_seed
 
 from deltahalt.errors import InputError
+from deltahalt.harness.row import EvalRow, Spent
 from deltahalt.integrations.lm_eval import DeltahaltLM
-
-
-@dataclass(frozen=True)
-class EvalRow:
-    """One metric of one task.
-
-    stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
-    task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing.
-    """
-
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    samples: int
-    seconds: float
-    model: str
-    policy: str
-    halted_kv: str
-    min_prompt_tokens: int
-    chat_template: bool
-    batch_size: int | str
-    max_length: int
-    dtype: str
-    device: str
-    processes: int
-    seed: int
-    version: str
-    deltahalt: str
-    lm_eval: str
-    transformers: str
-    torch: str
+from deltahalt.machine import machine_name
 
 
 def run_tasks(
@@ -59,17 +27,10 @@ def run_tasks(
     for task in tasks:
         _require_room(lm, task)
     for task in tasks:
-        begin = time.perf_counter()
+        lm.spent, begin = Spent.from_now(lm.device), time.perf_counter()
         results = _evaluate(lm, task, limit=limit, chat_template=chat_template, seed=seed)
         if results is not None:
             yield from _rows(lm, results, time.perf_counter() - begin, chat_template=chat_template, seed=seed)
-
-
-def append_rows(path: Path, rows: Iterable[EvalRow]) -> None:
-    """Add rows to a JSONL file, one object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 def _require_room(lm: DeltahaltLM, task: Any) -> None:
@@ -118,5 +79,10 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 processes=lm.world_size,
                 seed=seed,
                 version=str(results["versions"][task]),
-                **{name: version(name) for name in ("deltahalt", "lm_eval", "transformers", "torch")},
+                machine=machine_name(lm.device),
+                **asdict(lm.spent),
+                deltahalt=version("deltahalt"),
+                lm_eval=version("lm_eval"),
+                transformers=version("transformers"),
+                torch=version("torch"),
             )

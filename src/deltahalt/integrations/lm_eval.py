@@ -19,8 +19,10 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from deltahalt.attach import find_decoder, halting
+from deltahalt.clock import clock
 from deltahalt.engine import Halted
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.harness.row import Spent
 from deltahalt.models import load
 from deltahalt.policies import parse_policy
 from deltahalt.profile import names_profile, policy_text
@@ -94,7 +96,7 @@ class DeltahaltLM(HFLM):
             trust_remote_code=trust_remote_code,
         )
         self.policy_text = policy_text(self.policy_text, find_decoder(loaded.model))
-        self.policy = parse_policy(self.policy_text)
+        self.policy, self.spent = parse_policy(self.policy_text), Spent()
         with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
         if accelerator is not None:
@@ -105,7 +107,7 @@ class DeltahaltLM(HFLM):
 
     def halting(self) -> AbstractContextManager[Halted]:
         """`halting` of the model with the policy and settings given."""
-        return halting(self.model, self.policy, **self.settings)
+        return halting(self.model, self.policy, timed=True, **self.settings)
 
     def close(self) -> None:
         """Wait for the other processes and part from them: one that goes first breaks what another still receives."""
@@ -113,8 +115,11 @@ class DeltahaltLM(HFLM):
             self.accelerator.end_training()
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.halting():
-            return super()._model_generate(*args, **kwargs)
+        with self.halting() as halted:
+            begin = clock()
+            tokens = super()._model_generate(*args, **kwargs)
+            self.spent.add(halted.report, tokens, clock() - begin)
+        return tokens
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.halting():

@@ -1,0 +1,53 @@
+"""Greedy generation in its two halves, each timed: the prefill, then the tokens after the first."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deltahalt.cache import cache_bytes
+from deltahalt.clock import clock
+from deltahalt.models import end_tokens
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came after the prompts, and what it took.
+
+    tokens: [B, n]. prefill_seconds: until the first new token is known. decode_seconds: all later ones. cache_bytes: K
+    and V after the prefill.
+    """
+
+    tokens: torch.Tensor
+    prefill_seconds: float
+    decode_seconds: float
+    cache_bytes: int
+
+
+@torch.inference_mode()
+def generate_timed(model: Any, prompts: dict[str, torch.Tensor], limit: int, *, forced: bool = False) -> Generated:
+    """Generate up to `limit` tokens after prompts of one length, input_ids and attention_mask [B, T].
+
+    forced: exactly `limit`, the model's end tokens being ruled out after the first; needed for B > 1. To be called
+    inside `halting`, or outside for the plain model. Raises what the model raises.
+    """
+    begin = clock()
+    cache = DynamicCache(config=model.config)
+    logits = model(**prompts, past_key_values=cache, logits_to_keep=1).logits
+    sequence = torch.cat([prompts["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
+    prefilled = clock()
+    held = cache_bytes(cache)
+    if limit > 1 and (forced or int(sequence[0, -1]) not in end_tokens(model)):
+        sequence = model.generate(
+            sequence,
+            attention_mask=torch.ones_like(sequence),
+            past_key_values=cache,
+            max_new_tokens=limit - 1,
+            min_new_tokens=limit - 1 if forced else None,
+            do_sample=False,
+            pad_token_id=0,  # no row ends before another
+        )
+    done = clock()
+    tokens = sequence[:, prompts["input_ids"].shape[1] :]
+    return Generated(tokens, prefilled - begin, done - prefilled, held)

@@ -1,0 +1,83 @@
+"""A row of `deltahalt eval`: one metric of one task, and what the task's generation took."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.report import Report
+from deltahalt.rows import Row
+
+
+@dataclass
+class Spent:
+    """What generation took so far, of all samples together; zero where a task only scores given continuations.
+
+    prefill_seconds, generation_seconds: until the first token of each answer, and after it. prompt_tokens, new_tokens:
+    without padding; with, for answers that end before others of their batch. peak_bytes: most GPU memory held, weights
+    included; None on a CPU.
+    """
+
+    prefill_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    peak_bytes: int | None = None
+
+    @classmethod
+    def from_now(cls, device: torch.device) -> "Spent":
+        """Nothing yet; the device's memory is watched from now on."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        return cls()
+
+    def add(self, prefill: Report, tokens: torch.Tensor, seconds: float) -> None:
+        """Add a batch: the report of its prefill, prompts and answers [B, T + n], and the seconds of both."""
+        assert prefill.seconds is not None
+        self.prefill_seconds += prefill.seconds
+        self.generation_seconds += seconds - prefill.seconds
+        self.prompt_tokens += sum(prefill.prompts)
+        self.new_tokens += len(tokens) * (tokens.shape[1] - max(prefill.prompts))
+        if tokens.is_cuda:
+            self.peak_bytes = torch.cuda.max_memory_allocated(tokens.device)
+
+
+@dataclass(frozen=True)
+class EvalRow(Row):
+    """One metric of one task.
+
+    stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
+    task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing. The
+    last five are those of `Spent`, in this process.
+    """
+
+    kind: ClassVar[str] = "eval"
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    samples: int
+    seconds: float
+    model: str
+    policy: str
+    halted_kv: str
+    min_prompt_tokens: int
+    chat_template: bool
+    batch_size: int | str
+    max_length: int
+    dtype: str
+    device: str
+    machine: str
+    processes: int
+    seed: int
+    version: str
+    deltahalt: str
+    lm_eval: str
+    transformers: str
+    torch: str
+    prefill_seconds: float
+    generation_seconds: float
+    prompt_tokens: int
+    new_tokens: int
+    peak_bytes: int | None

@@ -1,0 +1,55 @@
+"""Rows of `deltahalt eval` as a table: scores, and what they took relative to the full model (DASH, Table 4)."""
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from deltahalt.harness.row import EvalRow
+from deltahalt.markdown import table
+from deltahalt.policies import Dense
+
+Figure = Callable[[EvalRow], float | None]
+
+# What two rows must have in common for their costs to be compared.
+setting = attrgetter(
+    *("model", "task", "metric", "version", "samples", "chat_template", "batch_size", "max_length", "seed"),
+    *("dtype", "device", "machine", "processes", "transformers", "torch"),
+)
+
+EFFICIENCY: dict[str, Figure] = {
+    "prefill": lambda row: row.prefill_seconds,
+    "generation": lambda row: row.new_tokens and row.generation_seconds / row.new_tokens,
+    "total": lambda row: row.prefill_seconds + row.generation_seconds,
+    "throughput": lambda row: 1 / throughput(row) if row.new_tokens else None,
+    "memory": lambda row: row.peak_bytes,
+}
+
+
+def throughput(row: EvalRow) -> float:
+    """Tokens a second, of prompts and answers together."""
+    return (row.prompt_tokens + row.new_tokens) / (row.prefill_seconds + row.generation_seconds)
+
+
+def markdown(rows: Sequence[EvalRow]) -> str:
+    """The rows as a Markdown table, a line a method and metric of a task.
+
+    Efficiency is relative to the full model's row of the same run, above 1 is better, and empty where there is none.
+    Generation is a token's, since answers differ in length.
+    """
+    full = {setting(row): row for row in rows if row.policy.partition(":")[0] == Dense.name}
+    columns = {
+        "model": [row.model for row in rows],
+        "task": [row.task for row in rows],
+        "metric": [row.metric for row in rows],
+        "policy": [f"`{row.policy}`" for row in rows],
+        "score": [f"{row.value:.4f}" for row in rows],
+        "stderr": ["" if row.stderr is None else f"{row.stderr:.4f}" for row in rows],
+        "samples": [f"{row.samples}" for row in rows],
+    }
+    for head, figure in EFFICIENCY.items():
+        columns[head] = [_relative(figure, full.get(setting(row)), row) for row in rows]
+    return table({head: cells for head, cells in columns.items() if any(cells)})
+
+
+def _relative(figure: Figure, full: EvalRow | None, row: EvalRow) -> str:
+    reference, own = None if full is None else figure(full), figure(row)
+    return f"{reference / own:.2f}x" if reference and own else ""

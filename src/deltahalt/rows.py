@@ -1,0 +1,53 @@
+"""Rows of measurements in JSONL files: one object a line, which names its kind."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from deltahalt.errors import InputError
+
+UNNAMED = "sweep"  # the kind of rows that were written before kinds were
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. kind: what its lines are told from others by."""
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Row":
+        """The row with these fields of a JSON object. Raises TypeError for others."""
+        return cls(**fields)
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a file, which is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"kind": row.kind, **asdict(row)}) + "\n" for row in rows)
+
+
+def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
+    """The rows of a file, each of one of `kinds`.
+
+    Raises InputError for a file that is missing, and for a line that is no such row.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: give rows that were measured ({', '.join(k.kind for k in kinds)})")
+    named = {kind.kind: kind for kind in kinds}
+    rows: list[AnyRow] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            row: Any = named[fields.pop("kind", UNNAMED)].of(fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            wanted = " or ".join(named)
+            raise InputError(f"{path}, line {number}: no row of {wanted} ({error}): measure it anew") from error
+        rows.append(row)
+    return rows

@@ -1,0 +1,24 @@
+"""Every kind of row that is measured, and the table that it makes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from deltahalt.bench.row import BenchRow
+from deltahalt.bench.table import markdown as bench_table
+from deltahalt.evaluation.summary import markdown as sweep_table
+from deltahalt.evaluation.sweep import SweepRow
+from deltahalt.harness.row import EvalRow
+from deltahalt.harness.table import markdown as eval_table
+from deltahalt.rows import Row
+
+KINDS: dict[type[Row], Callable[[Any], str]] = {
+    BenchRow: bench_table,
+    SweepRow: sweep_table,
+    EvalRow: eval_table,
+}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows in Markdown, a table for each kind that is among them."""
+    by_kind = {kind: [row for row in rows if isinstance(row, kind)] for kind in KINDS}
+    return "\n\n".join(KINDS[kind](own) for kind, own in by_kind.items() if own)

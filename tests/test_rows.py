@@ -1,0 +1,77 @@
+"""Rows of every kind in JSONL files, and the tables that `deltahalt report` makes of them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltahalt import InputError
+from deltahalt.evaluation.sweep import SweepRow
+from deltahalt.harness.row import EvalRow
+from deltahalt.rows import append_rows, read_rows
+from deltahalt.tables import KINDS, markdown
+
+SWEPT = SweepRow("s", "qa", "m", "dash", 9, 2, True, 1.0, True, 0.5, 1.0, 1.5, 1.6)
+WORDS = ("model", "halted_kv", "dtype", "device", "machine", "version", "deltahalt", "lm_eval", "transformers", "torch")
+NUMBERS = ("min_prompt_tokens", "batch_size", "max_length", "processes", "seed")
+
+
+def scored(policy: str, value: float, **fields: Any) -> EvalRow:
+    spent = {"prefill_seconds": 8.0, "generation_seconds": 4.0, "prompt_tokens": 990, "new_tokens": 10}
+    own = {"task": "needle", "metric": "4096", "stderr": None, "samples": 3, "seconds": 13.0, "chat_template": False}
+    rest = dict.fromkeys(WORDS, "x") | dict.fromkeys(NUMBERS, 1) | {"peak_bytes": None}
+    return EvalRow(**{"policy": policy, "value": value} | own | rest | spent | fields)
+
+
+def test_every_kind_is_told_apart_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [SWEPT])
+    append_rows(path, [scored("dense", 0.5)])
+    assert read_rows(path, *KINDS) == [SWEPT, scored("dense", 0.5)]
+    with pytest.raises(InputError, match="line 1: no row of eval"):
+        read_rows(path, EvalRow)
+    sweep, evaluation = markdown(read_rows(path, *KINDS)).split("\n\n")
+    assert "| `dash` | 1.60x | 1.00, +0.50 |" in sweep
+    assert "| needle | 4096 | `dense` | 0.5000 |" in evaluation
+
+
+def test_rows_without_a_kind_are_of_a_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(asdict(SWEPT)) + "\n", encoding="utf-8")
+    assert read_rows(path, *KINDS) == [SWEPT]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"kind": "other"}', '{"kind": "sweep", "sample": "s"}', '{"machine": 1}'])
+def test_what_is_no_row_is_named_by_file_and_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [SWEPT])
+    path.write_text(path.read_text() + line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: no row of"):
+        read_rows(path, *KINDS)
+    with pytest.raises(InputError, match="there is no file"):
+        read_rows(tmp_path / "none.jsonl", *KINDS)
+
+
+def test_efficiency_is_relative_to_the_full_model_of_the_same_run() -> None:
+    full = scored("dense", 0.9, peak_bytes=30)
+    halted = scored("dash", 0.8, prefill_seconds=4.0, generation_seconds=6.0, new_tokens=30, peak_bytes=20)
+    lines = markdown([full, halted]).splitlines()
+    assert lines[0].endswith("| score | samples | prefill | generation | total | throughput | memory |")
+    assert lines[2].endswith("| `dense` | 0.9000 | 3 | 1.00x | 1.00x | 1.00x | 1.00x | 1.00x |")
+    # Generation is 0.4 s a token against 0.2; throughput 83.3 tokens a second against 102.
+    assert lines[3].endswith("| `dash` | 0.8000 | 3 | 2.00x | 2.00x | 1.20x | 1.22x | 1.50x |")
+
+
+@pytest.mark.parametrize("other", [{"task": "qa"}, {"machine": "y"}, {"samples": 4}, {"model": "y"}, {"max_length": 2}])
+def test_other_runs_are_no_reference(other: dict[str, Any]) -> None:
+    head, _, full, halted = markdown([scored("dense", 0.9, **other), scored("dash", 0.8)]).splitlines()
+    assert "1.00x" in full
+    assert "x |" not in halted.replace("x | needle", "")
+    assert "prefill" in head
+
+
+def test_a_task_that_generates_nothing_has_no_efficiency() -> None:
+    nothing = {"prefill_seconds": 0.0, "generation_seconds": 0.0, "prompt_tokens": 0, "new_tokens": 0}
+    assert "throughput" not in markdown([scored("dense", 0.9, **nothing)])
