@@ -9,7 +9,7 @@ import pytest
 
 from deltahalt import InputError
 from deltahalt.evaluation.sweep import SweepRow
-from deltahalt.harness.row import EvalRow
+from deltahalt.harness.rows import EvalRow
 from deltahalt.rows import append_rows, read_rows
 from deltahalt.tables import KINDS, markdown
 

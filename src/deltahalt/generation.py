@@ -27,7 +27,7 @@ class Generated:
 
 @torch.inference_mode()
 def generate_timed(model: Any, prompts: dict[str, torch.Tensor], limit: int, *, forced: bool = False) -> Generated:
-    """Generate up to `limit` tokens after prompts of one length, input_ids and attention_mask [B, T].
+    """Generate up to `limit` tokens after prompts, input_ids and attention_mask [B, T], padded on the left.
 
     forced: exactly `limit`, the model's end tokens being ruled out after the first; needed for B > 1. To be called
     inside `halting`, or outside for the plain model. Raises what the model raises.
@@ -41,7 +41,7 @@ def generate_timed(model: Any, prompts: dict[str, torch.Tensor], limit: int, *, 
     if limit > 1 and (forced or int(sequence[0, -1]) not in end_tokens(model)):
         sequence = model.generate(
             sequence,
-            attention_mask=torch.ones_like(sequence),
+            attention_mask=torch.nn.functional.pad(prompts["attention_mask"], (0, 1), value=1),
             past_key_values=cache,
             max_new_tokens=limit - 1,
             min_new_tokens=limit - 1 if forced else None,

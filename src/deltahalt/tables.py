@@ -7,7 +7,7 @@ from deltahalt.bench.row import BenchRow
 from deltahalt.bench.table import markdown as bench_table
 from deltahalt.evaluation.summary import markdown as sweep_table
 from deltahalt.evaluation.sweep import SweepRow
-from deltahalt.harness.row import EvalRow
+from deltahalt.harness.rows import EvalRow
 from deltahalt.harness.table import markdown as eval_table
 from deltahalt.rows import Row
 

@@ -11,7 +11,7 @@ from lm_eval.api.task import Task
 from transformers import set_seed
 
 from deltahalt.errors import InputError
-from deltahalt.harness.row import EvalRow, Spent
+from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.integrations.lm_eval import DeltahaltLM
 from deltahalt.machine import machine_name
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-from deltahalt.harness.row import EvalRow
+from deltahalt.harness.rows import EvalRow
 from deltahalt.markdown import table
 from deltahalt.policies import Dense
 

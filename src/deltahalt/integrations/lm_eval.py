@@ -22,7 +22,7 @@ from deltahalt.attach import find_decoder, halting
 from deltahalt.clock import clock
 from deltahalt.engine import Halted
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.harness.row import Spent
+from deltahalt.harness.rows import Spent
 from deltahalt.models import load
 from deltahalt.policies import parse_policy
 from deltahalt.profile import names_profile, policy_text
