@@ -63,15 +63,18 @@ def test_the_frontiers_are_those_of_the_committed_rows(file: Path) -> None:
     assert table in written, f"paste: deltahalt report --frontier results/{file.name}"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("heldout-*.jsonl")), ids=lambda file: file.name)
-def test_the_shipped_profiles_are_held_against_committed_rows(file: Path) -> None:
-    written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("signals-*.jsonl")), ids=lambda file: file.name)
-def test_the_ablations_are_those_of_the_committed_rows(file: Path) -> None:
-    written = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "file"),
+    [
+        (page, file)
+        for page, names in {"accuracy": ("heldout", "query-free"), "ablations": ("signals", "frozen")}.items()
+        for name in names
+        for file in sorted((ROOT / "results").glob(f"{name}-*.jsonl"))
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_the_sweeps_are_those_of_the_committed_rows(page: str, file: Path) -> None:
+    written = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"
 
 

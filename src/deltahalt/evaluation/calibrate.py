@@ -31,6 +31,7 @@ BEST = 3  # layers that are tried with other settings, and in pairs
 Settings = dict[str, Any]  # options of window attention
 ALL: Settings = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer: lost least where it was measured
 OTHERS: tuple[Settings, ...] = (ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 12}, {"ahead": 6}, {})
+NOISE = 0.005  # losses that differ by less, in nats a token, are equal
 ANSWER = 24  # tokens of each answer that are judged
 
 
@@ -123,6 +124,7 @@ def _mean(tasks: Sequence[PolicySummary]) -> Choice:
 def choose(measured: Sequence[Choice], targets: Sequence[float], max_loss: float | None) -> tuple[Choice, ...]:
     """For each target the least loss at that speed or above; or, with `max_loss`, the fastest that loses no more.
 
+    Of equal losses the one that halts the smallest share of the tokens: real prompts are harder than generated ones.
     Raises InputError if there is none.
     """
     if max_loss is not None:
@@ -135,8 +137,15 @@ def choose(measured: Sequence[Choice], targets: Sequence[float], max_loss: float
         fast = [choice for choice in measured if choice.speedup >= target]
         if not fast:
             raise InputError(f"no policy that was measured reaches {target}x: ask for less")
-        chosen.append(min(fast, key=lambda choice: choice.loss))
+        least = min(choice.loss for choice in fast)
+        equal = [choice for choice in fast if choice.loss <= least + NOISE]
+        chosen.append(min(equal, key=lambda choice: (_halted_share(choice.policy), choice.loss)))
     return tuple(dict.fromkeys(chosen))
+
+
+def _halted_share(policy: str) -> float:
+    stages = parse_policy(policy).stages
+    return stages[-1].pruning_ratio if stages else 0.0
 
 
 def deciding_layers(decoder: Any) -> list[int]:
