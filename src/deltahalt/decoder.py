@@ -48,5 +48,5 @@ def run_layers(
 def _serve(layer: Module, index: int, halted: TokenStream, call: Call) -> None:
     """Put K and V of halted tokens, from their frozen hidden states, into the layer's cache."""
     assert call.cache is not None  # Call refuses frozen K/V without a cache
-    family, rotary = call.family, halted.rotary[call.family.rotary_kind(call.config, index)]
-    call.cache.update(family.keys(layer, halted.hidden, rotary), family.values(layer, halted.hidden), index)
+    rotary = halted.rotary[call.family.rotary_kind(call.config, index)]
+    call.cache.update(*call.family.keys_values(layer, halted.hidden, rotary), index)

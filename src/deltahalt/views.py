@@ -40,7 +40,7 @@ def view_layer(
         hidden_in=hidden,
         update=update[row, own],
         hidden_out=None if after is None else after[row, own],
-        queries=lambda last: family.queries(layer, hidden[None, -last:], _last(rotary, last))[0],
+        queries=lambda last: family.queries(layer, hidden[None, -last:], _split(rotary, last)[1])[0],
         keys=lambda: family.keys(layer, hidden[None], rotary)[0],
         scaling=layer.self_attn.scaling,
         window=call.windows[index],
@@ -65,9 +65,11 @@ def look_ahead(
     for index in range(view.layer + 1, len(call.windows)):
         layer, rotary = call.layers[index], _rotary(index, call, stream, row)
         others, asking = (_beside(layer, part, index) for part in (others, asking))
-        hidden = torch.cat([others, asking], dim=1)  # [1, n, D]
-        queries = family.queries(layer, asking, _last(rotary, window))  # [1, heads, window, d]
-        keys, span = family.keys(layer, hidden, rotary), call.windows[index]  # [1, kv_heads, n, d]
+        before, own = _split(rotary, window)
+        queries = family.queries(layer, asking, own)  # [1, heads, window, d]
+        held = zip(family.keys_values(layer, others, before), family.keys_values(layer, asking, own), strict=True)
+        keys, values = (torch.cat(part, dim=2) for part in held)  # [1, kv_heads, n, d]
+        span = call.windows[index]
         yield replace(
             view,
             layer=index,
@@ -77,14 +79,7 @@ def look_ahead(
             window=span,
         )
         visible = (read <= reader) if span is None else (read <= reader) & (read > reader - span)
-        update = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            family.values(layer, hidden),
-            attn_mask=visible.to(hidden.device),
-            scale=layer.self_attn.scaling,
-            enable_gqa=True,
-        )
+        update = _attend(queries, keys, values, visible.to(keys.device), layer.self_attn.scaling)
         update = layer.self_attn.o_proj(update.transpose(1, 2).flatten(2))
         asking = family.feed_forward(layer, family.add_attention(layer, asking, update))
 
@@ -104,9 +99,23 @@ def _rotary(index: int, call: Call, stream: TokenStream, row: int) -> Rotary:
     return cos[row : row + 1, own], sin[row : row + 1, own]
 
 
-def _last(rotary: Rotary, last: int) -> Rotary:
+def _split(rotary: Rotary, last: int) -> tuple[Rotary, Rotary]:
+    """cos and sin of all but the `last` tokens, and of these."""
     cos, sin = rotary
-    return cos[:, -last:], sin[:, -last:]
+    return (cos[:, :-last], sin[:, :-last]), (cos[:, -last:], sin[:, -last:])
+
+
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """What queries [1, heads, w, d] read from n tokens, where `visible` [w, n]: [1, heads, w, d].
+
+    The heads that share a key head are rows of one query, so that no key is copied.
+    """
+    shared = queries.unflatten(1, (keys.shape[1], -1))  # [1, kv_heads, group, w, d]
+    mask = visible.repeat(shared.shape[2], 1)
+    read = F.scaled_dot_product_attention(shared.flatten(2, 3), keys, values, attn_mask=mask, scale=scaling)
+    return read.unflatten(2, shared.shape[2:4]).flatten(1, 2)
 
 
 def _tail(heads: torch.Tensor, last: int) -> torch.Tensor:

@@ -55,14 +55,18 @@ class Family:
 
     def keys(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """Keys after RoPE, as the cache holds them: [B, kv_heads, n, d]."""
-        return self._rotated(self._heads(layer, layer.self_attn.k_proj(layer.input_layernorm(hidden))), rotary)
+        return self._keys(layer, layer.input_layernorm(hidden), rotary)
 
-    def values(self, layer: Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Values, as the cache holds them: [B, kv_heads, n, d]."""
-        return self._heads(layer, layer.self_attn.v_proj(layer.input_layernorm(hidden)))
+    def keys_values(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys after RoPE, and values, as the cache holds them: each [B, kv_heads, n, d]."""
+        normed = layer.input_layernorm(hidden)
+        return self._keys(layer, normed, rotary), self._heads(layer, layer.self_attn.v_proj(normed))
+
+    def _keys(self, layer: Module, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        return self._rotated(self._heads(layer, layer.self_attn.k_proj(normed)), rotary)
 
     def _heads(self, layer: Module, projected: torch.Tensor) -> torch.Tensor:
-        return projected.view(*projected.shape[:-1], -1, layer.self_attn.head_dim).transpose(1, 2)
+        return projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
 
     def _rotated(self, heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         cos, sin = (part.to(heads.device) for part in rotary)

@@ -19,8 +19,9 @@ class Phi3(Mistral):
     def keys(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         return self._rotated(self._split(layer, hidden)[1], rotary)
 
-    def values(self, layer: Module, hidden: torch.Tensor) -> torch.Tensor:
-        return self._split(layer, hidden)[2]
+    def keys_values(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        _, keys, values = self._split(layer, hidden)
+        return self._rotated(keys, rotary), values
 
     def _split(self, layer: Module, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         heads = self._heads(layer, layer.self_attn.qkv_proj(layer.input_layernorm(hidden)))

@@ -17,7 +17,6 @@ class Qwen3(Family):
         heads = self._heads(layer, attention.q_proj(layer.input_layernorm(hidden)))
         return self._rotated(attention.q_norm(heads), rotary)
 
-    def keys(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def _keys(self, layer: Module, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         attention = layer.self_attn
-        heads = self._heads(layer, attention.k_proj(layer.input_layernorm(hidden)))
-        return self._rotated(attention.k_norm(heads), rotary)
+        return self._rotated(attention.k_norm(self._heads(layer, attention.k_proj(normed))), rotary)
