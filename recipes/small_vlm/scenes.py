@@ -208,7 +208,7 @@ def _blend(image: np.ndarray, mask: np.ndarray, y: int, x: int, colour: str, tin
 
 
 def label(scene: Scene) -> np.ndarray:
-    """What visual tokens show, uint8 [height / 16, width / 16, 2]: index of a name and a colour plus one; 0: nothing."""
+    """What visual tokens show, uint8 [height / 16, width / 16, 2]: index of name and colour plus one; 0: nothing."""
     labels = np.zeros((scene.height // TOKEN, scene.width // TOKEN, 2), np.uint8)
     for item in scene.items:
         colour = list(COLOURS).index(item.colour) + 1

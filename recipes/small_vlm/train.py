@@ -247,7 +247,7 @@ def train(options: argparse.Namespace, log: Log, tokenizer: Any, maker: Maker, w
         if done:
             break
         asked = time.monotonic()
-        batch = ready.get()
+        batch = ready.get(timeout=120)
         waited += time.monotonic() - asked
         if device.type == "cuda":
             for tensor in batch.values():
