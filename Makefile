@@ -44,7 +44,7 @@ eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on n
 	for policy in dense dash auto; do $(VENV)/bin/deltahalt eval --policy $$policy $(SMOKE) || exit 1; done
 	$(VENV)/bin/deltahalt report build/eval-smoke/rows.jsonl
 
-# OPTIONS is for any other option of `deltahalt eval`.
+# OPTIONS is for --methods, --tasks, and any other option of `deltahalt eval`.
 table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=
 	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(ROWS),--rows $(ROWS)) $(OPTIONS)

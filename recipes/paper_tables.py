@@ -1,11 +1,11 @@
 """Run what a table of the paper compares: its methods on its tasks, or its formula.
 
-usage: paper_tables.py TABLE [--tasks TASK,...] [OPTION ...]
+usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [OPTION ...]
 
 TABLE is table1 (LongBench-E), table2 (LooGLE), table3 (FLOPs) or table4 (score and efficiency on LongBench-E). OPTIONs
-are those of `deltahalt eval`, such as --model, --data, --limit and --rows; of `deltahalt flops` for table3. --tasks:
-only these of the table's tasks. The paper's own numbers are in paper.json beside this file; results_page.py puts both
-together.
+are those of `deltahalt eval`, such as --model, --data, --limit and --rows; of `deltahalt flops` for table3. --methods,
+--tasks: only these of the table's. A method that fails is named at the end, and the others run. The paper's own numbers
+are in paper.json beside this file; results_page.py puts both together.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,26 @@ PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_t
 TABLES = [name for name in PAPER if name.startswith("table")]
 
 
-def commands(name: str, only: list[str], options: list[str]) -> list[list[str]]:
-    """The commands that measure a table: one for each method, or the one that counts. Raises ValueError for `only`."""
+def commands(name: str, only: Sequence[str], which: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
+    """The commands that measure a table, by method; `only` these methods and `which` tasks, or all.
+
+    Raises ValueError for a method or task that the table has not.
+    """
     table = PAPER[name]
     if "lengths" in table:
-        lengths = ",".join(map(str, table["lengths"]))
-        return [
-            ["flops", "--shape", "qwen2.5-7b", "--policy", PAPER["methods"]["DASH"], "--lengths", lengths, *options]
-        ]
-    unknown = set(only) - set(tasks(table))
+        given = ["--policy", PAPER["methods"]["DASH"], "--lengths", ",".join(map(str, table["lengths"]))]
+        return {"DASH": ["flops", "--shape", "qwen2.5-7b", *given, *options]}
+    chosen = ",".join(_choose(name, tasks(table), which))
+    given = ["--tasks", chosen, *table.get("options", ()), *options]
+    wanted = _choose(name, methods(table), only)
+    return {method: ["eval", "--policy", PAPER["methods"][method], *given] for method in wanted}
+
+
+def _choose(name: str, known: list[str], wanted: Sequence[str]) -> list[str]:
+    unknown = [word for word in wanted if word not in known]
     if unknown:
-        raise ValueError(f"{name} has no {', '.join(sorted(unknown))}; it has {', '.join(tasks(table))}")
-    chosen = [task for task in tasks(table) if task in only or not only]
-    given = ["--tasks", ",".join(chosen), *table.get("options", ()), *options]
-    return [["eval", "--policy", PAPER["methods"][method], *given] for method in methods(table)]
+        raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return [word for word in known if word in wanted or not wanted]
 
 
 def tasks(table: dict[str, Any]) -> list[str]:
@@ -51,17 +58,26 @@ def methods(table: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Run the commands one after the other, each printed before."""
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--tasks", default="")
+    parser.add_argument("--methods", type=_words, default=[])
+    parser.add_argument("--tasks", type=_words, default=[])
     given, options = parser.parse_known_args()
     try:
-        wanted = commands(given.table, list(filter(None, given.tasks.split(","))), options)
+        wanted = commands(given.table, given.methods, given.tasks, options)
     except ValueError as error:
         parser.error(str(error))
-    for command in wanted:
+    failed = []
+    for method, command in wanted.items():
         print("+ deltahalt", shlex.join(command), flush=True)  # noqa: T201
-        subprocess.run([Path(sys.executable).with_name("deltahalt"), *command], check=True)
+        if subprocess.run([Path(sys.executable).with_name("deltahalt"), *command], check=False).returncode:
+            failed.append(method)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_the_papers_numbers_agree_with_each_other(paper: dict[str, Any]) -> None
 @pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4"])
 def test_a_table_is_commands_that_exist(table: str, recipe: Callable[[str], ModuleType], paper: dict[str, Any]) -> None:
     options = ["--model", "m"] if table == "table3" else ["--model", "m", "--data", "d", "--bertscore", "none"]
-    commands = recipe("paper_tables").commands(table, [], options)
+    commands = list(recipe("paper_tables").commands(table, [], [], options).values())
     group = typer.main.get_command(cli.app)
     for command in commands:
         context = group.make_context("deltahalt", list(command))
@@ -77,12 +77,25 @@ def test_a_table_is_commands_that_exist(table: str, recipe: Callable[[str], Modu
     assert len(set(policies)) == len(policies) == {"table3": 1}.get(table, 6)
 
 
-def test_some_tasks_of_a_table_can_be_asked_for(recipe: Callable[[str], ModuleType]) -> None:
+def test_some_methods_and_tasks_of_a_table_can_be_asked_for(recipe: Callable[[str], ModuleType]) -> None:
     tables = recipe("paper_tables")
-    (command, *_) = tables.commands("table2", ["loogle_longdep_qa", "loogle_shortdep_qa"], [])
-    assert "loogle_shortdep_qa,loogle_longdep_qa" in command
+    tasks = ["loogle_longdep_qa", "loogle_shortdep_qa"]
+    commands = tables.commands("table2", ["DASH", "FastV"], tasks, [])
+    assert list(commands) == ["FastV", "DASH"]
+    assert all("loogle_shortdep_qa,loogle_longdep_qa" in command for command in commands.values())
     with pytest.raises(ValueError, match="table1 has no needle"):
-        tables.commands("table1", ["needle"], [])
+        tables.commands("table1", [], ["needle"], [])
+    with pytest.raises(ValueError, match="table1 has no SnapKV; it has full model"):
+        tables.commands("table1", ["SnapKV"], [], [])
+
+
+def test_a_method_that_fails_is_named_and_the_others_run() -> None:
+    script = [sys.executable, ROOT / "recipes" / "paper_tables.py", "table2"]
+    methods = ["--methods", "full model,DASH", "--tasks", "loogle_longdep_qa"]
+    done = subprocess.run([*script, *methods, "--no-such-option"], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count(b"+ deltahalt eval") == 2
+    assert done.stderr.rstrip().endswith(b"failed: full model, DASH")
 
 
 def test_tasks_are_those_that_the_harness_knows(paper: dict[str, Any], recipe: Callable[[str], ModuleType]) -> None:
