@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 KVPRESS := .venv-kvpress
+SMOKE := --tasks longbench_multifieldqa_en_e,niah_single_2,needle --lengths 1536 --limit 3 --apply-chat-template \
+	--data build/eval-smoke/data --rows build/eval-smoke/rows.jsonl
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress kvpress-env lint format bench clean
+.PHONY: help demo test test-kvpress kvpress-env lint format bench eval-smoke table1 table2 table3 table4 results clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## set up, then show full prefill and halting side by side on a real model
 	$(VENV)/bin/deltahalt demo
@@ -35,6 +37,20 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 
 bench: $(VENV)/.installed ## measure speed and memory on this machine
 	$(VENV)/bin/deltahalt bench --policies "dash auto"
+
+eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on nine small samples, in a few minutes
+	$(VENV)/bin/python recipes/smoke_data.py build/eval-smoke/data
+	rm -f build/eval-smoke/rows.jsonl
+	for policy in dense dash auto; do $(VENV)/bin/deltahalt eval --policy $$policy $(SMOKE) || exit 1; done
+	$(VENV)/bin/deltahalt report build/eval-smoke/rows.jsonl
+
+# OPTIONS is for --methods, --tasks, and any other option of `deltahalt eval`.
+table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=
+	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(ROWS),--rows $(ROWS)) $(OPTIONS)
+
+results: $(VENV)/.installed ## write docs/results.md from the rows in results/
+	$(VENV)/bin/python recipes/results_page.py > docs/results.md
 
 clean: ## remove what these targets made; downloaded models stay
 	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

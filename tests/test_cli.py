@@ -194,6 +194,8 @@ def test_bench_of_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureF
     assert row["full"]["generation"] is None
     assert deltahalt("bench", *options, "--text", "README.md") == 2
     assert "leave --text out" in capsys.readouterr().err
+    assert deltahalt("bench", *options, "--dtype", "int8") == 2
+    assert "unknown dtype int8" in capsys.readouterr().err
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

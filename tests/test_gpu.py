@@ -1,12 +1,15 @@
 """The engine on CUDA devices; the same ideas as the tests on the CPU, which CI runs."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import dispatch_model
 
 from deltahalt import Dash, Policy, Report, WindowAttention, halting
+from deltahalt.bench.measure import measure
+from deltahalt.bench.prompts import random_prompts
 from oracle import Feed, Oracle
 from tiny import FULL, LAYERS, prompts, tiny
 
@@ -41,6 +44,16 @@ def test_halting_agrees_with_the_masking_oracle(policy: Policy) -> None:
         got = [feed(IDS.cuda(), MASK.cuda(), logits_to_keep=1), feed(IDS[:, :3].cuda())]
     for ours, theirs in zip(got, expected, strict=True):
         assert (ours.cpu() - theirs).abs().max() < 1e-4  # CPU and GPU kernels differ by more than the engine does
+
+
+def test_the_bench_sees_what_memory_was_held() -> None:
+    model = tiny("qwen2").cuda()
+    policies: dict[str, Any] = {"dash": Dash(start=1, keep_first=2, keep_last=8)}
+    (row,) = measure(model, "tiny", policies, random_prompts(model, 200, 2, seed=0), new_tokens=3, repeats=1)
+    assert row.full.peak_bytes is not None
+    assert row.halted.peak_bytes is not None
+    assert row.full.peak_bytes > sum(weight.nbytes for weight in model.parameters()) + row.full.kv_bytes
+    assert row.full.peak_bytes >= row.halted.peak_bytes
 
 
 @two_devices

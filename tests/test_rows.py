@@ -64,6 +64,13 @@ def test_efficiency_is_relative_to_the_full_model_of_the_same_run() -> None:
     assert lines[3].endswith("| `dash` | 0.8000 | 3 | 2.00x | 2.00x | 1.20x | 1.22x | 1.50x |")
 
 
+def test_methods_on_the_same_task_follow_each_other() -> None:
+    rows = [scored(policy, 0.5, task=task) for policy in ("dense", "dash") for task in ("qa", "needle")]
+    lines = markdown(rows).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["qa", "qa", "needle", "needle"]
+    assert [line.split(" | ")[3] for line in lines] == ["`dense`", "`dash`"] * 2
+
+
 @pytest.mark.parametrize("other", [{"task": "qa"}, {"machine": "y"}, {"samples": 4}, {"model": "y"}, {"max_length": 2}])
 def test_other_runs_are_no_reference(other: dict[str, Any]) -> None:
     head, _, full, halted = markdown([scored("dense", 0.9, **other), scored("dash", 0.8)]).splitlines()

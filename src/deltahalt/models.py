@@ -58,7 +58,7 @@ def load(
     name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
     source, gguf = _locate(name)
     weights = {
-        "dtype": _dtype(dtype, "auto" if gguf is None else "float32" if device.startswith("cpu") else "bfloat16"),
+        "dtype": find_dtype(dtype, "auto" if gguf is None else "float32" if device.startswith("cpu") else "bfloat16"),
         "device_map": device_map or {"": device},
         "attn_implementation": attention,
         "trust_remote_code": trust_remote_code,
@@ -90,6 +90,14 @@ def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = Fals
     source, gguf = _locate(name)
     with _told_as_model_error(name, gguf):
         return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
+
+
+def find_dtype(dtype: str | torch.dtype, auto: str) -> str | torch.dtype:
+    """The dtype of this name; "auto" is the one named so, or stays "auto". Raises ModelError for another name."""
+    name = auto if dtype == "auto" else str(dtype).removeprefix("torch.")
+    if name not in (*DTYPES, "auto"):
+        raise ModelError(f"unknown dtype {name}: use auto, {', '.join(DTYPES)}")
+    return name if name == "auto" else getattr(torch, name)
 
 
 def end_tokens(model: Any) -> set[int]:
@@ -132,13 +140,6 @@ def _require_causal(config: PreTrainedConfig, name: str) -> None:
     # transformers would run an encoder as a decoder, which it was not trained to be.
     if not causal or config.is_encoder_decoder or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise ModelError(f"{name} ({config.model_type}) is no causal language model: give a decoder-only one")
-
-
-def _dtype(dtype: str | torch.dtype, auto: str) -> str | torch.dtype:
-    name = auto if dtype == "auto" else str(dtype).removeprefix("torch.")
-    if name not in (*DTYPES, "auto"):
-        raise ModelError(f"unknown dtype {name}: use auto, {', '.join(DTYPES)}")
-    return name if name == "auto" else getattr(torch, name)
 
 
 @contextmanager

@@ -27,7 +27,13 @@ Way = Callable[[], AbstractContextManager[Halted | None]]
 
 
 def random_model(
-    shape: ModelShape, *, dtype: torch.dtype, device: str, longest: int, seed: int = 0, attention: str | None = None
+    shape: ModelShape,
+    *,
+    dtype: str | torch.dtype,
+    device: str,
+    longest: int,
+    seed: int = 0,
+    attention: str | None = None,
 ) -> Any:
     """A Llama of this shape with random weights, for up to `longest` tokens: speed does not ask for sense."""
     config = LlamaConfig(

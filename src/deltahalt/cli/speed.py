@@ -41,6 +41,7 @@ def bench(
     from deltahalt.bench.prompts import random_prompts, text_prompts
     from deltahalt.documents import read_document
     from deltahalt.flops import ModelShape
+    from deltahalt.models import find_dtype
     from deltahalt.rows import append_rows
 
     if model is not None and shape is not None:
@@ -61,7 +62,7 @@ def bench(
         name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
         network = random_model(
             ModelShape.parse(shape),
-            dtype=getattr(torch, "float32" if dtype == "auto" else dtype),
+            dtype=find_dtype(dtype, "float32"),
             device=place,
             longest=max(sizes) + new_tokens,
             seed=seed,

@@ -30,11 +30,13 @@ def throughput(row: EvalRow) -> float:
 
 
 def markdown(rows: Sequence[EvalRow]) -> str:
-    """The rows as a Markdown table, a line a method and metric of a task.
+    """The rows as a Markdown table, a line a method and metric of a task; methods on the same task follow each other.
 
     Efficiency is relative to the full model's row of the same run, above 1 is better, and empty where there is none.
     Generation is a token's, since answers differ in length.
     """
+    scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
+    rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
     full = {setting(row): row for row in rows if row.policy.partition(":")[0] == Dense.name}
     columns = {
         "model": [row.model for row in rows],

@@ -1,0 +1,84 @@
+"""Run what a table of the paper compares: its methods on its tasks, or its formula.
+
+usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [OPTION ...]
+
+TABLE is table1 (LongBench-E), table2 (LooGLE), table3 (FLOPs) or table4 (score and efficiency on LongBench-E). OPTIONs
+are those of `deltahalt eval`, such as --model, --data, --limit and --rows; of `deltahalt flops` for table3. --methods,
+--tasks: only these of the table's. A method that fails is named at the end, and the others run. The paper's own numbers
+are in paper.json beside this file; results_page.py puts both together.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+TABLES = [name for name in PAPER if name.startswith("table")]
+
+
+def commands(name: str, only: Sequence[str], which: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
+    """The commands that measure a table, by method; `only` these methods and `which` tasks, or all.
+
+    Raises ValueError for a method or task that the table has not.
+    """
+    table = PAPER[name]
+    if "lengths" in table:
+        given = ["--policy", PAPER["methods"]["DASH"], "--lengths", ",".join(map(str, table["lengths"]))]
+        return {"DASH": ["flops", "--shape", "qwen2.5-7b", *given, *options]}
+    chosen = ",".join(_choose(name, tasks(table), which))
+    given = ["--tasks", chosen, *table.get("options", ()), *options]
+    wanted = _choose(name, methods(table), only)
+    return {method: ["eval", "--policy", PAPER["methods"][method], *given] for method in wanted}
+
+
+def _choose(name: str, known: list[str], wanted: Sequence[str]) -> list[str]:
+    unknown = [word for word in wanted if word not in known]
+    if unknown:
+        raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return [word for word in known if word in wanted or not wanted]
+
+
+def tasks(table: dict[str, Any]) -> list[str]:
+    """lm-eval's names of a table's tasks."""
+    if "groups" in table:
+        return [task for group in table["groups"].values() for task in group["tasks"]]
+    return list(dict.fromkeys(task for task, _, _ in table["columns"].values()))
+
+
+def methods(table: dict[str, Any]) -> list[str]:
+    """The methods that a table compares, as the paper calls them."""
+    groups = table.get("groups", {"": table}).values()
+    return list(dict.fromkeys(method for group in groups for method in group["paper"]))
+
+
+def main() -> None:
+    """Run the commands one after the other, each printed before."""
+    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--methods", type=_words, default=[])
+    parser.add_argument("--tasks", type=_words, default=[])
+    given, options = parser.parse_known_args()
+    try:
+        wanted = commands(given.table, given.methods, given.tasks, options)
+    except ValueError as error:
+        parser.error(str(error))
+    failed = []
+    for method, command in wanted.items():
+        print("+ deltahalt", shlex.join(command), flush=True)  # noqa: T201
+        if subprocess.run([Path(sys.executable).with_name("deltahalt"), *command], check=False).returncode:
+            failed.append(method)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Write docs/results.md from the committed rows and the paper's numbers.
+
+usage: results_page.py > docs/results.md
+
+Rows of `deltahalt bench` are in results/prefill-*.jsonl and bench-*.jsonl, rows of `deltahalt eval` in eval-*.jsonl,
+and in smoke-*.jsonl those of `make eval-smoke`, which are of no benchmark and in no table of the paper.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from paper_tables import PAPER
+
+from deltahalt import parse_policy
+from deltahalt.flops import KNOWN_SHAPES, savings
+from deltahalt.harness.rows import EvalRow
+from deltahalt.harness.table import EFFICIENCY, setting
+from deltahalt.markdown import table
+from deltahalt.rows import read_rows
+from deltahalt.tables import KINDS, markdown
+
+RESULTS = Path(__file__).parents[1] / "results"
+FULL = "full model"
+HEAD = """# Results
+
+Written by `make results` from the rows in `results/` and from the paper's numbers in `recipes/paper.json`. What the
+columns are: [bench](bench.md), [evaluate](evaluate.md). Lines marked *paper* are the paper's, of
+Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Rows of smoke-*.jsonl are of
+`make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method in one of the paper's tables. model: what ran it, or the paper. figures: None where there is none."""
+
+    method: str
+    model: str
+    samples: str
+    figures: list[float | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The eval rows of one model under one of the paper's methods, by task and metric."""
+
+    method: str
+    model: str
+    rows: dict[tuple[str, str], EvalRow]
+
+    def line(self, wanted: Sequence[tuple[str, str]], figures: list[float | None]) -> Line:
+        """The line of these figures, which come from the `wanted` rows."""
+        counts = sorted({self.rows[key].samples for key in wanted if key in self.rows})
+        return Line(self.method, self.model, "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))), figures)
+
+
+def page(files: Sequence[Path]) -> str:
+    """The page, from files of rows."""
+    efficiency = [file for file in files if file.name.startswith(("prefill-", "bench-"))]
+    evaluations = [file for file in files if file not in efficiency]
+    benchmarks = [file for file in evaluations if not file.name.startswith("smoke-")]
+    measured = by_method(row for file in benchmarks for row in read_rows(file, EvalRow))
+    parts = [HEAD, "## Efficiency", *_listed(efficiency)]
+    for name, content in {
+        "table1": score_table(PAPER["table1"], measured),
+        "table2": score_table(PAPER["table2"], measured),
+        "table3": flops_table(PAPER["table3"]),
+        "table4": efficiency_table(PAPER["table4"], measured),
+    }.items():
+        parts += [f"## Table {name[-1]}: {PAPER[name]['title']}", *PAPER[name].get("notes", ()), content]
+    return "\n\n".join([*parts, "## Evaluated", *_listed(evaluations)]) + "\n"
+
+
+def by_method(rows: Iterable[EvalRow]) -> list[Measured]:
+    """Rows of the paper's methods, sorted by method and model; of a row measured twice, the latest."""
+    found: dict[tuple[str, str], dict[tuple[str, str], EvalRow]] = {}
+    for row in rows:
+        found.setdefault((row.policy, row.model), {})[row.task, row.metric] = row
+    return [
+        Measured(method, model, own)
+        for method, wanted in PAPER["methods"].items()
+        for (policy, model), own in found.items()
+        if policy == wanted
+    ]
+
+
+def score_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str:
+    """Scores: the paper's methods, then who else measured them."""
+    lines = [Line(method, "*paper*", "", scores) for method, scores in paper["paper"].items()]
+    columns = {head: ((task, metric), scale) for head, (task, metric, scale) in paper["columns"].items()}
+    for one in measured:
+        scores = [one.rows[key].value * scale if key in one.rows else None for key, scale in columns.values()]
+        if one.method in paper["paper"] and any(score is not None for score in scores):
+            lines.append(one.line([key for key, _ in columns.values()], scores))
+    shown = {
+        head: [_shown(line.figures[number], ".3f" if scale == 1 else ".2f") for line in lines]
+        for number, (head, (_, scale)) in enumerate(columns.items())
+    }
+    means = ["" if None in line.figures else f"{fmean(line.figures):.2f}" for line in lines]
+    return _table(lines, shown | {"mean": means})
+
+
+def flops_table(paper: dict[str, Any]) -> str:
+    """Prompt by prompt: the paper's proxy, as printed and as counted here, and the true count."""
+    policy = parse_policy(PAPER["methods"]["DASH"])
+    counts = [savings(KNOWN_SHAPES["qwen2.5-7b"], policy, length) for length in paper["lengths"]]
+    return table(
+        {
+            "prompt": [f"{count.prompt:,}" for count in counts],
+            "kept, *paper*": [f"{kept:,}" for kept, _, _ in paper["paper"]],
+            "kept": [f"{count.kept:,}" for count in counts],
+            "saved, *paper*": [f"{saved:.2f} %" for _, saved, _ in paper["paper"]],
+            "saved": [f"{100 * count.paper_reduction:.2f} %" for count in counts],
+            "speedup, *paper*": [f"{speedup:.2f}x" for _, _, speedup in paper["paper"]],
+            "speedup": [f"{count.paper_speedup:.2f}x" for count in counts],
+            "true FLOPs": [f"{count.true_speedup:.2f}x" for count in counts],
+        }
+    )
+
+
+def efficiency_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str:
+    """Score and efficiency for each group of tasks; measured where all of a group's tasks were."""
+    named: list[tuple[str, Line]] = []
+    for name, group in paper["groups"].items():
+        named += [(name, Line(method, "*paper*", "", figures)) for method, figures in group["paper"].items()]
+        named += [(name, line) for one in measured if (line := _relative(one, group["tasks"], measured))]
+    lines = [line for _, line in named]
+    shown = {
+        head: [_shown(line.figures[number], ".2f", "x" if number else "") for line in lines]
+        for number, head in enumerate(("score", *EFFICIENCY))
+    }
+    return _table(lines, {"tasks": [name for name, _ in named]}, shown)
+
+
+def _relative(one: Measured, tasks: Sequence[str], measured: Sequence[Measured]) -> Line | None:
+    """One group of Table 4, against the full model's rows of the same run; None where either lacks a task."""
+    keys = [(task, "score") for task in tasks]
+    full = next((other for other in measured if (other.method, other.model) == (FULL, one.model)), None)
+    if full is None or not all(key in one.rows and key in full.rows for key in keys):
+        return None
+    pairs = [(full.rows[key], one.rows[key]) for key in keys]
+    if any(setting(reference) != setting(own) for reference, own in pairs):
+        return None
+    reference, own = (_together(rows) for rows in zip(*pairs, strict=True))
+    costs = [(figure(reference), figure(own)) for figure in EFFICIENCY.values()]
+    gains = [full_cost / cost if full_cost and cost else None for full_cost, cost in costs]
+    return one.line(keys, [100 * fmean(row.value for _, row in pairs), *gains])
+
+
+def _together(rows: Sequence[EvalRow]) -> EvalRow:
+    """One row that took what all of them took, and the most memory of any."""
+    spent: dict[str, Any] = {
+        name: sum(getattr(row, name) for row in rows)
+        for name in ("prefill_seconds", "generation_seconds", "prompt_tokens", "new_tokens")
+    }
+    peaks = [row.peak_bytes for row in rows if row.peak_bytes is not None]
+    return replace(rows[0], peak_bytes=max(peaks, default=None), **spent)
+
+
+def _table(lines: Sequence[Line], *columns: dict[str, list[str]]) -> str:
+    """The lines with these columns, and what names them; a column without any figure is left out."""
+    names = {
+        "method": [line.method for line in lines],
+        "model": [line.model for line in lines],
+        "samples": [line.samples for line in lines],
+    }
+    *before, last = columns
+    whole = {head: cells for part in (*before, names, last) for head, cells in part.items()}
+    return table({head: cells for head, cells in whole.items() if any(cells)})
+
+
+def _shown(figure: float | None, style: str, unit: str = "") -> str:
+    return "" if figure is None else f"{figure:{style}}{unit}"
+
+
+def _listed(files: Sequence[Path]) -> Iterator[str]:
+    for file in files:
+        yield f"`{file.name}`:"
+        yield markdown(read_rows(file, *KINDS))
+
+
+def committed() -> list[Path]:
+    """The files of rows that the page is made of."""
+    return [file for kind in ("prefill", "bench", "eval", "smoke") for file in sorted(RESULTS.glob(f"{kind}-*.jsonl"))]
+
+
+if __name__ == "__main__":
+    print(page(committed()), end="")  # noqa: T201

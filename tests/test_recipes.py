@@ -1,0 +1,186 @@
+"""The recipes: the paper's tables as commands and as a page, and the samples of `make eval-smoke`."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+
+from deltahalt import cli
+from deltahalt.harness.rows import EvalRow
+from deltahalt.models import LoadedModel
+from test_rows import scored
+
+ROOT = Path(__file__).parents[1]
+AVERAGES = {  # as the paper's Table 1 prints them
+    "full model": 48.87,
+    "FastV": 43.99,
+    "LLMLingua2": 44.16,
+    "D3": 45.00,
+    "SnapKV (pr.)": 46.15,
+    "DASH": 46.76,
+}
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    return importlib.import_module
+
+
+@pytest.fixture
+def paper(recipe: Callable[[str], ModuleType]) -> dict[str, Any]:
+    return recipe("paper_tables").PAPER
+
+
+def test_the_page_is_that_of_the_committed_rows(recipe: Callable[[str], ModuleType]) -> None:
+    page = recipe("results_page")
+    assert page.page(page.committed()) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "make results"
+
+
+def test_the_papers_numbers_agree_with_each_other(paper: dict[str, Any]) -> None:
+    scores = paper["table1"]["paper"]
+    assert {method: round(fmean(row), 2) for method, row in scores.items()} == AVERAGES
+    tasks = [task for task, _, _ in paper["table1"]["columns"].values()]
+    groups = paper["table4"]["groups"].values()
+    assert sorted(task for group in groups for task in group["tasks"]) == sorted(tasks)
+    for group in groups:
+        for method, (score, *gains) in group["paper"].items():
+            assert len(gains) == 5
+            if method in scores:
+                mean = fmean(scores[method][tasks.index(task)] for task in group["tasks"])
+                assert score == pytest.approx(mean, abs=0.011)
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4"])
+def test_a_table_is_commands_that_exist(table: str, recipe: Callable[[str], ModuleType], paper: dict[str, Any]) -> None:
+    options = ["--model", "m"] if table == "table3" else ["--model", "m", "--data", "d", "--bertscore", "none"]
+    commands = list(recipe("paper_tables").commands(table, [], [], options).values())
+    group = typer.main.get_command(cli.app)
+    for command in commands:
+        context = group.make_context("deltahalt", list(command))
+        name, subcommand, rest = group.resolve_command(context, list(command))  # type: ignore[attr-defined]
+        given = subcommand.make_context(name, rest).params
+        assert given["model"] == "m"
+        assert table == "table3" or given["bertscore"] == "none"  # what is given last counts
+    policies = [command[command.index("--policy") + 1] for command in commands]
+    assert "dash" in policies
+    assert table == "table3" or policies[0] == "dense"
+    assert len(set(policies)) == len(policies) == {"table3": 1}.get(table, 6)
+
+
+def test_some_methods_and_tasks_of_a_table_can_be_asked_for(recipe: Callable[[str], ModuleType]) -> None:
+    tables = recipe("paper_tables")
+    tasks = ["loogle_longdep_qa", "loogle_shortdep_qa"]
+    commands = tables.commands("table2", ["DASH", "FastV"], tasks, [])
+    assert list(commands) == ["FastV", "DASH"]
+    assert all("loogle_shortdep_qa,loogle_longdep_qa" in command for command in commands.values())
+    with pytest.raises(ValueError, match="table1 has no needle"):
+        tables.commands("table1", [], ["needle"], [])
+    with pytest.raises(ValueError, match="table1 has no SnapKV; it has full model"):
+        tables.commands("table1", ["SnapKV"], [], [])
+
+
+def test_a_method_that_fails_is_named_and_the_others_run() -> None:
+    script = [sys.executable, ROOT / "recipes" / "paper_tables.py", "table2"]
+    methods = ["--methods", "full model,DASH", "--tasks", "loogle_longdep_qa"]
+    done = subprocess.run([*script, *methods, "--no-such-option"], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count(b"+ deltahalt eval") == 2
+    assert done.stderr.rstrip().endswith(b"failed: full model, DASH")
+
+
+def test_tasks_are_those_that_the_harness_knows(paper: dict[str, Any], recipe: Callable[[str], ModuleType]) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
+    from lm_eval.tasks import TaskManager
+
+    from deltahalt.harness.lookup import LONGBENCH, OWN_TASKS
+
+    known = TaskManager(include_path=[LONGBENCH, OWN_TASKS], include_defaults=False).task_index
+    tasks = recipe("paper_tables").tasks
+    assert {task for name in ("table1", "table2", "table4") for task in tasks(paper[name])} <= known.keys()
+
+
+def test_the_formula_recipe_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "recipes" / "paper_tables.py", "table3", "--json"], capture_output=True, check=True
+    )
+    assert b"+ deltahalt flops" in done.stdout
+    assert b'"kept": 43711' in done.stdout
+
+
+def rows(policy: str, score: float, *tasks: str, **fields: Any) -> list[EvalRow]:
+    return [scored(policy, score, task=f"longbench_{task}_e", metric="score", model="tiny", **fields) for task in tasks]
+
+
+def test_measured_scores_stand_beside_the_papers(recipe: Callable[[str], ModuleType], paper: dict[str, Any]) -> None:
+    page = recipe("results_page")
+    measured = page.by_method(
+        [
+            *rows("dash", 0.1, "qasper"),
+            *rows("dash", 0.25, "qasper", samples=7),  # measured again
+            *rows("uniform", 0.5, "qasper"),  # no method of the paper
+            *rows("snapkv", 0.5, "qasper"),  # not in Table 1
+            *rows("dash", 0.0, "trec"),
+        ]
+    )
+    lines = [line for line in page.score_table(paper["table1"], measured).splitlines() if "| tiny |" in line]
+    assert lines == ["| DASH | tiny | 3-7 | 25.00 |  |  |  |  |  | 0.00 |  |  |  |  |  |  |  |"]
+    every = [task.removeprefix("longbench_").removesuffix("_e") for task, _, _ in paper["table1"]["columns"].values()]
+    whole = page.score_table(
+        paper["table1"], page.by_method(rows("dense", 0.0, *every[1:]) + rows("dense", 0.13, "qasper"))
+    )
+    assert whole.splitlines()[-1].endswith("| 0.00 | 1.00 |")  # zeros count in the mean
+
+
+def test_measured_efficiency_is_of_all_a_groups_tasks(
+    recipe: Callable[[str], ModuleType], paper: dict[str, Any]
+) -> None:
+    page = recipe("results_page")
+    full = rows("dense", 0.5, "qasper", "multifieldqa_en", peak_bytes=30)
+    slow, fast = rows("dash", 0.4, "qasper", "multifieldqa_en", prefill_seconds=1.0, peak_bytes=20)
+    slow = replace(slow, prefill_seconds=3.0, peak_bytes=25)
+
+    def table(*given: EvalRow) -> list[str]:
+        content = page.efficiency_table(paper["table4"], page.by_method(given))
+        return [line for line in content.splitlines() if "| tiny |" in line]
+
+    # Prefill 16 s against 4 s, and 24 s in all against 12 s.
+    assert table(*full, slow, fast)[1] == (
+        "| Single-document QA | DASH | tiny | 3 | 40.00 | 4.00x | 1.00x | 2.00x | 2.00x | 1.20x |"
+    )
+    assert len(table(*full, slow)) == 1  # a task is missing
+    assert table(slow, fast) == []  # the full model is
+    assert len(table(*full, slow, replace(fast, machine="another"))) == 1
+
+
+def test_smoke_samples_ask_for_what_is_in_them(tmp_path: Path, loaded_tiny: LoadedModel) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
+    from deltahalt.harness.lookup import find_tasks
+
+    for folder in ("one", "two"):
+        subprocess.run([sys.executable, ROOT / "recipes" / "smoke_data.py", tmp_path / folder], check=True)
+    files = [path for path in sorted(tmp_path.glob("one/*/*")) if path.is_file()]
+    assert len(files) == 3
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+    names = ["longbench_multifieldqa_en_e", "niah_single_2", "needle"]
+    tasks = find_tasks(names, data=tmp_path / "one", lengths=(1536,), tokenizer=loaded_tiny.tokenizer)
+    for task in tasks:
+        docs = list(task.test_docs())  # type: ignore[no-untyped-call]
+        assert len(docs) >= 3
+        for doc in docs:
+            (answer,) = doc.get("answers") or doc["outputs"]
+            assert str(task.doc_to_text(doc)).count(answer) == 1
+    smoke = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("SMOKE :="))
+    assert ",".join(names) in smoke
+    lines = (tmp_path / "one" / "longbench" / "multifieldqa_en_e.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["context"] for line in lines}) == 3
