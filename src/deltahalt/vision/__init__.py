@@ -1,0 +1,34 @@
+"""ViT-stage methods: fewer visual tokens of an image, from inside its vision tower."""
+
+from deltahalt.vision.attach import halting_vision
+from deltahalt.vision.engine import HaltedTower, VisionReport
+from deltahalt.vision.policies import (
+    VISION_POLICIES,
+    DartViT,
+    PruMergePlus,
+    RandomGroups,
+    ToFu,
+    ToMe,
+    UniformGroups,
+    VisionDash,
+    VisionZip,
+    parse_vision_policy,
+)
+from deltahalt.vision.policy import VisionPolicy
+
+__all__ = [
+    "VISION_POLICIES",
+    "DartViT",
+    "HaltedTower",
+    "PruMergePlus",
+    "RandomGroups",
+    "ToFu",
+    "ToMe",
+    "UniformGroups",
+    "VisionDash",
+    "VisionPolicy",
+    "VisionReport",
+    "VisionZip",
+    "halting_vision",
+    "parse_vision_policy",
+]

@@ -1,0 +1,83 @@
+"""A ViT while groups halt in it: what runs in place of its forward."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.families.base import Module
+from deltahalt.vision.groups import GroupStream
+from deltahalt.vision.loop import TowerRun
+from deltahalt.vision.policy import VisionPolicy
+from deltahalt.vision.towers.base import Feed, PackedTower
+
+
+@dataclass(frozen=True)
+class VisionReport:
+    """One pack of images or videos through the ViT.
+
+    groups: visual tokens that each would have without halting. kept: for each, the ascending raster places [k] of those
+    that it has. loads: for each block, how many groups of the whole pack its attention ran on.
+    """
+
+    groups: tuple[int, ...]
+    kept: tuple[torch.Tensor, ...]
+    loads: tuple[int, ...]
+
+
+class HaltedTower:
+    """A ViT under `halting_vision`: its forward while attached, and the report of the latest pack of images."""
+
+    def __init__(self, tower: Module, family: PackedTower, policy: VisionPolicy) -> None:
+        policy.blocks(len(tower.blocks))  # refuses what does not fit
+        self.tower, self.family, self.policy = tower, family, policy
+        self._report: VisionReport | None = None
+
+    @property
+    def report(self) -> VisionReport:
+        """The latest VisionReport. Raises InputError before the first."""
+        if self._report is None:
+            raise InputError("there is no report yet: give the model an image inside `with halting_vision(...)` first")
+        return self._report
+
+    def forward(
+        self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, *, return_dict: bool | None = None, **options: Any
+    ) -> Any:
+        """Stand in for the tower's forward, with the same arguments, and features of the same shape.
+
+        Features of groups that are gone are NaN, for the decoder's seam to find; their deepstack features are 0.
+        Raises UnsupportedError for what halting cannot serve.
+        """
+        for flag in ("output_hidden_states", "output_attentions"):
+            if options.pop(flag, None) or getattr(self.tower.config, flag, False):
+                raise UnsupportedError(f"{flag} of a ViT is not supported with halting: its blocks hold fewer groups")
+        if self.tower.training and getattr(self.tower, "gradient_checkpointing", False):
+            raise UnsupportedError("gradient checkpointing recomputes blocks on other groups: call model.eval() first")
+        feed = self.family.feed(self.tower, hidden_states, grid_thw, **options)
+        run = TowerRun(self.tower, self.family, self.policy, feed)
+        last = run.run()
+        stream = run.features(last)
+        self._fill(feed, run, last, stream)
+        self._report = _report(feed, stream, tuple(run.loads))
+        return feed.output.to_tuple() if return_dict is False else feed.output
+
+    def _fill(self, feed: Feed, run: TowerRun, last: GroupStream, stream: GroupStream) -> None:
+        """Put what the tower computed into the host's output object, in full length."""
+        groups = len(feed.order)
+        feed.output.pooler_output = stream.spread(stream.hidden.flatten(1), groups, torch.nan)
+        states = last.spread(last.hidden, groups, torch.nan)
+        feed.output.last_hidden_state = states[feed.stream.places].flatten(0, 1)
+        if run.taps:
+            gone = torch.ones(groups, dtype=torch.bool, device=stream.places.device).index_fill(0, stream.places, 0)
+            feed.output.deepstack_features = [
+                tapped.spread(rows, groups, 0).masked_fill(gone[:, None], 0) for tapped, rows in run.taps
+            ]
+
+
+def _report(feed: Feed, stream: GroupStream, loads: tuple[int, ...]) -> VisionReport:
+    groups = feed.stream.segments["image"].lengths
+    starts = [sum(groups[:image]) for image in range(len(groups))]
+    kept = stream.places.split(stream.segments["image"].lengths)
+    ascending = tuple((places - start).sort().values for places, start in zip(kept, starts, strict=True))
+    return VisionReport(groups, ascending, loads)

@@ -1,0 +1,40 @@
+"""ViTs that groups can be halted in, one a file. A new file that defines a PackedTower is found by itself."""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from deltahalt.errors import UnsupportedError
+from deltahalt.vision.towers.base import PackedTower
+
+# Why a model whose images could be shortened elsewhere is refused here.
+REFUSED = {
+    "llava_onevision": "it resamples features behind its ViT, so a patch has no place of its own in the prompt",
+}
+
+
+@cache
+def known_towers() -> dict[str, PackedTower]:
+    """Every tower by the model types that have it."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    classes = {
+        item
+        for module in modules
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, PackedTower)
+    }
+    return {model_type: tower() for tower in classes for model_type in tower.model_types}
+
+
+def tower_of(config: Any) -> PackedTower:
+    """The tower of a vision-language model with this configuration.
+
+    Raises UnsupportedError, naming the known ones, for another.
+    """
+    tower = known_towers().get(config.model_type)
+    if tower is None:
+        known = ", ".join(sorted(known_towers()))
+        reason = REFUSED.get(config.model_type, "its tower is not known")
+        raise UnsupportedError(f"no ViT-stage method works in {config.model_type!r}: {reason}; known: {known}")
+    return tower
