@@ -38,9 +38,9 @@ class VisionZip(VisionPolicy):
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
         targets = min(int(self.contextual * count), count - 1)
-        order = received_attention(view).argsort(descending=True, stable=True)
-        dominant, rest = order[: count - targets], order[count - targets :].sort().values
+        dominant = received_attention(view).argsort(descending=True, stable=True)[: count - targets]
         if targets:
+            rest = view.raster[~torch.isin(view.raster, dominant)]
             keys = F.normalize(view.per_group(view.raw_keys().float().mean(dim=0)), dim=-1)
             standing = torch.arange(targets, device=rest.device) * (len(rest) // targets)  # every so-many-th
             states = take_up(states, keys, rest, rest[standing])
