@@ -47,9 +47,14 @@ def test_after_the_block_the_model_is_as_before(name: str, policy: Any) -> None:
 def test_after_an_exception_the_model_is_as_before() -> None:
     model = tiny_vlm()
     before = attributes(model)
-    with pytest.raises(ZeroDivisionError), halting_vision(model, DASH):
-        encode(model)
-        raise ZeroDivisionError
+
+    def halt_and_fail() -> None:
+        with halting_vision(model, DASH):
+            encode(model)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        halt_and_fail()
     assert attributes(model) == before
 
 
@@ -172,7 +177,16 @@ def test_a_model_without_a_known_tower_is_answered_with_the_known_ones() -> None
         pass
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("llava_onevision", "resamples features behind its ViT")])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("llava", "a class token"),
+        ("llava_onevision", "resamples features behind its ViT"),
+        ("gemma3", "pools patches"),
+        ("idefics3", "shuffles patches"),
+        ("smolvlm", "shuffles patches"),
+    ],
+)
 def test_a_model_that_cannot_be_served_is_told_why(kind: str, reason: str) -> None:
     model: Any = nn.Module()
     model.config = SimpleNamespace(model_type=kind)

@@ -56,8 +56,8 @@ class HaltedTower:
             raise UnsupportedError("gradient checkpointing recomputes blocks on other groups: call model.eval() first")
         feed = self.family.feed(self.tower, hidden_states, grid_thw, **options)
         run = TowerRun(self.tower, self.family, self.policy, feed)
-        last = run.run()
-        stream = run.features(last)
+        last = run.blocks()
+        stream = run.features()
         self._fill(feed, run, last, stream)
         self._report = _report(feed, stream, tuple(run.loads))
         return feed.output.to_tuple() if return_dict is False else feed.output

@@ -8,9 +8,13 @@ from typing import Any
 from deltahalt.errors import UnsupportedError
 from deltahalt.vision.towers.base import PackedTower
 
-# Why a model whose images could be shortened elsewhere is refused here.
+# Why a model whose visual tokens can be halted in its decoder is refused here.
 REFUSED = {
+    "llava": "its ViT runs batches with a class token, which the loop does not",
     "llava_onevision": "it resamples features behind its ViT, so a patch has no place of its own in the prompt",
+    "gemma3": "it pools patches behind its ViT, and the loop runs packed images only",
+    "idefics3": "it shuffles patches of several rows into a token behind its ViT",
+    "smolvlm": "it shuffles patches of several rows into a token behind its ViT",
 }
 
 
@@ -36,5 +40,5 @@ def tower_of(config: Any) -> PackedTower:
     if tower is None:
         known = ", ".join(sorted(known_towers()))
         reason = REFUSED.get(config.model_type, "its tower is not known")
-        raise UnsupportedError(f"no ViT-stage method works in {config.model_type!r}: {reason}; known: {known}")
+        raise UnsupportedError(f"ViT-stage methods do not work in {config.model_type!r}: {reason}; known: {known}")
     return tower

@@ -66,35 +66,27 @@ class PackedTower:
         So embeddings, positions, windows and their order are the host's business in every version of it.
         pixels: as the host's processor makes them; grid: [images, 3] of frames, rows and columns of patches.
         """
-        unit, grid = tower.spatial_merge_size**2, grid.cpu()
+        unit = tower.spatial_merge_size**2
         blocks = [Note() for _ in tower.blocks]
         parts = {"blocks": nn.ModuleList(blocks), "merger": Number(unit), **self.stand_ins(tower)}
-        output = type(tower).forward(shell_of(tower, **parts), pixels, grid_thw=grid.to(pixels.device), **options)
-        order = output.pooler_output.squeeze(1)
-
-        hidden, inputs = blocks[0].hidden, tuple(block.inputs for block in blocks)
-        groups = torch.arange(len(order), device=hidden.device)
-        per_frame = grid[:, 1:].prod(dim=1) // unit
-        images = torch.arange(len(grid)).repeat_interleave(grid[:, 0] * per_frame)
-        frames = torch.arange(int(grid[:, 0].sum())).repeat_interleave(per_frame.repeat_interleave(grid[:, 0]))
-        segments = {
-            name: Segments.of(owner.to(hidden.device)) for name, owner in (("image", images), ("frame", frames))
-        }
-        for borders in {id(given["cu_seqlens"]): given["cu_seqlens"] for given in inputs}.values():
-            segments[str(id(borders))] = Segments.of(torch.bucketize(groups * unit, borders[1:], right=True))
-        cos, sin = inputs[0]["position_embeddings"]
+        output = type(tower).forward(shell_of(tower, **parts), pixels, grid_thw=grid, **options)
+        order, hidden = output.pooler_output.squeeze(1), blocks[0].hidden
+        borders = {id(block.inputs["cu_seqlens"]): block.inputs["cu_seqlens"] for block in blocks}
+        first = torch.arange(len(order), device=hidden.device) * unit  # patch of each group
+        cos, sin = blocks[0].inputs["position_embeddings"]
         stream = GroupStream(
             hidden=hidden.unflatten(0, (-1, unit)),
             places=order.argsort(),
-            segments=segments,
+            segments={
+                **_images_and_frames(grid.cpu(), unit, hidden.device),
+                **{
+                    str(key): Segments.of(torch.bucketize(first, ends[1:], right=True)) for key, ends in borders.items()
+                },
+            },
             rotary=(cos.unflatten(0, (-1, unit)), sin.unflatten(0, (-1, unit))),
         )
-        return Feed(stream, inputs, tuple(str(id(given["cu_seqlens"])) for given in inputs), order, output)
-
-    def merge(self, tower: Module, stream: GroupStream) -> torch.Tensor:
-        """The feature of each group, [G, width of the language model]."""
-        features: torch.Tensor = tower.merger(stream.patches)
-        return features
+        kinds = tuple(str(id(block.inputs["cu_seqlens"])) for block in blocks)
+        return Feed(stream, tuple(block.inputs for block in blocks), kinds, order, output)
 
     def attention(self, block: Module, hidden: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention output before the residual addition, [S, D], and what `qkv` projected on the way, [S, 3 * D]."""
@@ -120,6 +112,14 @@ class PackedTower:
         """Hidden states after the block's MLP, residual included."""
         out: torch.Tensor = hidden + block.mlp(block.norm2(hidden))
         return out
+
+
+def _images_and_frames(grid: torch.Tensor, unit: int, device: torch.device) -> dict[str, Segments]:
+    """Which image and which frame each group belongs to; grid as in `feed`."""
+    frames, groups = grid[:, 0], grid[:, 1:].prod(dim=1) // unit  # of each image, and of each of its frames
+    image = torch.arange(len(grid)).repeat_interleave(frames * groups)
+    frame = torch.arange(int(frames.sum())).repeat_interleave(groups.repeat_interleave(frames))
+    return {"image": Segments.of(image.to(device)), "frame": Segments.of(frame.to(device))}
 
 
 class Note(nn.Module):
