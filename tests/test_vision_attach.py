@@ -163,7 +163,9 @@ def test_the_report_tells_what_is_kept_and_what_each_block_ran_on() -> None:
     assert tower.report.groups == GROUPS
     kept = [(~own[:, 0].isnan()).nonzero().squeeze(1).tolist() for own in features.split(GROUPS)]
     assert [places.tolist() for places in tower.report.kept] == kept
-    assert tower.report.loads == (41, 41, 21, 21, 21, 21)
+    assert [(load.attended, load.fed) for load in tower.report.loads] == [(41, 41)] * 2 + [(21, 21)] * 4
+    frames = [kept[0], kept[1], *([place for place in kept[2] if place // 12 == frame] for frame in (0, 1)), kept[3]]
+    assert tower.report.loads[2].segments == tuple(len(frame) for frame in frames)
 
 
 # What is refused

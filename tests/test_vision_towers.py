@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vit_oracle
@@ -71,7 +73,8 @@ def test_a_tower_that_keeps_all_equals_the_stock_tower(name: str, policy: Any, a
     output, report = halted(model, policy(retain=1))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors(output), expected, strict=True))
     assert report.groups == GROUPS
-    assert report.loads == (sum(GROUPS),) * 6
+    assert report.loads == report.full_loads
+    assert report.speedup_bound == 1
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -108,7 +111,8 @@ def test_halting_equals_a_tower_whose_deeper_blocks_cannot_read_what_halted(name
     for deep, (rows, _) in zip(getattr(output, "deepstack_features", ()), expected["deep"].values(), strict=True):
         torch.testing.assert_close(deep[places], rows[places], atol=5e-5, rtol=1e-4)
         assert not deep[~kept[::UNIT].bool()].any()
-    assert report.loads == (sum(GROUPS),) * (policy.start + 1) + (len(places),) * (5 - policy.start)
+    attended = [load.attended for load in report.loads]
+    assert attended == [sum(GROUPS)] * (policy.start + 1) + [len(places)] * (5 - policy.start)
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -193,6 +197,27 @@ def test_half_precision(policy: Any) -> None:
         output = encode(model, GRID, pixels(GRID).to(torch.bfloat16))
     assert output.pooler_output.dtype == torch.bfloat16
     assert len(rows_left(output)) == 14
+
+
+# FLOPs
+
+
+@pytest.mark.parametrize("policy", VISION_POLICIES.values())
+@pytest.mark.parametrize("name", TOWERS)
+def test_the_report_counts_the_flops_that_torch_counts(name: str, policy: Any) -> None:
+    """All but the methods' own: scores and similarities."""
+    model = tiny_vlm(name, "eager")
+    with FlopCounterMode(display=False) as stock:
+        encode(model)
+    products = sdpa_kernel(SDPBackend.MATH)  # ToMe's attention too, in steps that are counted
+    with halting_vision(model, keeping(policy, 0.35)) as tower, products, FlopCounterMode(display=False) as counted:
+        encode(model)
+    report = tower.report
+    assert report.full_flops == stock.get_total_flops()
+    own = counted.get_total_flops() - report.flops
+    assert 0 <= own < 0.03 * report.full_flops
+    if policy in (VisionDash, UniformGroups):
+        assert own == 0
 
 
 # FlashAttention, whose kernels no CPU has: its conventions, written out

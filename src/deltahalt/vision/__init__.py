@@ -1,7 +1,7 @@
 """ViT-stage methods: fewer visual tokens of an image, from inside its vision tower."""
 
 from deltahalt.vision.attach import halting_vision
-from deltahalt.vision.engine import HaltedTower, VisionReport
+from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.policies import (
     VISION_POLICIES,
     DartViT,
@@ -15,6 +15,7 @@ from deltahalt.vision.policies import (
     parse_vision_policy,
 )
 from deltahalt.vision.policy import VisionPolicy
+from deltahalt.vision.report import VisionReport
 
 __all__ = [
     "VISION_POLICIES",

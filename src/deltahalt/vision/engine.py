@@ -1,29 +1,18 @@
 """A ViT while groups halt in it: what runs in place of its forward."""
 
-from dataclasses import dataclass
+import itertools
 from typing import Any
 
 import torch
 
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.families.base import Module
+from deltahalt.vision.flops import BlockLoad, TowerShape
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.loop import TowerRun
 from deltahalt.vision.policy import VisionPolicy
+from deltahalt.vision.report import VisionReport
 from deltahalt.vision.towers.base import Feed, PackedTower
-
-
-@dataclass(frozen=True)
-class VisionReport:
-    """One pack of images or videos through the ViT.
-
-    groups: visual tokens that each would have without halting. kept: for each, the ascending raster places [k] of those
-    that it has. loads: for each block, how many groups of the whole pack its attention ran on.
-    """
-
-    groups: tuple[int, ...]
-    kept: tuple[torch.Tensor, ...]
-    loads: tuple[int, ...]
 
 
 class HaltedTower:
@@ -59,7 +48,15 @@ class HaltedTower:
         last = run.blocks()
         stream = run.features()
         self._fill(feed, run, last, stream)
-        self._report = _report(feed, stream, tuple(run.loads))
+        full = [feed.stream.segments[kind].lengths for kind in feed.kinds]
+        self._report = VisionReport(
+            shape=TowerShape.of(self.tower, self.family),
+            groups=feed.stream.segments["image"].lengths,
+            kept=_kept(feed, stream),
+            loads=tuple(run.loads),
+            full_loads=tuple(BlockLoad(segments, sum(segments)) for segments in full),
+            left=len(last.places),
+        )
         return feed.output.to_tuple() if return_dict is False else feed.output
 
     def _fill(self, feed: Feed, run: TowerRun, last: GroupStream, stream: GroupStream) -> None:
@@ -75,9 +72,9 @@ class HaltedTower:
             ]
 
 
-def _report(feed: Feed, stream: GroupStream, loads: tuple[int, ...]) -> VisionReport:
+def _kept(feed: Feed, stream: GroupStream) -> tuple[torch.Tensor, ...]:
+    """For each image, the ascending raster places of the groups that are left of it."""
     groups = feed.stream.segments["image"].lengths
-    starts = [sum(groups[:image]) for image in range(len(groups))]
-    kept = stream.places.split(stream.segments["image"].lengths)
-    ascending = tuple((places - start).sort().values for places, start in zip(kept, starts, strict=True))
-    return VisionReport(groups, ascending, loads)
+    places = stream.places.split(stream.segments["image"].lengths)
+    starts = itertools.accumulate(groups, initial=0)
+    return tuple((own - start).sort().values for own, start in zip(places, starts, strict=False))

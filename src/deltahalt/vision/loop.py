@@ -10,6 +10,7 @@ import torch
 from deltahalt.errors import PolicyError
 from deltahalt.families.base import Module
 from deltahalt.stand_in import within_hook
+from deltahalt.vision.flops import BlockLoad
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
 from deltahalt.vision.towers.base import Feed, PackedTower
@@ -20,15 +21,15 @@ from deltahalt.vision.views import ShownBlock
 class TowerRun:
     """One pass of a pack of images through a ViT, under a policy.
 
-    stream: the groups that are active. loads: for each block, how many its attention ran on. taps: what the features
-    taken in mid-tower are of, and the features. observed: what a policy that acts behind the tower has seen in it.
+    stream: the groups that are active. loads: what each block computed. taps: the groups that features were taken of in
+    mid-tower, and the features. observed: what a policy that acts behind the tower has seen in it.
     """
 
     tower: Module
     family: PackedTower
     policy: VisionPolicy
     feed: Feed
-    loads: list[int] = field(default_factory=list)
+    loads: list[BlockLoad] = field(default_factory=list)
     taps: list[tuple[GroupStream, torch.Tensor]] = field(default_factory=list)
     observed: list[GroupView | None] = field(default_factory=list)
 
@@ -40,12 +41,14 @@ class TowerRun:
         """Run the blocks. Returns the groups that are left behind the last one, with their states."""
         looked, taps = self.policy.blocks(len(self.tower.blocks)), self.family.taps(self.tower)
         for index, block in enumerate(self.tower.blocks):
-            self.loads.append(len(self.stream.places))
+            segments = self.stream.segments[self.feed.kinds[index]].lengths
             counts = self._counts() if index in looked else self._lengths()
             whole = counts == self._lengths() and self.stream.sizes is None
             layer = block if whole else within_hook(block, partial(self._halves, index, counts))
             hidden = layer(self.stream.patches, **self.feed.block_inputs(index, self.stream))
             self.stream = self.stream.advance(hidden)
+            inside = self.policy.cut == "attention"
+            self.loads.append(BlockLoad(segments, len(self.stream.places) if inside else sum(segments)))
             if index in taps:
                 self.taps.append((self.stream, taps[index](self.stream.patches)))
         return self.stream
