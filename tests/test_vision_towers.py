@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vit_oracle
+from deltahalt import PolicyError
 from deltahalt.vision import VISION_POLICIES, UniformGroups, VisionDash, VisionPolicy, halting_vision
 from deltahalt.vision.policy import GroupHalting, GroupView
 from memory import Largest
@@ -129,6 +130,16 @@ def test_states_of_the_last_block_come_in_the_tower_s_own_order(name: str) -> No
     assert distance.values.max() < 1e-3
     if name != "qwen2_5_vl":
         assert torch.equal(distance.indices, torch.arange(len(left)))
+
+
+def test_a_method_that_leaves_another_number_than_it_said_is_refused() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class OneTooMany(LastGroups):
+        def select(self, view: GroupView, states: torch.Tensor, count: int) -> torch.Tensor:
+            return super().select(view, states, count + 1)
+
+    with pytest.raises(PolicyError, match=r"left \[7\] groups of a wanted 6"):
+        halted(tiny_vlm(), OneTooMany())
 
 
 # Positions
