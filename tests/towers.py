@@ -12,7 +12,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from tiny import draw_weights
+from tiny import _draw_weights
 
 DEPTH, UNIT, PATCH, WIDTH = 6, 4, 4, 32  # blocks, patches in a group, pixels along a patch, width of the language model
 TEXT = {
@@ -77,7 +77,7 @@ def tiny_vlm(name: str = "qwen2_vl", attention: str = "sdpa", *, seed: int = 0, 
         text_config=TEXT, vision_config={**VISION, **vision, **options}, attn_implementation=attention
     )
     model = model_class(config)
-    draw_weights(model, seed)
+    _draw_weights(model, seed)
     return model.eval()
 
 
