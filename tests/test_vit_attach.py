@@ -9,7 +9,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 
-from deltahalt import InputError, PolicyError, UnsupportedError
+from deltahalt import Dash, InputError, PolicyError, UnsupportedError
 from deltahalt.vision import ToMe, VisionDash, VisionZip, halting_vision
 from tiny import attributes, tiny
 from towers import GRID, GROUPS, TOWERS, pixels, tiny_vlm
@@ -196,6 +196,11 @@ def test_a_model_that_cannot_be_served_is_told_why(kind: str, reason: str) -> No
         pass
 
 
+def test_something_that_is_no_model_of_the_host_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="its tower is not known"), halting_vision(nn.Linear(2, 2), DASH):
+        pass
+
+
 def test_a_language_model_without_its_tower_is_refused() -> None:
     model: Any = nn.Module()
     model.config = SimpleNamespace(model_type="qwen2_vl")
@@ -217,6 +222,12 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_runs() -> None:
     assert attributes(model) == before
 
 
+def test_a_policy_of_another_stage_is_refused() -> None:
+    policy: Any = Dash()
+    with pytest.raises(PolicyError, match="Dash does not act in the ViT"), halting_vision(tiny_vlm(), policy):
+        pass
+
+
 @pytest.mark.parametrize("flag", ["output_hidden_states", "output_attentions"])
 def test_outputs_of_single_blocks_are_refused(flag: str) -> None:
     model = tiny_vlm()
@@ -224,6 +235,13 @@ def test_outputs_of_single_blocks_are_refused(flag: str) -> None:
         encode(model, **{flag: True})
     with halting_vision(model, DASH):
         assert encode(model, **{flag: False}).pooler_output.isnan().any()
+
+
+def test_outputs_of_single_blocks_that_the_configuration_asks_for_are_refused() -> None:
+    model = tiny_vlm()
+    model.model.visual.config.output_hidden_states = True
+    with halting_vision(model, DASH), pytest.raises(UnsupportedError, match="output_hidden_states"):
+        encode(model)
 
 
 @pytest.mark.parametrize("part", ["model", "tower"])

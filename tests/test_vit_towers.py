@@ -117,6 +117,54 @@ def test_halting_equals_a_tower_whose_deeper_blocks_cannot_read_what_halted(name
 
 
 @pytest.mark.parametrize("name", TOWERS)
+def test_a_method_is_shown_what_the_block_computed(name: str) -> None:
+    views, seen = [], {}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Look(LastGroups):
+        def select(self, view: GroupView, states: torch.Tensor, count: int) -> torch.Tensor:
+            views.append((view, states))
+            return super().select(view, states, count)
+
+    model, grid = tiny_vlm(name), GRID[:2]
+    visual = model.model.visual
+    halted(model, Look(start=1), grid)
+
+    def look(where: str, index: int, patches: vit_oracle.Patches) -> vit_oracle.Patches:
+        seen[where, index] = patches
+        return patches
+
+    with torch.no_grad():
+        vit_oracle.run(name, visual, pixels(grid), grid, look)
+    entering, between, leaving = seen["block", 0], seen["attention", 1], seen["block", 1]
+    start = 0
+    for view, states in views:
+        order = view.places - start
+        rows = (view.places[:, None] * UNIT + torch.arange(UNIT)).flatten()
+        places = between.coordinates[rows]
+        queries = (
+            visual.blocks[1].attn.qkv(visual.blocks[1].norm1(entering.states[rows])).unflatten(1, (3, 2, -1))[:, 0]
+        )
+        pairs = [
+            (view.hidden_in.flatten(0, 1), entering.states[rows]),
+            (view.update.flatten(0, 1), (between.states - entering.states)[rows]),
+            (states.flatten(0, 1), leaving.states[rows]),
+            (view.normed(states).flatten(0, 1), visual.blocks[2].norm1(leaving.states[rows])),
+            (view.raw_keys().transpose(0, 1), between.keys[rows]),
+            (view.keys().transpose(0, 1), vit_oracle.rotated(between.keys[rows], places)),
+            (view.queries().transpose(0, 1), vit_oracle.rotated(queries, places)),
+        ]
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-4)
+        assert order.sort().values.tolist() == list(range(view.total))
+        seen_together = vit_oracle.visible(name, visual, 1, places[::UNIT])
+        runs = torch.arange(len(view.segments)).repeat_interleave(torch.tensor(view.segments))
+        assert torch.equal(runs[:, None] == runs, seen_together)
+        assert view.scaling == visual.blocks[1].attn.scaling
+        start += view.total
+
+
+@pytest.mark.parametrize("name", TOWERS)
 def test_states_of_the_last_block_come_in_the_tower_s_own_order(name: str) -> None:
     model = tiny_vlm(name)
     with torch.no_grad():

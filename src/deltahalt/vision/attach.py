@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from deltahalt.errors import UnsupportedError
+from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.families.base import Module
 from deltahalt.stand_in import replace
 from deltahalt.vision.engine import HaltedTower
@@ -25,6 +25,8 @@ def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[Hal
     model is as before. Raises UnsupportedError for another model, PolicyError for a policy that does not fit it.
     """
     chosen = parse_vision_policy(policy) if isinstance(policy, str) else policy
+    if not isinstance(chosen, VisionPolicy):
+        raise PolicyError(f"{type(chosen).__name__} does not act in the ViT: give a policy such as VisionDash()")
     tower = find_tower(model)
     halted = HaltedTower(tower, tower_of(model.config), chosen)
     with ExitStack() as undo:
@@ -35,7 +37,7 @@ def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[Hal
 
 def find_tower(model: Module) -> Module:
     """The ViT of a host's model. Raises UnsupportedError where groups cannot be halted in it."""
-    tower_of(model.config)
+    tower_of(getattr(model, "config", None))
     tower = getattr(getattr(model, "model", model), "visual", None)
     if tower is None:
         raise UnsupportedError(f"{type(model).__name__} has no ViT at `model.visual`: give the whole model")

@@ -21,6 +21,7 @@ class HaltedTower:
     def __init__(self, tower: Module, family: PackedTower, policy: VisionPolicy) -> None:
         policy.blocks(len(tower.blocks))  # refuses what does not fit
         self.tower, self.family, self.policy = tower, family, policy
+        self.shape = TowerShape.of(tower, family)
         self._report: VisionReport | None = None
 
     @property
@@ -50,7 +51,7 @@ class HaltedTower:
         self._fill(feed, run, last, stream)
         full = [feed.stream.segments[kind].lengths for kind in feed.kinds]
         self._report = VisionReport(
-            shape=TowerShape.of(self.tower, self.family),
+            shape=self.shape,
             groups=feed.stream.segments["image"].lengths,
             kept=_kept(feed, stream),
             loads=tuple(run.loads),
@@ -66,10 +67,10 @@ class HaltedTower:
         states = last.spread(last.hidden, groups, torch.nan)
         feed.output.last_hidden_state = states[feed.stream.places].flatten(0, 1)
         if run.taps:
-            gone = torch.ones(groups, dtype=torch.bool, device=stream.places.device).index_fill(0, stream.places, 0)
-            feed.output.deepstack_features = [
-                tapped.spread(rows, groups, 0).masked_fill(gone[:, None], 0) for tapped, rows in run.taps
-            ]
+            feed.output.deepstack_features = []
+            for tapped, rows in run.taps:
+                gone = ~torch.isin(tapped.places, stream.places).to(rows.device)
+                feed.output.deepstack_features.append(tapped.spread(rows.masked_fill(gone[:, None], 0), groups, 0))
 
 
 def _kept(feed: Feed, stream: GroupStream) -> tuple[torch.Tensor, ...]:

@@ -72,5 +72,5 @@ class GroupStream:
     def spread(self, rows: torch.Tensor, count: int, filler: float) -> torch.Tensor:
         """Rows [G, ...] of the groups, in their places among `count` rows; `filler` elsewhere."""
         full = rows.new_full((count, *rows.shape[1:]), filler)
-        full[self.places] = rows
+        full[self.places.to(rows.device)] = rows
         return full

@@ -36,9 +36,10 @@ def tower_of(config: Any) -> PackedTower:
 
     Raises UnsupportedError, naming the known ones, for another.
     """
-    tower = known_towers().get(config.model_type)
+    kind: Any = getattr(config, "model_type", None)
+    tower = known_towers().get(kind)
     if tower is None:
         known = ", ".join(sorted(known_towers()))
-        reason = REFUSED.get(config.model_type, "its tower is not known")
-        raise UnsupportedError(f"ViT-stage methods do not work in {config.model_type!r}: {reason}; known: {known}")
+        reason = REFUSED.get(kind, "its tower is not known")
+        raise UnsupportedError(f"ViT-stage methods do not work in {kind!r}: {reason}; known: {known}")
     return tower

@@ -71,21 +71,20 @@ class PackedTower:
         parts = {"blocks": nn.ModuleList(blocks), "merger": Number(unit), **self.stand_ins(tower)}
         output = type(tower).forward(shell_of(tower, **parts), pixels, grid_thw=grid, **options)
         order, hidden = output.pooler_output.squeeze(1), blocks[0].hidden
-        borders = {id(block.inputs["cu_seqlens"]): block.inputs["cu_seqlens"] for block in blocks}
+        kinds = tuple(str(id(block.inputs["cu_seqlens"])) for block in blocks)  # blocks that attend alike share them
+        segments = _images_and_frames(grid.cpu(), unit, hidden.device)
         first = torch.arange(len(order), device=hidden.device) * unit  # patch of each group
+        for kind, block in zip(kinds, blocks, strict=True):
+            if kind not in segments:
+                ends = block.inputs["cu_seqlens"][1:]
+                segments[kind] = Segments.of(torch.bucketize(first, ends, right=True))
         cos, sin = blocks[0].inputs["position_embeddings"]
         stream = GroupStream(
             hidden=hidden.unflatten(0, (-1, unit)),
             places=order.argsort(),
-            segments={
-                **_images_and_frames(grid.cpu(), unit, hidden.device),
-                **{
-                    str(key): Segments.of(torch.bucketize(first, ends[1:], right=True)) for key, ends in borders.items()
-                },
-            },
+            segments=segments,
             rotary=(cos.unflatten(0, (-1, unit)), sin.unflatten(0, (-1, unit))),
         )
-        kinds = tuple(str(id(block.inputs["cu_seqlens"])) for block in blocks)
         return Feed(stream, tuple(block.inputs for block in blocks), kinds, order, output)
 
     def attention(self, block: Module, hidden: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
