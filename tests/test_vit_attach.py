@@ -90,12 +90,21 @@ def test_hooks_on_blocks_and_their_parts_fire_once(policy: Any) -> None:
     assert sorted(calls) == sorted(parts)
 
 
-def test_a_block_that_accelerate_brings_to_its_weights() -> None:
+def test_accelerate_brings_a_tower_and_its_blocks_to_their_weights() -> None:
+    class Counting(AlignDevicesHook):
+        calls = 0
+
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return super().pre_forward(module, *args, **kwargs)
+
     model = tiny_vlm()
-    for part in (model.model.visual, *model.model.visual.blocks):
-        add_hook_to_module(part, AlignDevicesHook(execution_device="cpu", io_same_device=True))
-    before = attributes(model)
+    parts = (model.model.visual, *model.model.visual.blocks)
+    for part in parts:
+        add_hook_to_module(part, Counting(execution_device="cpu", io_same_device=True))
     assert same(halted(model), halted(tiny_vlm()))
+    assert [part._hf_hook.calls for part in parts] == [1] * len(parts)
+    before = attributes(model)
     assert same(halted(model, ToMe(start=1)), halted(tiny_vlm(), ToMe(start=1)))
     assert attributes(model) == before
 

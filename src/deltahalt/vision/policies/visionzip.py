@@ -37,7 +37,7 @@ class VisionZip(VisionPolicy):
             raise PolicyError(f"contextual is {self.contextual!r}; it must lie in [0, 1)")
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
-        targets = min(int(self.contextual * count), count - 1)
+        targets = int(self.contextual * count)
         dominant = received_attention(view).argsort(descending=True, stable=True)[: count - targets]
         if targets:
             rest = view.raster[~torch.isin(view.raster, dominant)]
