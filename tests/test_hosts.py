@@ -7,8 +7,6 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltahalt import (
@@ -25,6 +23,7 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from memory import Largest
 from oracle import Feed
 from tiny import FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VOCAB, WINDOW, prompts, tiny
 
@@ -236,20 +235,6 @@ def test_packed_prompts_are_refused_with_flash_attention(flash: Any) -> None:
 
 
 # Memory
-
-
-class Largest(TorchDispatchMode):
-    """Notes how many elements the largest tensor holds that is made meanwhile."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                stored = tensor.untyped_storage().nbytes() // tensor.element_size()
-                self.elements = max(self.elements, stored)
-        return result
 
 
 SETTINGS: dict[str, Any] = {"start": 1, "pruning_ratio": 0.6, "keep_last": 16}

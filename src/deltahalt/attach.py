@@ -13,6 +13,7 @@ from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Module
 from deltahalt.policy import AnyPolicy
 from deltahalt.profile import find_policy
+from deltahalt.stand_in import replace
 
 REFUSED_IN_GENERATE = {
     "prefill_chunk_size": "a chunk would be taken for the whole prompt; leave it unset",
@@ -54,11 +55,11 @@ def halting(
     halted = Halted(decoder, chosen, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens, timed=timed)
     with ExitStack() as undo:
         # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
-        _replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)
+        replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)
         if model is not decoder:
             undo.callback(model.register_forward_pre_hook(_pass_logits_down, with_kwargs=True).remove)
         if callable(generate := getattr(model, "generate", None)):
-            _replace(model, "generate", _checked(generate), undo)
+            replace(model, "generate", _checked(generate), undo)
         yield halted
 
 
@@ -74,15 +75,6 @@ def find_decoder(model: Module) -> Module:
         if isinstance(getattr(decoder.__dict__.get(name), "__self__", None), Halted):
             raise UnsupportedError("this model is halting already: leave the other `with halting(...)` block first")
     return decoder
-
-
-def _replace(target: nn.Module, name: str, value: Callable[..., Any], undo: ExitStack) -> None:
-    """Set an attribute of the instance until `undo` unwinds."""
-    if name in target.__dict__:
-        undo.callback(setattr, target, name, target.__dict__[name])
-    else:
-        undo.callback(delattr, target, name)
-    setattr(target, name, value)
 
 
 def _pass_logits_down(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,7 +1,5 @@
 """A layer run in its two halves, so that a policy can look at it and tokens can halt in it."""
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 from deltahalt.call import Call
 from deltahalt.decision import Decision
 from deltahalt.families.base import Module
+from deltahalt.stand_in import within_hook
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
 from deltahalt.views import view_layer
@@ -37,9 +36,7 @@ class OpenedLayer:
 
         Goes through a shallow copy of the layer, so that hooks on it fire and no other thread sees the change.
         """
-        shell = copy.copy(self.layer)
-        shell.forward = self._within_hook(self._halves)
-        hidden = shell(self.stream.hidden, **inputs)
+        hidden = within_hook(self.layer, self._halves)(self.stream.hidden, **inputs)
         return self.after.advance(hidden), self.fed
 
     def _halves(self, hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -59,16 +56,3 @@ class OpenedLayer:
             stream = self.fed = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.after = stream
         return stream.hidden
-
-    def _within_hook(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """`forward` inside the accelerate hook that the layer may have: it brings weights and inputs together."""
-        hook = getattr(self.layer, "_hf_hook", None)
-        if hook is None:
-            return forward
-
-        def hooked(*args: Any, **kwargs: Any) -> torch.Tensor:
-            args, kwargs = hook.pre_forward(self.layer, *args, **kwargs)
-            out: torch.Tensor = hook.post_forward(self.layer, forward(*args, **kwargs))
-            return out
-
-        return hooked

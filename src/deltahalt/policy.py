@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal, get_args, get_origin
+from typing import ClassVar, Literal
 
 import torch
 
 from deltahalt.errors import PolicyError, UnsupportedError
+from deltahalt.options import check_types
 from deltahalt.selection import halted_count, refuse_nan, spread_over_chunks, top_k
 
 Scope = Literal["all", "visual", "text"]
@@ -75,15 +76,7 @@ class Policy:
     chunk: int = 1
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value, whole = getattr(self, option.name), option.type is int
-            if get_origin(option.type) is Literal and value not in get_args(option.type):
-                choices = ", ".join(get_args(option.type))
-                raise PolicyError(f"{option.name} is {value!r}; choose one of {choices}")
-            if (whole or option.type in (float, float | int)) and (
-                isinstance(value, bool) or not isinstance(value, int if whole else (int, float))
-            ):
-                raise PolicyError(f"{option.name} is {value!r}; it must be a {'whole ' if whole else ''}number")
+        check_types(self)
         if not 0 <= self.start < (math.inf if isinstance(self.start, int) else 1):
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
         if not 0 <= self.pruning_ratio < 1:

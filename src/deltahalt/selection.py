@@ -20,6 +20,11 @@ def top_k(scores: torch.Tensor, count: int) -> torch.Tensor:
     return order[:count].sort().values
 
 
+def evenly(m: int, count: int) -> torch.Tensor:
+    """Index of `count` of m tokens at even distances, ascending: the middles of `count` equal spans."""
+    return (2 * torch.arange(count) + 1) * m // (2 * max(count, 1))
+
+
 def spread_over_chunks(scores: torch.Tensor, chunk: int) -> torch.Tensor:
     """Each of `scores` [m] replaced by the mean of its contiguous chunk of `chunk`; the last chunk may be shorter."""
     if chunk == 1:

@@ -4,10 +4,9 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from deltahalt.errors import PolicyError
+from deltahalt.options import read_method
 from deltahalt.policies.dash import Dash
 from deltahalt.policies.dash_layer import DashLayer
 from deltahalt.policies.dense import Dense
@@ -43,7 +42,7 @@ def parse_policy(text: str, **overrides: Any) -> AnyPolicy:
 
     overrides: options already typed, applied to every stage. Raises PolicyError for an unknown name or option.
     """
-    stages = [_parse_stage(part, overrides) for part in text.split("+")]
+    stages = [read_method(part, POLICIES, overrides) for part in text.split("+")]
     return stages[0] if len(stages) == 1 else Progressive(stages)
 
 
@@ -67,44 +66,3 @@ def _variants(policy: str, starts: Sequence[str], ratios: Sequence[str]) -> list
     return [
         f"{name}:" + ",".join(part for part in (start, share, given) if part) for start in options for share in shares
     ]
-
-
-def _parse_stage(text: str, overrides: dict[str, Any]) -> Policy:
-    name, _, options = text.strip().partition(":")
-    if name not in POLICIES:
-        raise PolicyError(f"there is no policy {name!r}; choose one of {', '.join(POLICIES)}")
-    policy = POLICIES[name]
-    settings: dict[str, Any] = {}
-    for key, value in (_parse_option(policy, option) for option in options.split(",") if option):
-        if key in settings:
-            raise PolicyError(f"{name} is given {key} twice")
-        settings[key] = value
-    return policy(**settings | _known(policy, overrides))
-
-
-def _parse_option(policy: type[Policy], text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    key = key.strip().replace("-", "_")
-    _known(policy, {key: value})
-    hint = get_type_hints(policy)[key]
-    try:
-        if hint is int:
-            return key, int(value)
-        if hint is float:
-            return key, float(value)
-        if hint is bool:
-            return key, {"true": True, "false": False}[value.strip().lower()]
-        if hint == float | int:
-            return key, int(value) if value.strip().isdecimal() else float(value)
-    except (ValueError, KeyError) as error:
-        wanted = {int: "a whole number", bool: "true or false"}.get(hint, "a number")
-        raise PolicyError(f"{policy.name} option {key} is {value!r}; it must be {wanted}") from error
-    return key, value.strip()
-
-
-def _known(policy: type[Policy], settings: dict[str, Any]) -> dict[str, Any]:
-    names = [field.name for field in fields(policy)]
-    for key in settings:
-        if key not in names:
-            raise PolicyError(f"{policy.name} has no option {key!r}; it has {', '.join(names)}")
-    return settings

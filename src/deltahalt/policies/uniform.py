@@ -7,6 +7,7 @@ import torch
 
 from deltahalt.errors import PolicyError
 from deltahalt.policy import LayerView, Policy
+from deltahalt.selection import evenly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,5 +27,4 @@ class Uniform(Policy):
         return torch.zeros(len(view.positions), device=view.positions.device)
 
     def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
-        step = torch.arange(count, device=scores.device)
-        return (2 * step + 1) * len(scores) // (2 * max(count, 1))
+        return evenly(len(scores), count).to(scores.device)

@@ -1,0 +1,21 @@
+"""Uniform selection: every so-many-th group."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.selection import evenly
+from deltahalt.vision.policy import GroupHalting, GroupView
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformGroups(GroupHalting):
+    """Keep groups at even distances in raster order."""
+
+    name: ClassVar[str] = "uniform-groups"
+    summary: ClassVar[str] = "evenly spaced groups stay active"
+    source: ClassVar[str] = "baseline"
+
+    def select(self, view: GroupView, states: torch.Tensor, count: int) -> torch.Tensor:
+        return view.raster[evenly(len(view.places), count).to(view.places.device)].sort().values

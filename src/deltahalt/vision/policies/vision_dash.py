@@ -1,0 +1,26 @@
+"""DASH in the ViT: halt the groups that attention updates least."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.vision.policy import GroupHalting, GroupView
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionDash(GroupHalting):
+    """Keep the groups with the largest attention-branch delta ||U||_2, averaged over their patches (DASH, Eq. 2-3).
+
+    The paper does not say at which block it decides.
+    """
+
+    name: ClassVar[str] = "vision-dash"
+    summary: ClassVar[str] = "largest attention update stays active"
+    source: ClassVar[str] = "DASH (arXiv 2604.18103), ViT stage of Tables 6 and 7"
+
+    start: float | int = 0.25
+
+    def score(self, view: GroupView) -> torch.Tensor:
+        delta: torch.Tensor = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
+        return delta.mean(dim=1)

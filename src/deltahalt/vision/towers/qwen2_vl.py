@@ -1,0 +1,12 @@
+"""The ViT of Qwen2-VL: every frame attends to itself."""
+
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+from deltahalt.vision.towers.base import PackedTower
+
+
+class Qwen2VLTower(PackedTower):
+    """Plain packed tower."""
+
+    model_types = ("qwen2_vl",)
+    rotate = staticmethod(apply_rotary_pos_emb_vision)
