@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.engine import WANTED, Halted, HaltedKV
+from deltahalt.engine import WANTED, Depth, Halted, HaltedKV
 from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Module
 from deltahalt.policy import AnyPolicy
@@ -37,6 +37,7 @@ def halting(
     halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
     timed: bool = False,
+    depth: Depth | None = None,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
@@ -44,7 +45,7 @@ def halting(
     what calibration found best for this model, a profile, or what `parse_policy` reads (see `deltahalt.profile`).
     halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
     hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
-    device.
+    device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
 
     Yields the Halted model, whose `report` tells what the latest prefill did. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, PolicyError for a policy that does not fit it, and
@@ -52,7 +53,7 @@ def halting(
     """
     decoder = find_decoder(model)
     chosen = find_policy(policy, decoder)
-    halted = Halted(decoder, chosen, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens, timed=timed)
+    halted = Halted(decoder, chosen, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens, timed=timed, depth=depth)
     with ExitStack() as undo:
         # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
         replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)

@@ -1,9 +1,9 @@
 """A K/V cache whose layers hold different tokens."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,22 +69,33 @@ class HaltedCache(DynamicCache):
     segments: list[Segment]
     seen: int  # columns of the input so far, halted tokens and padding included
     tail: int  # so many of the last columns are held by every layer
+    generated: int  # columns since the latest call of several tokens
 
     @classmethod
     def adopt(cls, cache: DynamicCache, segments: list[Segment], seen: int, tail: int) -> "HaltedCache":
         """Make `cache` a HaltedCache in place: whoever passed it to `generate` keeps the object and reads it later."""
         cache.__class__ = cls
         assert isinstance(cache, cls)
-        cache.segments, cache.seen, cache.tail = segments, seen, tail
+        cache.segments, cache.seen, cache.tail, cache.generated = segments, seen, tail, 0
         return cache
 
-    def extend(self, slots: torch.Tensor, padded: bool) -> None:
-        """Note that every layer has received the tokens at `slots` [B, n]."""
+    def extend(self, slots: torch.Tensor, padded: bool, skipped: Collection[int] = ()) -> None:
+        """Note that every layer, save for those `skipped`, has received the tokens at `slots` [B, n]."""
+        self._part(skipped)
         for segment in self.segments:
-            segment.slots = torch.cat([segment.slots, slots.to(segment.slots.device)], dim=1)
-            segment.padded |= padded
-        self.seen += slots.shape[1]
-        self.tail += slots.shape[1]
+            if segment.start not in skipped:
+                segment.slots = torch.cat([segment.slots, slots.to(segment.slots.device)], dim=1)
+                segment.padded |= padded
+        new = slots.shape[1]
+        self.seen += new
+        self.tail = 0 if skipped else self.tail + new
+        self.generated = self.generated + 1 if new == 1 else 0
+
+    def _part(self, skipped: Collection[int]) -> None:
+        """Cut segments so that each has either all or none of its layers skipped."""
+        borders = {layer for layer in range(1, len(self.layers)) if (layer in skipped) != (layer - 1 in skipped)}
+        starts = sorted(borders.union(segment.start for segment in self.segments))
+        self.segments = [replace(segment_of(self.segments, start), start=start) for start in starts]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
@@ -112,6 +123,7 @@ class HaltedCache(DynamicCache):
         self._select(segment.slots[:, :-cut] for segment in self.segments)
         self.seen -= cut
         self.tail -= cut
+        self.generated = max(0, self.generated - cut)
 
     def reset(self) -> None:
         raise UnsupportedError("a halted cache cannot be emptied for reuse: make a new DynamicCache")

@@ -1,5 +1,6 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from deltahalt.report import Report
 from deltahalt.trace import Trace
 
 HaltedKV = Literal["drop", "frozen"]
+Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
 POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
 
@@ -36,7 +38,14 @@ class Halted:
     """A model under `halting`: the decoder's forward while attached, and the report of its latest prefill."""
 
     def __init__(
-        self, decoder: Module, policy: AnyPolicy, *, halted_kv: HaltedKV, min_prompt_tokens: int, timed: bool
+        self,
+        decoder: Module,
+        policy: AnyPolicy,
+        *,
+        halted_kv: HaltedKV,
+        min_prompt_tokens: int,
+        timed: bool,
+        depth: Depth | None,
     ) -> None:
         config: Any = decoder.config
         self.decoder, self.policy = decoder, policy
@@ -44,7 +53,7 @@ class Halted:
         self.stages = place(policy, config.num_hidden_layers)
         self.shape = ModelShape.of(config)
         self.freeze = freezes(halted_kv, self.shape)
-        self.min_prompt_tokens, self.timed = min_prompt_tokens, timed
+        self.min_prompt_tokens, self.timed, self.depth = min_prompt_tokens, timed, depth
         self._report: Report | None = None
 
     @property
@@ -72,20 +81,31 @@ class Halted:
             )
         if stages or isinstance(call.cache, HaltedCache):
             call.refuse_flash_window(stages[0].last + 1 if stages else 0)
-        layers = enumerate(self.decoder.layers[: self.shape.layers])
+        skipped = self._skipped(call)
+        every = enumerate(self.decoder.layers[: self.shape.layers])
+        layers = [(index, layer) for index, layer in every if index not in skipped]
         with untouched_on_error(call.cache) if call.prompts else nullcontext():
             stream, trace = run_layers(
                 layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
             )
         stream = stream.advance(self.decoder.norm(stream.hidden))
         if isinstance(call.cache, HaltedCache):
-            call.cache.extend(stream.slots, stream.padded)
-        elif call.cache is not None and stages:
-            HaltedCache.adopt(call.cache, trace.segments, seen=call.width, tail=tail)
+            call.cache.extend(stream.slots, stream.padded, skipped)
+        elif call.cache is not None and (stages or (self.depth and call.prompts)):
+            HaltedCache.adopt(call.cache, trace.segments, seen=call.width, tail=tail if stages else call.width)
         hidden = stream.spread(call.width) if stages else stream.hidden
         if call.prompts:
             self._report = self._write_report(call, trace, begin)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=call.cache if call.use_cache else None)
+
+    def _skipped(self, call: Call) -> set[int]:
+        """The layers that this call's token does not run through; none for a prompt, or any call of several tokens."""
+        if self.depth is None or call.prompts or call.width > 1:
+            return set()
+        if not isinstance(call.cache, HaltedCache):
+            raise UnsupportedError("this cache was begun outside of the block, so tokens generated cannot be counted")
+        every = range(self.shape.layers)
+        return set(every).difference(self.depth(call.cache.generated + 1, len(every)))
 
     def _write_report(self, call: Call, trace: Trace, begin: float | None) -> Report:
         end = clock() if self.timed else None
