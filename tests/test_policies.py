@@ -18,6 +18,7 @@ from deltahalt import (
     Uniform,
     UnsupportedError,
     WindowAttention,
+    parse_policy,
 )
 from deltahalt.decision import Decision
 from deltahalt.policies import POLICIES
@@ -128,6 +129,21 @@ def test_window_attention_is_the_pooled_mean_of_the_last_rows_of_the_matrix(
     expected = pooled.mean(dim=0) if heads == "mean" else pooled.max(dim=0).values
     policy = WindowAttention(window=window, kernel=kernel, pooling=pooling, heads=heads)
     torch.testing.assert_close(policy.score(view)[:-window], expected)  # the window's own tokens are kept in any case
+
+
+@pytest.mark.parametrize("prompt", [60, 64, 93])
+def test_fastkv_s_token_selection_is_a_setting_of_window_attention(prompt: int) -> None:
+    """The one in docs/baselines.md: the last 8 tokens, and the int(0.2 T) - 8 that they attend to most."""
+    policy = parse_policy(
+        "window-attention:start=15,pruning_ratio=0.8,ratio_of=prompt,keep_first=0,keep_last=8,window=8,kernel=7"
+    )
+    view = layer_view(prompt)
+    received = attention_matrix(view)[:, -8:].sum(dim=(0, 1))[:-8]
+    pooled = torch.tensor(pool_naively(received.tolist(), 7, "mean"))
+    best = pooled.topk(int(prompt * 0.2) - 8).indices
+    expected = torch.cat([best.sort().values, torch.arange(prompt - 8, prompt)])
+    assert isinstance(policy, WindowAttention)
+    assert torch.equal(policy.active_set(policy.score(view), view), expected)
 
 
 @pytest.mark.parametrize("policy", [WindowAttention(window=4), LastTokenAttention(rows=4)])

@@ -1,8 +1,12 @@
 """deltahalt makes long prompts cheap: it halts prompt tokens inside the model during prefill."""
 
+from deltahalt.applying import Applied, applying
 from deltahalt.attach import halting
+from deltahalt.decode.d3 import D3
 from deltahalt.engine import Halted
 from deltahalt.errors import DeltahaltError, InputError, ModelError, PolicyError, UnsupportedError
+from deltahalt.kv.snapkv import SnapKV
+from deltahalt.methods import parse_method
 from deltahalt.policies import (
     Dash,
     DashLayer,
@@ -15,18 +19,24 @@ from deltahalt.policies import (
     parse_policy,
 )
 from deltahalt.policy import Policy, Progressive
+from deltahalt.prompt.gemfilter import GemFilter
+from deltahalt.prompt.llmlingua2 import LLMLingua2
 from deltahalt.report import Report
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "D3",
+    "Applied",
     "Dash",
     "DashLayer",
     "DeltahaltError",
     "Dense",
+    "GemFilter",
     "Halted",
     "InputError",
     "KeyNorm",
+    "LLMLingua2",
     "LastTokenAttention",
     "ModelError",
     "Policy",
@@ -34,9 +44,12 @@ __all__ = [
     "Progressive",
     "Random",
     "Report",
+    "SnapKV",
     "Uniform",
     "UnsupportedError",
     "WindowAttention",
+    "applying",
     "halting",
+    "parse_method",
     "parse_policy",
 ]

@@ -3,7 +3,6 @@
 `dash`, `dash:start=11,pruning_ratio=0.5`, or stages joined by `+`: `key-norm:start=0.15+window-attention:start=0.5`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from deltahalt.options import read_method
@@ -33,7 +32,6 @@ __all__ = [
     "Uniform",
     "WindowAttention",
     "parse_policy",
-    "variants",
 ]
 
 
@@ -44,25 +42,3 @@ def parse_policy(text: str, **overrides: Any) -> AnyPolicy:
     """
     stages = [read_method(part, POLICIES, overrides) for part in text.split("+")]
     return stages[0] if len(stages) == 1 else Progressive(stages)
-
-
-def variants(policies: Sequence[str], starts: Sequence[str], ratios: Sequence[str]) -> list[str]:
-    """Each policy with each start layer and ratio that it does not name itself, as text for `parse_policy`.
-
-    Combinations of stages and `dense` stay as they are. Raises PolicyError for a name, option or value that is wrong.
-    """
-    texts: list[str] = []
-    for policy in policies:
-        texts += [policy] if "+" in policy or policy == Dense.name else _variants(policy, starts, ratios)
-    for text in texts:
-        parse_policy(text)
-    return list(dict.fromkeys(texts))
-
-
-def _variants(policy: str, starts: Sequence[str], ratios: Sequence[str]) -> list[str]:
-    name, _, given = policy.partition(":")
-    options = [f"start={start}" for start in starts] if "start=" not in given else [""]
-    shares = [f"pruning_ratio={ratio}" for ratio in ratios] if "pruning_ratio=" not in given else [""]
-    return [
-        f"{name}:" + ",".join(part for part in (start, share, given) if part) for start in options for share in shares
-    ]
