@@ -10,7 +10,7 @@ import pytest
 
 from deltahalt import cli
 from deltahalt.demo import EXPECTED, FACT
-from deltahalt.policies import POLICIES
+from deltahalt.methods import METHODS
 
 TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
 SMALL = ["--keep-first", "4", "--keep-last", "8"]
@@ -58,6 +58,21 @@ def test_compare_puts_the_full_model_beside_it(
     assert set(full["lengths"]) == {full["prompt_tokens"]}
     assert halted["flops"] < full["flops"]
     assert halted["cache_bytes"] < full["cache_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("d3:alpha=0.5,core=2", None), ("gemfilter:start=2,pruning_ratio=0.5", 0.5)]
+)
+def test_methods_of_other_stages_run_by_the_same_option(
+    policy: str, kept: float | None, tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GemFilter drops half of the document's tokens, and none of the question's."""
+    assert run(tiny_folder, document, "--policy", policy, "--compare", "--json") == 0
+    full, other = json.loads(capsys.readouterr().out).values()
+    assert other["prompt_tokens"] == full["prompt_tokens"]
+    words = len(TEXT.strip()) - TEXT.count("th") - TEXT.count("in")  # tokens of a byte, save for two
+    dropped = round(kept * words) if kept else 0
+    assert other["lengths"] == [full["prompt_tokens"] - dropped] * 6
 
 
 def test_the_table_shows_what_was_asked_for(
@@ -115,6 +130,8 @@ def test_a_missing_document_is_named(tiny_folder: Path, capsys: pytest.CaptureFi
         (["--policy", "dash", "--scope", "visual"], "needs a vision-language model"),
         (["--policy", "dash+uniform", "--start", "0.2"], "several stages"),
         (["--policy", "dash", "--halted-kv", "melted"], "halted_kv is 'melted'"),
+        (["--policy", "d3", "--min-prompt-tokens", "9"], "d3 halts no tokens"),
+        (["--policy", "d3", "--start", "3"], "d3 has no option 'start'"),
     ],
 )
 def test_bad_options_are_one_line(
@@ -140,7 +157,7 @@ def test_a_prompt_too_long_for_the_model_is_refused(
 def test_policies_lists_each_with_stage_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert deltahalt("policies", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in listed] == list(POLICIES)
+    assert [row["name"] for row in listed] == list(METHODS)
     assert all(row["summary"] and row["stage"] and row["source"] for row in listed)
 
 

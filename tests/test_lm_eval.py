@@ -90,7 +90,7 @@ def test_a_continuation_follows_the_halted_prompt_and_never_halts(policy: str, b
 def test_what_is_generated_is_what_is_scored_as_greedy(make: Any) -> None:
     lm = make(POLICIES[0], batch_size=4)
     ids = [lm.tok_encode(line) for line in LINES]
-    with lm.halting():
+    with lm.applying():
         said = [lm.model.generate(torch.tensor([row]), max_new_tokens=5, do_sample=False)[0, len(row) :] for row in ids]
     right = [((line, ""), row, tokens.tolist()) for line, row, tokens in zip(LINES, ids, said, strict=True)]
     wrong = [(text, row, [*tokens[:-1], (tokens[-1] + 1) % 260]) for text, row, tokens in right]
@@ -174,3 +174,64 @@ def test_lm_eval_knows_the_model_by_name() -> None:
     assert get_model("deltahalt") is DeltahaltLM
     (entry,) = entry_points(group="lm_eval.models", name="deltahalt")
     assert entry.load() is DeltahaltLM
+
+
+STAGES = ["d3:alpha=0.7,core=2", "gemfilter:start=3,pruning_ratio=0.5,keep_first=2,keep_last=4"]
+
+
+def by_hand(lm: DeltahaltLM, context: str, ending: str, ends: tuple[int, int] | None = None) -> float:
+    """Log-likelihood of one request under a method of another stage: its prompt alone, its answer step by step."""
+    tokens, later = lm._encode_pair(context, ending)
+    cache, total = DynamicCache(config=lm.model.config), 0.0
+    with lm.applying() as applied, torch.inference_mode():
+        prompt = {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
+        logits = lm.model(**applied.shorten(prompt, [ends]), past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        for token in later:
+            total += float(logits.log_softmax(-1)[token])
+            logits = lm.model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
+    return total
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("policy", STAGES)
+def test_methods_of_other_stages_are_scored_step_by_step(policy: str, batch: int, make: Any) -> None:
+    lm = make(policy, batch_size=batch)
+    scores = [score for score, _ in lm.loglikelihood(requests("loglikelihood", *PAIRS))]
+    assert scores == pytest.approx([by_hand(lm, *pair) for pair in PAIRS], abs=1e-4)
+    dense = [score for score, _ in make().loglikelihood(requests("loglikelihood", *PAIRS))]
+    assert scores != pytest.approx(dense, abs=1e-3)
+    with pytest.raises(UnsupportedError, match="policy=dense"):
+        lm.loglikelihood_rolling(ROLLED)
+
+
+@pytest.mark.parametrize("policy", STAGES)
+def test_methods_of_other_stages_generate_alike_in_a_batch(policy: str, make: Any) -> None:
+    alone, together = make(policy).generate_until(GENERATED), make(policy, batch_size=3).generate_until(GENERATED)
+    assert alone == together
+    assert alone != make().generate_until(GENERATED)
+
+
+def test_only_a_documents_own_tokens_are_dropped_where_the_task_gives_it_apart(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, read = LINES[1], []
+    lm = make("gemfilter:start=3,count=5")
+    own = DeltahaltLM._model_generate
+
+    def watched(self: DeltahaltLM, context: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        read.append(self.tok_decode(context[0].tolist()))
+        return own(self, context, **kwargs)
+
+    monkeypatch.setattr(DeltahaltLM, "_model_generate", watched)
+    prompt = f"Read this. {document}Now say when. " + "And why? " * 12
+    arguments = (prompt, {"until": [], "max_gen_toks": 2, "do_sample": False})
+    for doc in ({"context": document, "question": "when"}, {"input": document, "question": "when"}):
+        lm.generate_until([Instance("generate_until", doc, arguments, 0, metadata=("a task", 0, 1))])
+    lm.generate_until([Instance("generate_until", {"input": prompt}, arguments, 0, metadata=("a task", 0, 1))])
+    first, second, unknown = read
+    assert first == second
+    before, after = prompt.split(document.strip())
+    assert first.startswith(before)
+    assert first.endswith(after)
+    assert len(lm.tok_encode(first)) < len(lm.tok_encode(before + after)) + 8
+    assert not unknown.endswith(after)

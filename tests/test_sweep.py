@@ -20,8 +20,8 @@ from deltahalt.evaluation.sweep import (
     reference_speedup,
     sweep,
 )
+from deltahalt.methods import variants
 from deltahalt.models import LoadedModel
-from deltahalt.policies import variants
 from deltahalt.policy import AnyPolicy, place
 from tiny import VOCAB, tiny
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from deltahalt.attach import halting
-from deltahalt.engine import Halted, HaltedKV
+from deltahalt.applying import Applied, applying
+from deltahalt.engine import HaltedKV
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.generation import generate_timed
+from deltahalt.method import Ends
+from deltahalt.methods import AnyMethod
 from deltahalt.models import LoadedModel
-from deltahalt.policy import AnyPolicy
 
 WARM_UP_TOKENS = 256
 
@@ -39,24 +40,26 @@ class Answer:
 def ask(
     loaded: LoadedModel,
     prompt: dict[str, torch.Tensor],
-    policy: AnyPolicy | None,
+    method: AnyMethod | None,
     *,
+    ends: Ends | None = None,
     max_new_tokens: int = 64,
     halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
 ) -> Answer:
-    """Answer one prompt (input_ids and attention_mask, [1, T]) greedily; policy None is the plain Hugging Face model.
+    """Answer one prompt (input_ids and attention_mask, [1, T]) greedily; method None is the plain Hugging Face model.
 
-    Raises what `halting` raises.
+    ends: where the prompt's context lies, if that is known. Raises what `applying` raises.
     """
     model: Any = loaded.model
     shape, tokens = ModelShape.of(model.get_decoder().config), prompt["input_ids"].shape[1]
-    context: AbstractContextManager[Halted | None] = nullcontext()
-    if policy is not None:
-        context = halting(model, policy, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
-    with context as halted:
-        done = generate_timed(model, prompt, max_new_tokens)
-    loads = dense_loads(shape.layers, tokens) if halted is None else halted.report.loads[0]
+    context: AbstractContextManager[Applied | None] = nullcontext()
+    if method is not None:
+        options: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
+        context = applying(model, method, loaded.tokenizer, **options)
+    with context as applied:
+        done = generate_timed(model, prompt, max_new_tokens, applied=applied, ends=[ends])
+    loads = dense_loads(shape.layers, tokens) if applied is None else applied.halted.report.loads[0]
     return Answer(
         text=str(loaded.tokenizer.decode(done.tokens[0], skip_special_tokens=True)).strip(),
         prompt_tokens=tokens,
@@ -64,7 +67,7 @@ def ask(
         lengths=tuple(load.attended for load in loads),
         prefill_seconds=done.prefill_seconds,
         decode_seconds=done.decode_seconds,
-        flops=true_flops(shape, loads, tokens),
+        flops=true_flops(shape, loads, tokens) if applied is None else applied.flops,
         cache_bytes=done.cache_bytes,
     )
 

@@ -44,14 +44,34 @@ def encode_turn(tokenizer: PreTrainedTokenizerBase, config: Any, text: str, lead
 
     lead: the beginning of the model's answer. Raises InputError if the model was not made for so long a prompt.
     """
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    prompt = tokenizer(text + lead, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    text = format_turn(tokenizer, text, lead)
+    prompt = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
     tokens, limit = prompt["input_ids"].shape[1], config.max_position_embeddings
     if tokens > limit:
         raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give a shorter document")
     return prompt
+
+
+def format_turn(tokenizer: PreTrainedTokenizerBase, text: str, lead: str = "") -> str:
+    """One user's turn in the model's chat format, if it has one, and the beginning of the model's answer."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": text}]
+        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    return text + lead
+
+
+def context_ends(tokenizer: PreTrainedTokenizerBase, text: str, context: str, tokens: int) -> tuple[int, int] | None:
+    """How many of a prompt's tokens lie before and after `context`; None where that cannot be known.
+
+    text: the whole prompt; tokens: how many it has, special ones in front included, or less if its beginning was cut.
+    """
+    start, context = text.find(context.strip()), context.strip()
+    if start < 0 or not context or not tokenizer.is_fast:
+        return None
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    length = len(encoded["input_ids"])
+    first, last = encoded.char_to_token(start), encoded.char_to_token(start + len(context) - 1)
+    return (max(0, first + tokens - length), length - 1 - last) if first is not None and last is not None else None
 
 
 def to_device(prompt: BatchEncoding, device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,13 +1,16 @@
 """Greedy generation in its two halves, each timed: the prefill, then the tokens after the first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
+from deltahalt.applying import Applied, Prompts
 from deltahalt.cache import cache_bytes
 from deltahalt.clock import clock
+from deltahalt.method import Ends
 from deltahalt.models import end_tokens
 
 
@@ -26,13 +29,24 @@ class Generated:
 
 
 @torch.inference_mode()
-def generate_timed(model: Any, prompts: dict[str, torch.Tensor], limit: int, *, forced: bool = False) -> Generated:
+def generate_timed(
+    model: Any,
+    prompts: Prompts,
+    limit: int,
+    *,
+    forced: bool = False,
+    applied: Applied | None = None,
+    ends: Sequence[Ends | None] | None = None,
+) -> Generated:
     """Generate up to `limit` tokens after prompts, input_ids and attention_mask [B, T], padded on the left.
 
-    forced: exactly `limit`, the model's end tokens being ruled out after the first; needed for B > 1. To be called
-    inside `halting`, or outside for the plain model. Raises what the model raises.
+    forced: exactly `limit`, the model's end tokens being ruled out after the first; needed for B > 1. applied: the
+    method that the model runs under, which may shorten the prompts first; None for the plain model. ends: where each
+    prompt's context lies, if that is known. Raises what the model and the method raise.
     """
     begin = clock()
+    if applied is not None:
+        prompts = applied.shorten(prompts, ends)
     cache = DynamicCache(config=model.config)
     logits = model(**prompts, past_key_values=cache, logits_to_keep=1).logits
     sequence = torch.cat([prompts["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)

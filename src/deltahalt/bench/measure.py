@@ -10,20 +10,19 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import deltahalt
-from deltahalt.attach import halting
+from deltahalt.applying import Applied, applying
 from deltahalt.bench.prompts import Prompts
 from deltahalt.bench.row import BenchRow, Cost, median_gains, medians
 from deltahalt.clock import clock
-from deltahalt.engine import Halted
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.generation import generate_timed
 from deltahalt.machine import machine_name
+from deltahalt.methods import AnyMethod
 from deltahalt.policies import Dense
-from deltahalt.policy import AnyPolicy
 
 FULL, NOTHING_HALTED = "full model", "nothing halted"
-Way = Callable[[], AbstractContextManager[Halted | None]]
+Way = Callable[[], AbstractContextManager[Applied | None]]
 
 
 def random_model(
@@ -55,9 +54,10 @@ def random_model(
 def measure(
     model: Any,
     name: str,
-    policies: dict[str, AnyPolicy],
+    policies: dict[str, AnyMethod],
     prompts: Prompts,
     *,
+    tokenizer: Any = None,
     new_tokens: int = 1,
     repeats: int = 5,
     seed: int = 0,
@@ -65,14 +65,15 @@ def measure(
 ) -> list[BenchRow]:
     """A row for each policy by name, all measured `repeats` times in turn with the full model, after one warm-up.
 
-    seed: what the prompts were drawn with. tick: called after each run, `runs(...)` times. Raises InputError where
-    prompts and answers are longer than the model takes, or do not fit into the GPU's memory.
+    tokenizer: the model's, for methods that read text. seed: what the prompts were drawn with. tick: called after each
+    run, `runs(...)` times. Raises InputError where prompts and answers are longer than the model takes, or do not fit
+    into the GPU's memory.
     """
     longest = model.get_decoder().config.max_position_embeddings
     if prompts.length + new_tokens > longest:
         raise InputError(f"{name} takes {longest} tokens, prompt and {new_tokens} new ones: measure shorter prompts")
-    ways: dict[str, Way] = {FULL: nullcontext, NOTHING_HALTED: partial(halting, model, Dense())}
-    ways |= {text: partial(halting, model, policy) for text, policy in policies.items()}
+    ways: dict[str, Way] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
+    ways |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
     costs: dict[str, list[Cost]] = {way: [] for way in ways}
     for run in range(repeats + 1):
         for way, context in ways.items():
@@ -122,11 +123,11 @@ def _run(model: Any, context: Way, prompts: Prompts, new_tokens: int) -> Cost:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
     try:
-        with context() as halted:
+        with context() as applied:
             begin = clock()
             inputs = prompts.read()
             reading = clock() - begin if prompts.is_text else 0.0
-            done = generate_timed(model, inputs, new_tokens, forced=True)
+            done = generate_timed(model, inputs, new_tokens, forced=True, applied=applied)
     except torch.OutOfMemoryError as error:
         many = f"{prompts.batch} prompts of {prompts.length:,} tokens"
         raise InputError(f"{many} do not fit into the GPU's memory: measure fewer at once, or shorter ones") from error
@@ -136,7 +137,7 @@ def _run(model: Any, context: Way, prompts: Prompts, new_tokens: int) -> Cost:
         prefill=done.prefill_seconds,
         generation=generation,
         total=reading + done.prefill_seconds + (generation or 0.0),
-        flops=_full_flops(model, prompts) if halted is None else halted.report.flops,
+        flops=_full_flops(model, prompts) if applied is None else applied.flops,
         kv_bytes=done.cache_bytes,
         peak_bytes=torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
     )

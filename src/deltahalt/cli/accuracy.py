@@ -37,7 +37,7 @@ def sweep(
     from deltahalt.evaluation.sweep import Way
     from deltahalt.evaluation.sweep import sweep as run_sweep
     from deltahalt.figures.pareto import check_plot, pareto
-    from deltahalt.policies import variants
+    from deltahalt.methods import variants
 
     if plot is not None:
         check_plot(plot)

@@ -24,8 +24,7 @@ from deltahalt.cli.base import (
 )
 from deltahalt.cli.common import check_policy, load_model, resolve_policy, with_settings
 from deltahalt.errors import InputError
-from deltahalt.policies import parse_policy
-from deltahalt.policy import AnyPolicy
+from deltahalt.methods import AnyMethod, parse_method
 from deltahalt.profile import AUTO
 
 
@@ -74,12 +73,12 @@ def run(
         trust_remote_code=trust_remote_code,
     )
     chosen = with_settings(resolve_policy(policy, loaded.model), given)
-    wanted: dict[str, AnyPolicy | None] = {"full model": None} if compare else {}
+    wanted: dict[str, AnyMethod | None] = {"full model": None} if compare else {}
     _answer_all(
         loaded,
         text,
         question,
-        wanted | {policy: parse_policy(chosen)},
+        wanted | {policy: parse_method(chosen)},
         as_json=as_json,
         max_new_tokens=max_new_tokens,
         halted_kv=halted_kv,
@@ -98,7 +97,7 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
         loaded,
         demo_document(loaded.tokenizer),
         QUESTION,
-        {"full model": None, policy: parse_policy(chosen)},
+        {"full model": None, policy: parse_method(chosen)},
         as_json=as_json,
         max_new_tokens=32,
     )
@@ -109,20 +108,22 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
 
 
 def _answer_all(
-    loaded: Any, document: str, question: str, policies: dict[str, AnyPolicy | None], *, as_json: bool, **options: Any
+    loaded: Any, document: str, question: str, policies: dict[str, AnyMethod | None], *, as_json: bool, **options: Any
 ) -> dict[str, Any]:
     """Answer with each policy in turn and show the answers; returns them by name."""
     from deltahalt.ask import ask, warm_up
-    from deltahalt.documents import build_prompt, to_device
+    from deltahalt.documents import build_prompt, context_ends, format_turn, to_device
     from deltahalt.show import show_answers
 
     prompt = build_prompt(loaded.tokenizer, loaded.model.config, document, question)
     inputs = to_device(prompt, loaded.model.device)
+    text = format_turn(loaded.tokenizer, f"{document}\n\n{question}")
+    ends = context_ends(loaded.tokenizer, text, document, inputs["input_ids"].shape[1])
     answers = {}
     warm_up(loaded, inputs)
     for name, policy in policies.items():
         with _status(f"reading {inputs['input_ids'].shape[1]:,} tokens and answering: {name}"):
-            answers[name] = ask(loaded, inputs, policy, **options)
+            answers[name] = ask(loaded, inputs, policy, ends=ends, **options)
     if as_json:
         typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
     else:

@@ -4,7 +4,7 @@ from typing import Any
 
 from deltahalt.cli.base import log
 from deltahalt.errors import InputError
-from deltahalt.policies import parse_policy
+from deltahalt.methods import parse_method
 from deltahalt.profile import names_profile, policy_text
 
 
@@ -19,7 +19,7 @@ def load_model(name: str, **options: Any) -> Any:
 def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:
     """Refuse a policy that cannot be, before a model is loaded for nothing."""
     if not names_profile(policy):
-        parse_policy(with_settings(policy, settings or {}))
+        parse_method(with_settings(policy, settings or {}))
 
 
 def resolve_policy(policy: str, model: Any) -> str:

@@ -10,12 +10,13 @@ from rich.table import Table
 from deltahalt.cli.base import JsonOption, PolicyOption, out
 from deltahalt.cli.common import parse_numbers
 from deltahalt.errors import InputError
-from deltahalt.policies import POLICIES, parse_policy
+from deltahalt.methods import METHODS
+from deltahalt.policies import parse_policy
 
 
 def policies(as_json: JsonOption = False) -> None:
-    """List the policies: what each does, where it acts, where it comes from."""
-    rows = [{"name": p.name, "summary": p.summary, "stage": p.stage, "source": p.source} for p in POLICIES.values()]
+    """List the methods that --policy takes: what each does, at which stage it acts, where it comes from."""
+    rows = [{"name": m.name, "summary": m.summary, "stage": m.stage, "source": m.source} for m in METHODS.values()]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

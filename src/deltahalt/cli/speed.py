@@ -13,7 +13,7 @@ from deltahalt.bench.table import cells
 from deltahalt.cli.base import AttentionOption, DeviceOption, DtypeOption, log, out
 from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
 from deltahalt.errors import InputError
-from deltahalt.policies import parse_policy
+from deltahalt.methods import parse_method
 from deltahalt.profile import AUTO
 
 
@@ -68,7 +68,7 @@ def bench(
             seed=seed,
             attention=attention,
         )
-    chosen = {policy: parse_policy(policy) for policy in (resolve_policy(policy, network) for policy in named)}
+    chosen = {policy: parse_method(policy) for policy in (resolve_policy(policy, network) for policy in named)}
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
         for batch, size in product(batches, sizes):
@@ -83,6 +83,7 @@ def bench(
                 name,
                 chosen,
                 prompts,
+                tokenizer=tokenizer,
                 new_tokens=new_tokens,
                 repeats=repeats,
                 seed=seed,

@@ -6,27 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import DynamicCache
 
-from deltahalt.attach import halting
+from deltahalt.applying import applying, speedup_bound
 from deltahalt.cache import HaltedCache, fork
 from deltahalt.call import prepare
 from deltahalt.decoder import run_layers
-from deltahalt.documents import encode_turn
-from deltahalt.engine import freezes
+from deltahalt.documents import context_ends, encode_turn, format_turn
+from deltahalt.engine import HaltedKV, freezes
 from deltahalt.errors import InputError
 from deltahalt.evaluation.samples import Sample
 from deltahalt.families import family_of
-from deltahalt.flops import KNOWN_SHAPES, ModelShape, savings
+from deltahalt.flops import KNOWN_SHAPES, ModelShape
+from deltahalt.method import Method
+from deltahalt.methods import AnyMethod, parse_method
 from deltahalt.models import LoadedModel, end_tokens
-from deltahalt.policies import Dense, parse_policy
-from deltahalt.policy import AnyPolicy, Progressive, Stage, place
+from deltahalt.policies import Dense
+from deltahalt.policy import Progressive, Stage, place
 from deltahalt.rows import Row, append_rows, read_rows
 from deltahalt.stream import TokenStream
 
+FULL = Dense()
 REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
 
 
@@ -84,16 +87,17 @@ class Way:
 
 @torch.inference_mode()
 def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], way: Way = Way()) -> Iterator[SweepRow]:
-    """Measure each policy (see `parse_policy`) on one sample.
+    """Measure each method (see `parse_method`) on one sample.
 
     Causality makes this equal to a halted prefill and teacher forcing: a prompt token's state at layer l_s does not
-    depend on what comes later. Raises what `halting` raises.
+    depend on what comes later. Methods of other stages have a prefill of their own. Raises what `applying` raises.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
     encoded = encode(loaded, sample, way)
-    chosen = {text: parse_policy(text) for text in policies}
-    plans = {text: place(policy, len(decoder.layers)) for text, policy in chosen.items()}
+    chosen = {text: parse_method(text) for text in policies}
+    layers = len(decoder.layers)
+    plans = {text: place(policy, layers) for text, policy in chosen.items() if not isinstance(policy, Method)}
     firsts = {stages[0].first for stages in plans.values() if stages}
 
     shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
@@ -102,10 +106,13 @@ def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], w
     answer = own if encoded.answer is None else encoded.answer
     full = judge(model, whole, encoded.rest, answer)
     shape, tokens = ModelShape.of(decoder.config), encoded.prompt.shape[1]
-    for text, stages in plans.items():
-        prefilled = shared.finish(stages)
-        verdict = judge(model, prefilled, encoded.rest, answer)
-        agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own)
+    for text, method in chosen.items():
+        if isinstance(method, Method):
+            prefilled = prefill(loaded, sample, encoded, method, way)
+        else:
+            prefilled = shared.finish(plans[text])
+        verdict = judge(model, prefilled, encoded.rest, answer, method)
+        agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own, method)
         yield SweepRow(
             sample=_digest(sample),
             task=sample.task,
@@ -118,8 +125,8 @@ def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], w
             full_exact=bool(full.right.all()),
             full_nll=full.nll,
             agreement=float(agreed.right.float().mean()),
-            speedup=savings(shape, chosen[text], tokens).true_speedup,
-            reference_speedup=reference_speedup(chosen[text], shape.layers),
+            speedup=speedup_bound(shape, method, tokens),
+            reference_speedup=reference_speedup(method, shape.layers),
             halted_kv=way.halted_kv,
             query_free=way.query_free,
             max_answer_tokens=way.max_answer_tokens,
@@ -208,16 +215,34 @@ def _turn(loaded: LoadedModel, text: str, lead: str) -> torch.Tensor:
     return ids
 
 
-def judge(model: Any, prefilled: Prefilled, rest: torch.Tensor, answer: torch.Tensor) -> Verdict:
-    """How likely `answer` [n] is after a prefill and `rest` [1, m]."""
-    logits = model.get_output_embeddings()(prefilled.state)[0]  # [1, V]
-    tokens = torch.cat([rest, answer[None, :-1]], dim=1)
-    if tokens.shape[1]:
-        with halting(model, Dense()):
-            logits = torch.cat([logits, model(tokens, past_key_values=fork(prefilled.cache)).logits[0]])
-    logits = logits[-len(answer) :]
-    nll = torch.nn.functional.cross_entropy(logits.float(), answer)
-    return Verdict(logits.argmax(dim=-1) == answer, float(nll))
+def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Method, way: Way) -> Prefilled:
+    """The prefill of a method of another stage, which shares nothing with others. Raises what `applying` raises."""
+    model: Any = loaded.model
+    prompts = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}
+    text = format_turn(loaded.tokenizer, sample.text, sample.lead)
+    tokens = encoded.prompt.shape[1] + encoded.rest.shape[1]
+    ends = context_ends(loaded.tokenizer, text, sample.prompt, tokens) if sample.question else None
+    if ends is not None:
+        ends = ends[0], max(0, ends[1] - encoded.rest.shape[1])
+    cache = DynamicCache(config=model.config)
+    with applying(model, method, loaded.tokenizer, halted_kv=cast(HaltedKV, way.halted_kv)) as applied:
+        short = applied.shorten(prompts, [ends])
+        state = model.get_decoder()(**short, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    return Prefilled(cache, state)
+
+
+def judge(
+    model: Any, prefilled: Prefilled, rest: torch.Tensor, answer: torch.Tensor, method: AnyMethod = FULL
+) -> Verdict:
+    """How likely `answer` [n] is after a prefill under `method` and `rest` [1, m]."""
+    logits, cache = [model.get_output_embeddings()(prefilled.state)[0]], fork(prefilled.cache)  # [1, V]
+    given = answer[None, :-1]
+    with applying(model, method) as applied:
+        calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
+        logits += [model(tokens, past_key_values=cache).logits[0] for tokens in calls if tokens.shape[1]]
+    judged = torch.cat(logits)[-len(answer) :]
+    nll = torch.nn.functional.cross_entropy(judged.float(), answer)
+    return Verdict(judged.argmax(dim=-1) == answer, float(nll))
 
 
 def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: int) -> torch.Tensor:
@@ -233,15 +258,20 @@ def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: i
     return torch.tensor(tokens, device=rest.device)
 
 
-def reference_speedup(policy: AnyPolicy, layers: int) -> float:
+def reference_speedup(method: AnyMethod, layers: int) -> float:
     """True-FLOPs ratio of the schedule on Qwen2.5-7B's shape at 16K, start layers taken as fractions of `layers`."""
-    depth = REFERENCE_SHAPE.layers
-    stages = [
-        replace(stage, start=stage.start * depth // layers if isinstance(stage.start, int) else stage.start)
-        for stage in policy.stages
-    ]
-    scaled: AnyPolicy = Progressive(stages) if stages else Dense()
-    return savings(REFERENCE_SHAPE, scaled, REFERENCE_PROMPT).true_speedup
+    scaled: AnyMethod
+    if isinstance(method, Method):
+        scaled = _scaled(method, layers)
+    else:
+        stages = [_scaled(stage, layers) for stage in method.stages]
+        scaled = Progressive(stages) if stages else Dense()
+    return speedup_bound(REFERENCE_SHAPE, scaled, REFERENCE_PROMPT)
+
+
+def _scaled(stage: Any, layers: int) -> Any:
+    start = getattr(stage, "start", None)
+    return replace(stage, start=start * REFERENCE_SHAPE.layers // layers) if isinstance(start, int) else stage
 
 
 def sweep(

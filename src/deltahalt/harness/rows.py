@@ -13,9 +13,9 @@ from deltahalt.rows import Row
 class Spent:
     """What generation took so far, of all samples together; zero where a task only scores given continuations.
 
-    prefill_seconds, generation_seconds: until the first token of each answer, and after it. prompt_tokens, new_tokens:
-    without padding; with, for answers that end before others of their batch. peak_bytes: most GPU memory held, weights
-    included; None on a CPU.
+    prefill_seconds, generation_seconds: until the first token of each answer, and after it. prompt_tokens: as the model
+    reads them, without padding. new_tokens: with padding, for answers that end before others of their batch.
+    peak_bytes: most GPU memory held, weights included; None on a CPU.
     """
 
     prefill_seconds: float = 0.0

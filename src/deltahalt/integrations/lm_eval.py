@@ -1,7 +1,7 @@
 """lm-evaluation-harness with halting: its Hugging Face model, registered as `deltahalt`.
 
 Prompts and contexts halt; what is generated or scored after them does not. With the policy `dense` every score is that
-of lm-eval's own `hf` model.
+of lm-eval's own `hf` model. Methods of other stages run in the same way.
 """
 
 import logging
@@ -18,13 +18,16 @@ from lm_eval.models.utils import Collator
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from deltahalt.attach import find_decoder, halting
+from deltahalt.applying import Applied, applying
+from deltahalt.attach import find_decoder
 from deltahalt.clock import clock
-from deltahalt.engine import Halted
+from deltahalt.documents import context_ends
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.harness.rows import Spent
+from deltahalt.method import Ends
+from deltahalt.methods import parse_method
 from deltahalt.models import load
-from deltahalt.policies import parse_policy
+from deltahalt.policies import Dense
 from deltahalt.profile import names_profile, policy_text
 
 # What HFLM takes beside a model that is loaded already; other settings of the model go to the policy.
@@ -52,13 +55,14 @@ log = logging.getLogger(__name__)
 class DeltahaltLM(HFLM):
     """lm-eval's Hugging Face model with halting around generation and log-likelihood.
 
-    pretrained: hub id, local folder, .gguf file, or smollm2-135m. policy: text, as `halting` takes it; its options may
-    also stand by themselves, `policy=dash,start=0.5,keep_first=4`. halted_kv, min_prompt_tokens: as in `halting`.
+    pretrained: hub id, local folder, .gguf file, or smollm2-135m. policy: text, of a method of any stage;
+    its options may also stand by themselves, `policy=dash,start=0.5,keep_first=4`. halted_kv, min_prompt_tokens: as in
+    `halting`.
     dtype, device, device_map, attention, trust_remote_code: as in `deltahalt.models.load`. options: those of HFLM that
     concern a loaded model (HARNESS_OPTIONS), or of the policy.
 
     Under `accelerate launch` each process has the whole model, on a device of its own, and its share of the samples.
-    Raises what `load`, `parse_policy` and `halting` raise, and InputError for settings that exclude each other.
+    Raises what `load`, `parse_method` and `applying` raise, and InputError for settings that exclude each other.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class DeltahaltLM(HFLM):
     ) -> None:
         own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
         self.name, self.policy_text = pretrained, _with_options(policy, options)
-        dense = not names_profile(self.policy_text) and not parse_policy(self.policy_text).stages
+        dense = not names_profile(self.policy_text) and isinstance(parse_method(self.policy_text), Dense)
         self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
             raise InputError("batch_size=auto needs the logits of whole prompts, which halting lacks: give a number")
@@ -96,18 +100,43 @@ class DeltahaltLM(HFLM):
             trust_remote_code=trust_remote_code,
         )
         self.policy_text = policy_text(self.policy_text, find_decoder(loaded.model))
-        self.policy, self.spent = parse_policy(self.policy_text), Spent()
+        self.policy, self.spent = parse_method(self.policy_text), Spent()
+        self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
         with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
         if accelerator is not None:
             self.accelerator = accelerator
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        with self.halting():  # so that a policy which does not fit the model is refused before anything runs
+        with self.applying():  # so that a policy which does not fit the model is refused before anything runs
             pass
 
-    def halting(self) -> AbstractContextManager[Halted]:
-        """`halting` of the model with the policy and settings given."""
-        return halting(self.model, self.policy, timed=True, **self.settings)
+    def applying(self) -> AbstractContextManager[Applied]:
+        """`applying` of the method to the model with the settings given."""
+        return applying(self.model, self.policy, self.tokenizer, timed=True, **self.settings)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        self._note_contexts(requests)
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._note_contexts(requests)
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask [B, T] of prompts, as the model is to read them."""
+        ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
+        with self.applying() as applied:
+            prompts = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+            begin = clock()
+            short = applied.shorten(prompts, list(map(self._ends, strings, mask.sum(dim=1).tolist())))
+            self.spent.prefill_seconds += clock() - begin
+        return short["input_ids"], short["attention_mask"]
+
+    def _note_contexts(self, requests: list[Any]) -> None:
+        self.contexts = {request.args[0]: context_of(request.doc) for request in requests}
+
+    def _ends(self, prompt: str, tokens: int) -> Ends | None:
+        return context_ends(self.tokenizer, prompt, self.contexts.get(prompt, ""), tokens)
 
     def close(self) -> None:
         """Wait for the other processes and part from them: one that goes first breaks what another still receives."""
@@ -115,19 +144,19 @@ class DeltahaltLM(HFLM):
             self.accelerator.end_training()
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.halting() as halted:
+        with self.applying() as applied:
             begin = clock()
             tokens = super()._model_generate(*args, **kwargs)
-            self.spent.add(halted.report, tokens, clock() - begin)
+            self.spent.add(applied.halted.report, tokens, clock() - begin)
         return tokens
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.halting():
+        with self.applying():
             return super()._model_call(*args, **kwargs)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts. Raises UnsupportedError where prompts halt: a text has no prompt."""
-        if self.policy.stages:
+        if not isinstance(self.policy, Dense):
             task = requests[0].task_name or "this task" if requests else "this task"
             raise UnsupportedError(
                 f"{task} scores every token of a text, and halted tokens have no logits: run it with policy=dense"
@@ -138,15 +167,19 @@ class DeltahaltLM(HFLM):
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation): its log-likelihood, nats, and whether greedy decoding gives it."""
-        if not self.policy.stages:
+        if isinstance(self.policy, Dense):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         ordered = Collator(requests, sort_fn=lambda request: (-len(request[1]), request[1]))
         answers: list[tuple[float, bool]] = []
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="scoring continuations") as bar:
             for chunk in ordered.get_batched(n=self.batch_size):
-                contexts = [self._cut(context, len(continuation)) for _, context, continuation in chunk]
-                with self.halting(), torch.inference_mode():
-                    rows = continue_prompts(self.model, contexts, [continuation for _, _, continuation in chunk])
+                prompts = [self._cut(context, len(continuation)) for _, context, continuation in chunk]
+                ends = [
+                    self._ends(text[0], len(ids)) if text else None
+                    for (text, _, _), ids in zip(chunk, prompts, strict=True)
+                ]
+                with self.applying() as applied, torch.inference_mode():
+                    rows = continue_prompts(applied, prompts, [continuation for _, _, continuation in chunk], ends)
                 for (text, _, continuation), logits in zip(chunk, rows, strict=True):
                     answers.append(_judge(logits, continuation, self.softmax_dtype))
                     if text is not None:
@@ -163,27 +196,41 @@ class DeltahaltLM(HFLM):
 
 
 def continue_prompts(
-    model: Any, prompts: Sequence[list[int]], continuations: Sequence[list[int]]
+    applied: Applied,
+    prompts: Sequence[list[int]],
+    continuations: Sequence[list[int]],
+    ends: Sequence[Ends | None],
 ) -> list[torch.Tensor]:
-    """Logits [n, V] that each continuation's n tokens are judged by, after its prompt; to be called inside `halting`.
+    """Logits [n, V] that each continuation's n tokens are judged by, after its prompt.
 
     The prompts are one left-padded prefill, which halts; the continuations run on its cache, where nothing halts.
+    ends: where each prompt's context lies, if that is known.
     """
+    model = applied.model
     width, longest = max(map(len, prompts)), max(map(len, continuations)) - 1
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    ids, mask = applied.shorten({"input_ids": ids, "attention_mask": mask}, ends).values()
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     inputs = {"past_key_values": cache, "use_cache": True}
-    logits = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **inputs).logits  # [B, 1, V]
-    if longest:
-        # Shorter continuations are filled up on the right, where nothing that is judged reads.
-        more = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in continuations], device=model.device)
-        mask = torch.cat([mask, torch.ones_like(more)], dim=1)
-        positions = positions[:, -1:] + torch.arange(1, longest + 1, device=model.device)
-        later = model(more, attention_mask=mask, position_ids=positions, **inputs).logits  # [B, longest, V]
-        logits = torch.cat([logits, later.to(logits.device)], dim=1)
-    return [row[: len(continuation)] for row, continuation in zip(logits, continuations, strict=True)]
+    logits = [model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **inputs).logits]  # [B, 1, V]
+    # Shorter continuations are filled up on the right, where nothing that is judged reads.
+    more = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in continuations], device=model.device)
+    for tokens in more.split(1 if applied.by_token else max(longest, 1), dim=1):
+        if tokens.shape[1]:
+            mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+            positions = positions[:, -1:] + torch.arange(1, tokens.shape[1] + 1, device=model.device)
+            later = model(tokens, attention_mask=mask, position_ids=positions, **inputs).logits  # [B, n, V]
+            logits.append(later.to(logits[0].device))
+    every = torch.cat(logits, dim=1)
+    return [row[: len(continuation)] for row, continuation in zip(every, continuations, strict=True)]
+
+
+def context_of(doc: Any) -> str:
+    """The document that a question is about, where a task gives it apart, as LongBench and LooGLE do; else nothing."""
+    fields = doc if isinstance(doc, dict) else {}
+    return str(fields.get("context") or (fields.get("input", "") if "question" in fields else ""))
 
 
 def _with_options(policy: str, options: dict[str, Any]) -> str:
