@@ -2,7 +2,7 @@
 
 import typer
 
-from deltahalt.cli import accuracy, ask, benchmarks, describe, show, speed
+from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed
 from deltahalt.cli.base import log
 from deltahalt.errors import DeltahaltError
 
@@ -22,6 +22,7 @@ for command in (
     accuracy.sweep,
     accuracy.calibrate,
     benchmarks.evaluate,
+    observe.observe,
     show.plot,
     show.report,
 ):
