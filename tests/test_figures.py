@@ -21,8 +21,10 @@ from matplotlib.transforms import Bbox
 from deltahalt import InputError, cli
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.comparison import Point, compare, frontier
+from deltahalt.figures.house import check_plot
 from deltahalt.figures.labels import Sheet, Spot, place_labels
-from deltahalt.figures.pareto import check_plot, method, pareto, short
+from deltahalt.figures.names import method, short
+from deltahalt.figures.pareto import pareto
 from deltahalt.policies import POLICIES
 
 DASH, KEYS = "dash:start=11,pruning_ratio=0.667", "key-norm:pruning_ratio=0.5,start=0.25,keep_first=8"
@@ -90,15 +92,15 @@ def test_the_frontier_is_what_no_point_beats(values: list[tuple[int, int]]) -> N
         point.policy
         for point in given_points
         if not any(
-            other.speedup >= point.speedup
+            other.speed >= point.speed
             and other.quality >= point.quality
-            and (other.speedup, other.quality) != (point.speedup, point.quality)
+            and (other.speed, other.quality) != (point.speed, point.quality)
             for other in given_points
         )
     }
     best = frontier(given_points)
     assert {point.policy for point in best} == unbeaten
-    assert [point.speedup for point in best] == sorted(point.speedup for point in best)
+    assert [point.speed for point in best] == sorted(point.speed for point in best)
 
 
 def test_tasks_weigh_the_same_and_exactness_counts_where_the_full_model_is_exact() -> None:

@@ -11,29 +11,38 @@ from deltahalt.evaluation.summary import PolicySummary, summarize
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.policies import Dense
 
+SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
+
 
 @dataclass(frozen=True)
 class Point:
     """A policy, how fast it is, and how good: higher is better in both."""
 
     policy: str
-    speedup: float
+    speed: float
     quality: float
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A policy's quality against its speed. sign: what the axis shows is sign * quality; full: the full model's."""
+    """Policies' quality against their speed.
+
+    axis, across: what is written at the axes of quality and of speed. sign, speed_sign: they show sign * quality and
+    speed_sign * speed. full, full_speed: the full model's quality, as shown, and its speed where it is worth a line.
+    """
 
     title: str
     axis: str
+    across: str
     sign: int
     full: float
     points: list[Point]
+    speed_sign: int = 1
+    full_speed: float | None = None
 
     def spot(self, point: Point) -> tuple[float, float]:
         """Where a point is drawn, in the units of the axes."""
-        return point.speedup, self.sign * point.quality
+        return self.speed_sign * point.speed, self.sign * point.quality
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ def compare(rows: Iterable[SweepRow]) -> Comparison:
             Panel(
                 f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
                 "share of exact answers (up is better)",
+                SPEED,
                 sign=1,
                 full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
                 points=_means(exact, lambda line: line.exact),
@@ -86,6 +96,7 @@ def compare(rows: Iterable[SweepRow]) -> Comparison:
             Panel(
                 f"mean over all tasks ({len(tasks)})",
                 "NLL change, nats per token (up is better)",
+                SPEED,
                 sign=-1,
                 full=0.0,
                 points=_means(tasks, lambda line: -line.nll_change),
@@ -97,7 +108,7 @@ def compare(rows: Iterable[SweepRow]) -> Comparison:
 def frontier(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats, slowest first: none is as good in both and better in one. Equal ones all stay."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (-point.speedup, -point.quality)):
+    for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if not best or point.quality > best[-1].quality or _same(point, best[-1]):
             best.append(point)
     return best[::-1]
@@ -127,4 +138,4 @@ def _means(tasks: dict[str, list[PolicySummary]], quality: Callable[[PolicySumma
 
 
 def _same(one: Point, other: Point) -> bool:
-    return (one.speedup, one.quality) == (other.speedup, other.quality)
+    return (one.speed, one.quality) == (other.speed, other.quality)
