@@ -18,7 +18,7 @@ from matplotlib.path import Path as MplPath
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deltahalt import InputError, cli
+from deltahalt import InputError
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.comparison import Point, compare, frontier
 from deltahalt.figures.house import check_plot
@@ -186,10 +186,8 @@ def test_the_svg_names_methods_axes_and_the_frontier(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def draw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[SweepRow]], Figure]:
+def draw(figures: list[Figure], tmp_path: Path) -> Callable[[list[SweepRow]], Figure]:
     """Draws rows, and gives the figure in place of a file."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
 
     def run(rows: list[SweepRow]) -> Figure:
         pareto(rows, tmp_path / "plot.svg")
@@ -339,19 +337,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"deltahalt\[plot\]"):
         pareto(ROWS, tmp_path / "plot.svg")
-
-
-@pytest.fixture
-def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command: takes its arguments, returns its exit status."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["deltahalt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0)
-
-    return run
 
 
 def write(file: Path, rows: list[SweepRow]) -> Path:

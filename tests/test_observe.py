@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from deltahalt import cli
 from deltahalt.evaluation import observe as module
 from deltahalt.evaluation.observe import Observation, correlation, delta_edges, observe, observe_sample, ranks
 from deltahalt.evaluation.samples import Sample
@@ -168,19 +166,6 @@ def test_samples_already_in_the_rows_are_not_run_again(
     assert both[1] == both[2]
     assert len(rows.read_text().splitlines()) == 2
     assert both[0].prompt == encode(loaded_tiny, SAMPLE, Way()).prompt.shape[1]
-
-
-@pytest.fixture
-def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command: takes its arguments, returns its exit status."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["deltahalt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0)
-
-    return run
 
 
 def test_the_command_writes_rows(

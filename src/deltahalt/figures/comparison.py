@@ -54,7 +54,35 @@ class Comparison:
 
 
 def compare(rows: Iterable[SweepRow]) -> Comparison:
-    """Both panels, on the samples that have rows of every policy. A row of the same sample and policy counts once.
+    """Both panels, on the samples that have rows of every policy. Raises InputError as `comparable` does."""
+    title, chosen = comparable(rows)
+    tasks = summarize_tasks(chosen)
+    exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
+    return Comparison(
+        title,
+        [
+            Panel(
+                f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
+                "share of exact answers (up is better)",
+                SPEED,
+                sign=1,
+                full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
+                points=_means(exact, lambda line: line.exact),
+            ),
+            Panel(
+                f"mean over all tasks ({len(tasks)})",
+                "NLL change, nats per token (up is better)",
+                SPEED,
+                sign=-1,
+                full=0.0,
+                points=_means(tasks, lambda line: -line.nll_change),
+            ),
+        ],
+    )
+
+
+def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
+    """A title, and the rows of halting policies on the samples that have rows of all; the last of equal ones counts.
 
     Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
     sample, or with an NLL that is no number.
@@ -75,34 +103,16 @@ def compare(rows: Iterable[SweepRow]) -> Comparison:
     common = {sample for sample, count in measured.items() if count == len(policies)}
     if not common:
         raise InputError("no sample has rows of every policy: sweep all policies on the same samples")
-    by_task: dict[str, list[SweepRow]] = {}
-    for row in halted.values():
-        if row.sample in common:
-            by_task.setdefault(row.task, []).append(row)
-    tasks = {task: summarize(by_task[task]) for task in sorted(by_task)}
-    exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
     missing = "" if len(common) == len(measured) else f" of {len(measured)} samples, those with rows of every policy"
-    return Comparison(
-        f"{subjects[0]}, n = {len(common)}{missing}",
-        [
-            Panel(
-                f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
-                "share of exact answers (up is better)",
-                SPEED,
-                sign=1,
-                full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
-                points=_means(exact, lambda line: line.exact),
-            ),
-            Panel(
-                f"mean over all tasks ({len(tasks)})",
-                "NLL change, nats per token (up is better)",
-                SPEED,
-                sign=-1,
-                full=0.0,
-                points=_means(tasks, lambda line: -line.nll_change),
-            ),
-        ],
-    )
+    return f"{subjects[0]}, n = {len(common)}{missing}", [row for row in halted.values() if row.sample in common]
+
+
+def summarize_tasks(rows: Iterable[SweepRow]) -> dict[str, list[PolicySummary]]:
+    """A summary of every policy for each task, tasks in the order of their names."""
+    by_task: dict[str, list[SweepRow]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return {task: summarize(by_task[task]) for task in sorted(by_task)}
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
