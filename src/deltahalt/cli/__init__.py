@@ -2,7 +2,7 @@
 
 import typer
 
-from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed
+from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed, view
 from deltahalt.cli.base import log
 from deltahalt.errors import DeltahaltError
 
@@ -25,6 +25,7 @@ for command in (
     observe.observe,
     show.plot,
     show.report,
+    view.view,
 ):
     app.command("eval" if command is benchmarks.evaluate else None)(command)
 
