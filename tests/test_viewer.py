@@ -17,7 +17,7 @@ from deltahalt.viewer.page import render
 from deltahalt.viewer.record import PromptRecord, pieces, record_prompt
 
 DOCUMENT = "The tide is in.\nThe </script><b>bell</b> &amp; the caf\u00e9 \U0001f600 rang. <!-- " + "In the mist. " * 8
-QUESTION = "When is the tide in?"
+QUESTION = "When is the tide in, </script>?"
 DASH = "dash:start=1,pruning_ratio=0.5,keep_first=4,keep_last=8"
 STAGES = (
     "key-norm:start=1,pruning_ratio=0.3,keep_first=6,keep_last=8,chunk=4"
@@ -158,7 +158,7 @@ def fates(page: Page, column: int) -> list[str]:
 def test_every_column_is_the_prompt_word_for_word(page: Page, record: PromptRecord) -> None:
     for column in range(len(POLICIES)):
         assert spans(page, column, "e.textContent") == record.tokens
-    assert "asked: When is the tide in?" in page.run("document.body.innerText")
+    assert "asked: When is the tide in, </script>?" in page.run("document.body.innerText")
 
 
 def test_a_token_looks_halted_from_its_layer_on(page: Page, record: PromptRecord) -> None:
