@@ -56,7 +56,7 @@ def signals(rows: Iterable[SweepRow], out: Path) -> None:
             _draw(left, ablation.bars, exact, lambda line: line.exact, lambda line: line.full_exact)
             _draw(right, ablation.bars, _tasks(ablation), lambda line: line.nll_change, lambda _: 0)
         handles, labels = right.get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5, frameon=False, reverse=True)
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
 
 
 def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
