@@ -178,3 +178,7 @@ def test_the_command_writes_rows(
     (row,) = read_rows(rows, Observation)
     assert len(row.delta) == len(row.attention) == row.tokens == row.prompt
     assert len(row.sparsity) == len(row.relative_delta) == 6
+    assert deltahalt("report", rows) == 0
+    head, _, line = capsys.readouterr().out.strip().splitlines()
+    assert head == "| model | task | modality | tokens | Pearson | Spearman | sparsity by layer |"
+    assert f"| tides | text | {row.tokens} | {row.pearson:+.2f} | {row.spearman:+.2f} |" in line

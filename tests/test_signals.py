@@ -77,8 +77,8 @@ def test_the_relative_delta_has_the_delta_s_colour_and_a_hatch(figures: list[Fig
     assert (delta.get_hatch(), relative.get_hatch()) == (None, "////")
 
 
-def test_every_signal_of_the_package_has_a_name() -> None:
-    assert {signal.partition(":")[0] for signal in SIGNALS} == POLICIES.keys() - {"dense"}
+def test_every_signal_with_a_name_is_a_policy_of_the_package() -> None:
+    assert {signal.partition(":")[0] for signal in SIGNALS} <= POLICIES.keys() - {"dense"}
 
 
 @pytest.mark.parametrize(

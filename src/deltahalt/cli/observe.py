@@ -22,6 +22,7 @@ def observe(
     device: DeviceOption = None,
 ) -> None:
     """Measure how much attention updates each token, and how much it gets; draw it with `deltahalt plot`."""
+    from deltahalt.evaluation.observe import columns
     from deltahalt.evaluation.observe import observe as run_observation
     from deltahalt.evaluation.samples import load_samples
 
@@ -30,12 +31,8 @@ def observe(
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(f"{len(samples)} samples", total=len(samples))
         seen = run_observation(loaded, samples, rows, tick=lambda: progress.advance(task))
-    table = Table("task", "modality", "tokens", "delta and attention: Pearson", "Spearman", "sparsity")
-    for row in seen:
-        sparsity = f"{min(row.sparsity):.3f} to {max(row.sparsity):.3f}"
-        table.add_row(row.task, row.modality, f"{row.tokens:,}", _signed(row.pearson), _signed(row.spearman), sparsity)
+    numbers = columns(seen)
+    table = Table(*numbers)
+    for line in zip(*numbers.values(), strict=True):
+        table.add_row(*line)
     out.print(table)
-
-
-def _signed(value: float | None) -> str:
-    return "none" if value is None else f"{value:+.2f}"

@@ -1,6 +1,6 @@
 """What tokens do in the full model: how much attention updates them, and how much attention they get (Fig. 1-3)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ import torch
 
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, encode
+from deltahalt.markdown import table
 from deltahalt.models import LoadedModel
 from deltahalt.observer import observing
 from deltahalt.policies.attention_scores import attention_weights
@@ -99,6 +100,24 @@ def observe(
         wanted += found
         tick()
     return wanted
+
+
+def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:
+    """The rows in numbers: columns of a table by head, a line a row. Correlation is that of delta and attention."""
+    return {
+        "model": [row.model for row in rows],
+        "task": [row.task for row in rows],
+        "modality": [row.modality for row in rows],
+        "tokens": [f"{row.tokens:,}" for row in rows],
+        "Pearson": ["" if row.pearson is None else f"{row.pearson:+.2f}" for row in rows],
+        "Spearman": ["" if row.spearman is None else f"{row.spearman:+.2f}" for row in rows],
+        "sparsity by layer": [f"{min(row.sparsity):.2f} to {max(row.sparsity):.2f}" for row in rows],
+    }
+
+
+def markdown(rows: Sequence[Observation]) -> str:
+    """The rows as a Markdown table."""
+    return table(columns(rows))
 
 
 def _read(path: Path) -> list[Observation]:
