@@ -21,12 +21,12 @@ function number(value) {
 // --- what the record says, by token ---
 
 // A stage as arrays over the whole prompt: NaN where a token had halted before, or may not halt.
-function byToken(stage, number, halted) {
+function byToken(stage, index, halted) {
   const score = new Float64Array(count).fill(NaN);
   const value = new Float64Array(count).fill(NaN); // what eligible tokens were ranked by
   let next = 0;
   for (let token = 0; token < count; token++) {
-    if (halted[token] >= 0 && halted[token] < number) continue;
+    if (halted[token] >= 0 && halted[token] < index) continue;
     score[token] = stage.scores[next];
     if (stage.eligible.some(([begin, end]) => begin <= token && token < end)) {
       value[token] = (stage.ranked ?? stage.scores)[next];
@@ -51,7 +51,7 @@ function higher(sorted, value) {
 
 const policies = record.policies.map((policy) => ({
   ...policy,
-  stages: policy.stages.map((stage, number) => byToken(stage, number, policy.halted)),
+  stages: policy.stages.map((stage, index) => byToken(stage, index, policy.halted)),
   cells: new Array(count), // the element of each token
 }));
 

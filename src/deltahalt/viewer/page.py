@@ -12,7 +12,7 @@ from deltahalt.viewer.record import PromptRecord
 def render(record: PromptRecord) -> str:
     """The page: style, script and record inside it, and nothing is ever loaded from elsewhere."""
     parts = {name: files("deltahalt.viewer").joinpath(name).read_text(encoding="utf-8") for name in PARTS}
-    data = json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Template(parts["page.html"]).substitute(
         title=escape(f"{record.model}: which tokens halt"),
         style=parts["page.css"],
