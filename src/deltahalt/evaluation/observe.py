@@ -128,13 +128,13 @@ def _read(path: Path) -> list[Observation]:
 class _Layer:
     """One layer's numbers by token, [n] each, on the CPU.
 
-    relative: ||U_t|| / ||H_t||. attention: its share of all attention, mean over heads. weights: how many weights there
-    are on it, over all heads and the queries that see it; counting: how many of them are not `UNATTENDED`.
+    relative: ||U_t|| / ||H_t||. attention: its share of all attention, mean over heads. possible: how many weights
+    there are on it, over all heads and the queries that see it; counting: how many of them are not `UNATTENDED`.
     """
 
     relative: torch.Tensor
     attention: torch.Tensor
-    weights: torch.Tensor
+    possible: torch.Tensor
     counting: torch.Tensor
 
     @classmethod
@@ -142,22 +142,24 @@ class _Layer:
         """Look at a layer that has the whole prompt; delta: ||U_t||, [n]."""
         relative = delta / torch.linalg.vector_norm(view.hidden_in, dim=-1, dtype=torch.float32)
         queries, keys = view.queries(len(delta)), view.keys()
-        heads, n, _ = queries.shape
+        (heads, n, _), positions = queries.shape, view.positions.to(keys.device)
         received = torch.zeros(n, dtype=torch.float64, device=keys.device)
         counting = torch.zeros(n, dtype=torch.int64, device=keys.device)
         for begin in range(0, n, QUERIES_AT_ONCE):
             end = min(begin + QUERIES_AT_ONCE, n)
-            positions = view.positions[:end].to(keys.device)
-            groups = attention_weights(queries[:, begin:end], keys[:, :end], positions, view.scaling, view.window)
-            for group in groups:
+            asked = positions[:end]  # those after it are not seen by any of these queries
+            weights = attention_weights(
+                queries[:, begin:end], asked[begin:], keys[:, :end], asked, view.scaling, view.window
+            )
+            for group in weights:
                 received[:end] += group.sum(dim=(0, 1))
                 counting[:end] += (group >= UNATTENDED * group.amax(dim=-1, keepdim=True)).sum(dim=(0, 1))
-        weights = heads * torch.arange(n, 0, -1).clamp(max=view.window or n)
-        return cls(relative.cpu(), (received / (heads * n)).float().cpu(), weights, counting.cpu())
+        possible = heads * torch.arange(n, 0, -1).clamp(max=view.window or n)
+        return cls(relative.cpu(), (received / (heads * n)).float().cpu(), possible, counting.cpu())
 
     def sparsity(self, members: torch.Tensor) -> float:
         """Share of the weights on these tokens [n] bool that are `UNATTENDED`."""
-        return 1 - float(self.counting[members].sum() / self.weights[members].sum())
+        return 1 - float(self.counting[members].sum() / self.possible[members].sum())
 
     def histogram(self, members: torch.Tensor) -> list[int]:
         """How many of these tokens [n] bool have a relative delta in each bin of `delta_edges`."""

@@ -19,19 +19,25 @@ def received_attention(view: LayerView, window: int) -> torch.Tensor:
             f"{view.prompt}: choose a start layer with full attention, or a policy without attention, such as key-norm"
         )
     keys, queries = view.keys(), view.queries(window)
-    weights = attention_weights(queries, keys, torch.arange(keys.shape[1], device=keys.device), view.scaling)
+    places = torch.arange(keys.shape[1], device=keys.device)
+    weights = attention_weights(queries, places[-window:], keys, places, view.scaling)
     return torch.cat([group.mean(dim=1) for group in weights])
 
 
 def attention_weights(
-    queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, scaling: float, window: int | None = None
+    queries: torch.Tensor,
+    asking: torch.Tensor,
+    keys: torch.Tensor,
+    asked: torch.Tensor,
+    scaling: float,
+    window: int | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Causal attention of `queries` [heads, m, d], the last m of `keys` [kv_heads, n, d], one key head at a time.
+    """Causal attention of `queries` [heads, m, d] at positions `asking` [m] to `keys` [kv_heads, n, d] at `asked` [n].
 
-    positions: [n], of the keys; window: how far back a query attends, itself included. Yields weights of each key
-    head's queries, [heads / kv_heads, m, n], softmax in float32.
+    window: how far back a query attends, itself included. Yields the weights of one key head's queries at a time,
+    [heads / kv_heads, m, n], softmax in float32.
     """
-    distance = positions[-queries.shape[1] :, None] - positions  # [m, n]
+    distance = asking[:, None] - asked  # [m, n]
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     for head, group in zip(keys, queries.chunk(len(keys)), strict=True):
         logits = group.float() @ head.float().T * scaling
