@@ -12,7 +12,7 @@ from deltahalt.attach import halting
 from deltahalt.documents import build_prompt, to_device
 from deltahalt.models import LoadedModel
 from deltahalt.policies import parse_policy
-from deltahalt.policy import Policy, place
+from deltahalt.policy import Policy
 from deltahalt.report import Report
 from deltahalt.selection import spread_over_chunks
 
@@ -65,21 +65,21 @@ def record_prompt(loaded: LoadedModel, document: str, question: str, policies: S
     for text in policies:
         with halting(model, parse_policy(text)) as halted:
             model(**prompt, use_cache=False, logits_to_keep=1)
-        placed = {stage.last: stage.policy for stage in place(parse_policy(text), halted.shape.layers)}
-        records.append(_record(text, halted.report, placed))
+        deciding = {stage.last: stage.policy for stage in halted.stages}
+        records.append(_record(text, halted.report, deciding))
     tokens = pieces(loaded.tokenizer, prompt["input_ids"][0].tolist())
     return PromptRecord(loaded.name, halted.shape.layers, question, tokens, records)
 
 
-def _record(text: str, report: Report, placed: dict[int, Policy]) -> PolicyRecord:
-    """placed: the policy that decides at each layer."""
+def _record(text: str, report: Report, deciding: dict[int, Policy]) -> PolicyRecord:
+    """deciding: the policy that decides at a layer."""
     prompt = report.prompts[0]
     halted = torch.full((prompt,), -1)
     active, stages = torch.arange(prompt), []
     for number, ((layer, (kept,)), (scores,)) in enumerate(zip(report.stages, report.scores, strict=True)):
         assert scores is not None  # a stage is in the report only if it halted something
         stays = torch.isin(active, kept.cpu())
-        stages.append(_stage(layer, placed[layer], active, scores.float().cpu(), stays, prompt))
+        stages.append(_stage(layer, deciding[layer], active, scores.float().cpu(), stays, prompt))
         halted[active[~stays]] = number
         active = active[stays]
     return PolicyRecord(text, round(report.speedup_bound, 4), halted.tolist(), stages)
