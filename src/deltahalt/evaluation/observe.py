@@ -55,22 +55,29 @@ def delta_edges() -> torch.Tensor:
     return torch.logspace(first, last, (last - first) * BINS_A_DECADE + 1, dtype=torch.float64)
 
 
+def observe_sample(loaded: LoadedModel, sample: Sample) -> list[Observation]:
+    """Observe the full model on the sample's prompt and question."""
+    inputs = {"input_ids": encode(loaded, sample, Way()).prompt}
+    return list(observe_prompt(loaded, inputs, sample=digest(sample), task=sample.task))
+
+
 @torch.inference_mode()
-def observe_sample(loaded: LoadedModel, sample: Sample) -> Iterator[Observation]:
-    """One prefill of the full model on the sample's prompt and question; an observation for each modality."""
+def observe_prompt(
+    loaded: LoadedModel, inputs: dict[str, torch.Tensor], *, sample: str, task: str
+) -> Iterator[Observation]:
+    """One prefill of the full model on `inputs`, all that it takes for one prompt; an observation for each modality."""
     model: Any = loaded.model
-    prompt = encode(loaded, sample, Way()).prompt
     seen = _Seen()
     with observing(model, seen.look):
-        model(prompt, use_cache=False, logits_to_keep=1)
+        model(**inputs, use_cache=False, logits_to_keep=1)
     for modality, members in seen.modalities.items():
         delta = seen.delta[members] / len(seen.layers)
         attention = seen.layers[-1].attention[members]
         yield Observation(
-            sample=digest(sample),
-            task=sample.task,
+            sample=sample,
+            task=task,
             model=loaded.name,
-            prompt=prompt.shape[1],
+            prompt=len(members),
             modality=modality,
             tokens=int(members.sum()),
             relative_delta=[layer.histogram(members) for layer in seen.layers],
@@ -94,7 +101,7 @@ def observe(
     for sample in samples:
         found = [row for row in known if row.sample == digest(sample)]
         if not found:
-            found = list(observe_sample(loaded, sample))
+            found = observe_sample(loaded, sample)
             append_rows(rows, found)
             known += found
         wanted += found
