@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
+from deltahalt import cli
 from deltahalt.errors import ModelError
 from deltahalt.models import LoadedModel, load
 from tiny import tiny
@@ -65,3 +68,24 @@ def tiny_folder(byte_vocabulary: list[str], tmp_path_factory: pytest.TempPathFac
 def loaded_tiny(tiny_folder: Path) -> LoadedModel:
     """The model of `tiny_folder`, in float32 on the CPU."""
     return load(str(tiny_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """What is drawn, in place of files."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    return drawn
+
+
+@pytest.fixture
+def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command: takes its arguments, returns its exit status."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["deltahalt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return int(exit_.value.code or 0)
+
+    return run

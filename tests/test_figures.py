@@ -18,11 +18,13 @@ from matplotlib.path import Path as MplPath
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deltahalt import InputError, cli
+from deltahalt import InputError
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.comparison import Point, compare, frontier
+from deltahalt.figures.house import check_plot
 from deltahalt.figures.labels import Sheet, Spot, place_labels
-from deltahalt.figures.pareto import check_plot, method, pareto, short
+from deltahalt.figures.names import method, short
+from deltahalt.figures.pareto import pareto
 from deltahalt.policies import POLICIES
 
 DASH, KEYS = "dash:start=11,pruning_ratio=0.667", "key-norm:pruning_ratio=0.5,start=0.25,keep_first=8"
@@ -90,15 +92,15 @@ def test_the_frontier_is_what_no_point_beats(values: list[tuple[int, int]]) -> N
         point.policy
         for point in given_points
         if not any(
-            other.speedup >= point.speedup
+            other.speed >= point.speed
             and other.quality >= point.quality
-            and (other.speedup, other.quality) != (point.speedup, point.quality)
+            and (other.speed, other.quality) != (point.speed, point.quality)
             for other in given_points
         )
     }
     best = frontier(given_points)
     assert {point.policy for point in best} == unbeaten
-    assert [point.speedup for point in best] == sorted(point.speedup for point in best)
+    assert [point.speed for point in best] == sorted(point.speed for point in best)
 
 
 def test_tasks_weigh_the_same_and_exactness_counts_where_the_full_model_is_exact() -> None:
@@ -184,10 +186,8 @@ def test_the_svg_names_methods_axes_and_the_frontier(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def draw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[SweepRow]], Figure]:
+def draw(figures: list[Figure], tmp_path: Path) -> Callable[[list[SweepRow]], Figure]:
     """Draws rows, and gives the figure in place of a file."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
 
     def run(rows: list[SweepRow]) -> Figure:
         pareto(rows, tmp_path / "plot.svg")
@@ -337,19 +337,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"deltahalt\[plot\]"):
         pareto(ROWS, tmp_path / "plot.svg")
-
-
-@pytest.fixture
-def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command: takes its arguments, returns its exit status."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["deltahalt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0)
-
-    return run
 
 
 def write(file: Path, rows: list[SweepRow]) -> Path:

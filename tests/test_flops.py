@@ -253,6 +253,7 @@ def report(*prompts: tuple[LayerLoad, ...]) -> Report:
         shape=SMALL,
         prompts=tuple(loads[0].attended for loads in prompts),
         stages=(),
+        scores=(),
         loads=prompts,
         cache_bytes=0,
         full_cache_bytes=0,

@@ -117,6 +117,7 @@ class Halted:
                 (layer, tuple(slots - offset for slots, offset in zip(rows, offsets, strict=True)))
                 for layer, rows in trace.stages
             ),
+            scores=tuple(trace.scores),
             loads=tuple(zip(*trace.loads, strict=True)),
             cache_bytes=0 if call.cache is None else cache_bytes(call.cache),
             full_cache_bytes=0 if call.cache is None else self._full_cache_bytes(call),

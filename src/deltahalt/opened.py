@@ -51,7 +51,8 @@ class OpenedLayer:
         after = None if inside else stream.hidden
         decision.observe(partial(view_layer, self.index, self.call, before, update, after, stream.hidden))
         if self.index == decision.stage.last:
-            stream = self.trace.halt(self.index, decision.active_sets(stream), stream, freeze=self.freeze)
+            active = decision.active_sets(stream)
+            stream = self.trace.halt(self.index, active, decision.scores, stream, freeze=self.freeze)
         if inside:
             stream = self.fed = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.after = stream

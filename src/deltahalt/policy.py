@@ -118,6 +118,10 @@ class Policy:
             return max(prompt - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * prompt))
         return prompt - halted_count(eligible, self.pruning_ratio)
 
+    def eligible(self, positions: torch.Tensor, prompt: int) -> torch.Tensor:
+        """Which of the tokens at `positions` [n] of a prompt of `prompt` may halt, [n] bool."""
+        return (positions >= self.keep_first) & (positions < prompt - self.keep_last)
+
     def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
         """Ascending index [k] of the tokens that stay active, of the n in `view`.
 
@@ -128,7 +132,7 @@ class Policy:
                 f"{self.name} scored {list(scores.shape)}, not one number for each of {len(view.positions)}"
             )
         refuse_nan(scores, self.name)
-        eligible = (view.positions >= self.keep_first) & (view.positions < view.prompt - self.keep_last)
+        eligible = self.eligible(view.positions, view.prompt)
         candidates = eligible.nonzero().squeeze(1)
         protected = (~eligible).nonzero().squeeze(1)
         count = max(0, self.kept(view.prompt) - len(protected))

@@ -12,13 +12,16 @@ class Report:
     """One prefill of a batch of prompts.
 
     prompts: tokens in each prompt. stages: for each decision its layer and, for each prompt, the positions [k] that
-    stayed active. loads: for each prompt, what each layer computed. cache_bytes: K and V after the prefill.
-    full_cache_bytes: the same had nothing been halted. seconds: wall time of the prefill, if it was asked for.
+    stayed active. scores: for each decision and prompt, the policy's score [n] of each token that was active until
+    then; None for a prompt that it left whole. loads: for each prompt, what each layer computed. cache_bytes: K and V
+    after the prefill. full_cache_bytes: the same had nothing been halted. seconds: wall time of the prefill, if it was
+    asked for.
     """
 
     shape: ModelShape
     prompts: tuple[int, ...]
     stages: tuple[tuple[int, tuple[torch.Tensor, ...]], ...]
+    scores: tuple[tuple[torch.Tensor | None, ...], ...]
     loads: tuple[tuple[LayerLoad, ...], ...]
     cache_bytes: int
     full_cache_bytes: int

@@ -5,6 +5,8 @@ from typing import Any
 
 from deltahalt.bench.row import BenchRow
 from deltahalt.bench.table import markdown as bench_table
+from deltahalt.evaluation.observe import Observation
+from deltahalt.evaluation.observe import markdown as observe_table
 from deltahalt.evaluation.summary import markdown as sweep_table
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.harness.rows import EvalRow
@@ -15,6 +17,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     BenchRow: bench_table,
     SweepRow: sweep_table,
     EvalRow: eval_table,
+    Observation: observe_table,
 }
 
 

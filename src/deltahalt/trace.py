@@ -1,5 +1,6 @@
 """What a run through the layers leaves behind."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ class Trace:
     segments: list[Segment]
     frozen: list[TokenStream] = field(default_factory=list)  # halted tokens that go on serving K and V
     stages: list[tuple[int, tuple[torch.Tensor, ...]]] = field(default_factory=list)  # layer, slots [k] by row
+    scores: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # by stage, then by row, [n]
     loads: list[tuple[LayerLoad, ...]] = field(default_factory=list)  # by layer, then by row
 
     @classmethod
@@ -23,15 +25,25 @@ class Trace:
         """Nothing halted yet: from layer 0 on, every layer holds the whole stream."""
         return cls([Segment(0, stream.slots, stream.padded)])
 
-    def halt(self, layer: int, active: list[torch.Tensor], stream: TokenStream, *, freeze: bool) -> TokenStream:
+    def halt(
+        self,
+        layer: int,
+        active: list[torch.Tensor],
+        scores: Mapping[int, torch.Tensor],
+        stream: TokenStream,
+        *,
+        freeze: bool,
+    ) -> TokenStream:
         """Halt all tokens but the `active` ones ([k] by row) and return these; deeper layers hold no others.
 
-        freeze: the halted ones go on serving K and V of their last hidden state.
+        scores: what they were chosen by, [n] by row. freeze: the halted ones go on serving K and V of their last hidden
+        state.
         """
         if freeze:
             self.frozen.append(
                 stream.keep([_complement(kept, n) for kept, n in zip(active, stream.lengths, strict=True)])
             )
+        self.scores.append(tuple(map(scores.get, range(len(active)))))
         stream = stream.keep(active)
         held = [*self.frozen, stream]
         slots = torch.cat([part.slots for part in held], dim=1)

@@ -2,7 +2,7 @@
 
 import typer
 
-from deltahalt.cli import accuracy, ask, benchmarks, describe, show, speed
+from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed, view
 from deltahalt.cli.base import log
 from deltahalt.errors import DeltahaltError
 
@@ -22,8 +22,10 @@ for command in (
     accuracy.sweep,
     accuracy.calibrate,
     benchmarks.evaluate,
+    observe.observe,
     show.plot,
     show.report,
+    view.view,
 ):
     app.command("eval" if command is benchmarks.evaluate else None)(command)
 

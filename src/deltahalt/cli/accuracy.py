@@ -36,7 +36,8 @@ def sweep(
     from deltahalt.evaluation.summary import summarize
     from deltahalt.evaluation.sweep import Way
     from deltahalt.evaluation.sweep import sweep as run_sweep
-    from deltahalt.figures.pareto import check_plot, pareto
+    from deltahalt.figures.house import check_plot
+    from deltahalt.figures.pareto import pareto
     from deltahalt.methods import variants
 
     if plot is not None:

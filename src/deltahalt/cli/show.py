@@ -1,25 +1,59 @@
 """Rows already measured: `plot` and `report`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from deltahalt.errors import InputError
+
 
 def plot(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows that `deltahalt sweep` wrote.")],
+    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of `sweep`, `eval` or `observe`.")],
     picture: Annotated[Path, typer.Option("--out", help="Where to draw: a file that ends in .svg or .png.")],
+    figure: Annotated[
+        str,
+        typer.Option(
+            help="Of sweep rows: pareto or signals; of eval rows: score-time; of observe rows: delta-distribution, "
+            "delta-attention or sparsity."
+        ),
+    ] = "pareto",
 ) -> None:
-    """Draw accuracy against speed, from rows already measured; needs the extra `plot`."""
-    from deltahalt.evaluation.sweep import SweepRow
-    from deltahalt.figures.pareto import pareto
+    """Draw rows already measured: accuracy against speed, or another figure; needs the extra `plot`."""
     from deltahalt.rows import read_rows
 
-    pareto([row for file in rows for row in read_rows(file, SweepRow)], picture)
+    figures = _figures()
+    if figure not in figures:
+        raise InputError(f"there is no figure {figure!r}; choose one of {', '.join(figures)}")
+    kind, draw = figures[figure]
+    draw([row for file in rows for row in read_rows(file, kind)], picture)
+
+
+def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
+    """For each figure its kind of rows, and what draws them."""
+    from deltahalt.evaluation.observe import Observation
+    from deltahalt.evaluation.sweep import SweepRow
+    from deltahalt.figures.delta_attention import delta_attention
+    from deltahalt.figures.delta_distribution import delta_distribution
+    from deltahalt.figures.pareto import pareto
+    from deltahalt.figures.score_time import score_time
+    from deltahalt.figures.signals import signals
+    from deltahalt.figures.sparsity import sparsity
+    from deltahalt.harness.rows import EvalRow
+
+    return {
+        "pareto": (SweepRow, pareto),
+        "signals": (SweepRow, signals),
+        "score-time": (EvalRow, score_time),
+        "delta-distribution": (Observation, delta_distribution),
+        "delta-attention": (Observation, delta_attention),
+        "sparsity": (Observation, sparsity),
+    }
 
 
 def report(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of `bench`, `sweep` or `eval`.")],
+    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of `bench`, `sweep`, `eval` or `observe`.")],
     frontier: Annotated[bool, typer.Option("--frontier", help="Of a sweep: policies that none beats.")] = False,
 ) -> None:
     """Print measured rows as Markdown, a table for each kind of rows."""

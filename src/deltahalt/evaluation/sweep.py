@@ -114,7 +114,7 @@ def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], w
         verdict = judge(model, prefilled, encoded.rest, answer, method)
         agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own, method)
         yield SweepRow(
-            sample=_digest(sample),
+            sample=digest(sample),
             task=sample.task,
             model=loaded.name,
             policy=text,
@@ -291,11 +291,11 @@ def sweep(
     done = {(row.sample, row.policy): row for row in known if _way(row) == way}
     wanted: list[SweepRow] = []
     for sample in samples:
-        missing = [policy for policy in policies if (_digest(sample), policy) not in done]
+        missing = [policy for policy in policies if (digest(sample), policy) not in done]
         for row in sweep_sample(loaded, sample, missing, way) if missing else ():
             done[row.sample, row.policy] = row
             append_rows(rows, [row])
-        wanted += [done[_digest(sample), policy] for policy in policies]
+        wanted += [done[digest(sample), policy] for policy in policies]
         tick()
     return wanted
 
@@ -309,5 +309,6 @@ def read_sweep(path: Path) -> list[SweepRow]:
     return read_rows(path, SweepRow) if path.exists() else []
 
 
-def _digest(sample: Sample) -> str:
+def digest(sample: Sample) -> str:
+    """What a sample is known by in rows."""
     return hashlib.sha256(json.dumps(asdict(sample)).encode()).hexdigest()[:16]

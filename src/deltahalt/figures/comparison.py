@@ -11,29 +11,38 @@ from deltahalt.evaluation.summary import PolicySummary, summarize
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.policies import Dense
 
+SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
+
 
 @dataclass(frozen=True)
 class Point:
     """A policy, how fast it is, and how good: higher is better in both."""
 
     policy: str
-    speedup: float
+    speed: float
     quality: float
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A policy's quality against its speed. sign: what the axis shows is sign * quality; full: the full model's."""
+    """Policies' quality against their speed.
+
+    axis, across: what is written at the axes of quality and of speed. sign, speed_sign: they show sign * quality and
+    speed_sign * speed. full, full_speed: the full model's quality, as shown, and its speed where it is worth a line.
+    """
 
     title: str
     axis: str
+    across: str
     sign: int
     full: float
     points: list[Point]
+    speed_sign: int = 1
+    full_speed: float | None = None
 
     def spot(self, point: Point) -> tuple[float, float]:
         """Where a point is drawn, in the units of the axes."""
-        return point.speedup, self.sign * point.quality
+        return self.speed_sign * point.speed, self.sign * point.quality
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,35 @@ class Comparison:
 
 
 def compare(rows: Iterable[SweepRow]) -> Comparison:
-    """Both panels, on the samples that have rows of every policy. A row of the same sample and policy counts once.
+    """Both panels, on the samples that have rows of every policy. Raises InputError as `comparable` does."""
+    title, chosen = comparable(rows)
+    tasks = summarize_tasks(chosen)
+    exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
+    return Comparison(
+        title,
+        [
+            Panel(
+                f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
+                "share of exact answers (up is better)",
+                SPEED,
+                sign=1,
+                full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
+                points=_means(exact, lambda line: line.exact),
+            ),
+            Panel(
+                f"mean over all tasks ({len(tasks)})",
+                "NLL change, nats per token (up is better)",
+                SPEED,
+                sign=-1,
+                full=0.0,
+                points=_means(tasks, lambda line: -line.nll_change),
+            ),
+        ],
+    )
+
+
+def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
+    """A title, and the rows of halting policies on the samples that have rows of all; the last of equal ones counts.
 
     Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
     sample, or with an NLL that is no number.
@@ -66,38 +103,22 @@ def compare(rows: Iterable[SweepRow]) -> Comparison:
     common = {sample for sample, count in measured.items() if count == len(policies)}
     if not common:
         raise InputError("no sample has rows of every policy: sweep all policies on the same samples")
-    by_task: dict[str, list[SweepRow]] = {}
-    for row in halted.values():
-        if row.sample in common:
-            by_task.setdefault(row.task, []).append(row)
-    tasks = {task: summarize(by_task[task]) for task in sorted(by_task)}
-    exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
     missing = "" if len(common) == len(measured) else f" of {len(measured)} samples, those with rows of every policy"
-    return Comparison(
-        f"{subjects[0]}, n = {len(common)}{missing}",
-        [
-            Panel(
-                f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
-                "share of exact answers (up is better)",
-                sign=1,
-                full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
-                points=_means(exact, lambda line: line.exact),
-            ),
-            Panel(
-                f"mean over all tasks ({len(tasks)})",
-                "NLL change, nats per token (up is better)",
-                sign=-1,
-                full=0.0,
-                points=_means(tasks, lambda line: -line.nll_change),
-            ),
-        ],
-    )
+    return f"{subjects[0]}, n = {len(common)}{missing}", [row for row in halted.values() if row.sample in common]
+
+
+def summarize_tasks(rows: Iterable[SweepRow]) -> dict[str, list[PolicySummary]]:
+    """A summary of every policy for each task, tasks in the order of their names."""
+    by_task: dict[str, list[SweepRow]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return {task: summarize(by_task[task]) for task in sorted(by_task)}
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats, slowest first: none is as good in both and better in one. Equal ones all stay."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (-point.speedup, -point.quality)):
+    for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if not best or point.quality > best[-1].quality or _same(point, best[-1]):
             best.append(point)
     return best[::-1]
@@ -127,4 +148,4 @@ def _means(tasks: dict[str, list[PolicySummary]], quality: Callable[[PolicySumma
 
 
 def _same(one: Point, other: Point) -> bool:
-    return (one.speedup, one.quality) == (other.speedup, other.quality)
+    return (one.speed, one.quality) == (other.speed, other.quality)

@@ -1,4 +1,6 @@
-"""Attention that the last tokens pay to all others, from their queries alone: O(window * n), never n * n."""
+"""Attention that tokens receive from others, in pieces of a few queries: never n * n."""
+
+from collections.abc import Iterator
 
 import torch
 
@@ -9,8 +11,7 @@ from deltahalt.policy import LayerView
 def received_attention(view: LayerView, window: int) -> torch.Tensor:
     """Mean attention weight that each token receives from the last `window` queries, per head: [heads, n] float32.
 
-    Softmax in float32, causal inside the window; one key head at a time, so the largest tensor is
-    [heads / kv_heads, window, n]. Raises UnsupportedError at a layer that does not see the whole prompt.
+    O(window * n). Raises UnsupportedError at a layer that does not see the whole prompt.
     """
     if not view.sees_all:
         raise UnsupportedError(
@@ -18,11 +19,26 @@ def received_attention(view: LayerView, window: int) -> torch.Tensor:
             f"{view.prompt}: choose a start layer with full attention, or a policy without attention, such as key-norm"
         )
     keys, queries = view.keys(), view.queries(window)
-    kv_heads, n, _ = keys.shape
-    row = torch.arange(n - window, n, device=keys.device)
-    future = torch.arange(n, device=keys.device) > row[:, None]  # [window, n]
-    received = []
-    for head, group in zip(keys, queries.chunk(kv_heads), strict=True):
-        logits = group.float() @ head.float().T * view.scaling  # [heads / kv_heads, window, n]
-        received.append(logits.masked_fill(future, -torch.inf).softmax(dim=-1).mean(dim=1))
-    return torch.cat(received)
+    places = torch.arange(keys.shape[1], device=keys.device)
+    weights = attention_weights(queries, places[-window:], keys, places, view.scaling)
+    return torch.cat([group.mean(dim=1) for group in weights])
+
+
+def attention_weights(
+    queries: torch.Tensor,
+    asking: torch.Tensor,
+    keys: torch.Tensor,
+    asked: torch.Tensor,
+    scaling: float,
+    window: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Causal attention of `queries` [heads, m, d] at positions `asking` [m] to `keys` [kv_heads, n, d] at `asked` [n].
+
+    window: how far back a query attends, itself included. Yields the weights of one key head's queries at a time,
+    [heads / kv_heads, m, n], softmax in float32.
+    """
+    distance = asking[:, None] - asked  # [m, n]
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    for head, group in zip(keys, queries.chunk(len(keys)), strict=True):
+        logits = group.float() @ head.float().T * scaling
+        yield logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)

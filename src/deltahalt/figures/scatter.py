@@ -1,0 +1,79 @@
+"""Dots, one a policy, how good against how fast: the frontier that no policy beats, with labels, in every panel."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltahalt.figures.comparison import Panel, frontier
+from deltahalt.figures.house import FULL, drawn, looks
+from deltahalt.figures.labels import place_labels
+from deltahalt.figures.names import RHO, method, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+NOTE = f"pale: off the frontier; labels, where there is room: l start layer, {RHO} share of the prompt halted there"
+
+
+def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
+    """Draw the panels side by side to `out`. Raises InputError as `check_plot` does."""
+    with drawn(out, title, (5.25 * max(len(panels), 1.4), 5.4)) as figure:
+        known = looks(point.policy for panel in panels for point in panel.points)
+        columns = list(figure.subplots(1, len(panels), sharex=True, squeeze=False)[0])
+        lines = [_draw(axes, panel, known) for axes, panel in zip(columns, panels, strict=True)]
+        figure.legend(
+            handles=[*known.values(), *lines[0]],
+            title=NOTE,
+            title_fontsize="medium",
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+        )
+        figure.draw_without_rendering()  # the layout settles, and labels are measured in it
+        figure.set_layout_engine("none")
+        for axes, panel, lines_here in zip(columns, panels, lines, strict=True):
+            place_labels(axes, _labels(panel), [panel.spot(point) for point in panel.points], lines_here)
+
+
+def _labels(panel: Panel) -> dict[tuple[float, float], str]:
+    """The frontier's labels by where they belong; where policies meet, the shortest is named and the rest counted."""
+    meeting: dict[tuple[float, float], list[str]] = {}
+    for point in frontier(panel.points):
+        meeting.setdefault(panel.spot(point), []).append(short(point.policy))
+    return {
+        spot: min(texts, key=len) + (f" or {len(texts) - 1} more" if len(texts) > 1 else "")
+        for spot, texts in meeting.items()
+    }
+
+
+def _draw(axes: "Axes", panel: Panel, known: "dict[str, Line2D]") -> "list[Line2D]":
+    """Points, frontier and the full model; returns the lines, which labels keep clear of."""
+    axes.set_title(textwrap.fill(panel.title, 72))
+    axes.set_xlabel(panel.across)
+    axes.set_ylabel(panel.axis)
+    axes.grid()
+    axes.margins(0.08, 0.12)  # room for labels at the ends
+    if panel.sign < 0:
+        axes.invert_yaxis()
+    best = frontier(panel.points)
+    for point in panel.points:
+        look, leads = known[method(point.policy)], point in best
+        axes.plot(
+            *panel.spot(point),
+            linestyle="none",
+            marker=look.get_marker(),
+            color=look.get_color(),
+            markersize=7 if leads else 5,
+            alpha=1 if leads else 0.7,
+            markeredgecolor="black" if leads else "white",
+            markeredgewidth=0.8 if leads else 0.4,
+            zorder=4 if leads else 3,
+        )
+    spots = [panel.spot(point) for point in best]
+    xs, ys = zip(*spots, strict=True) if spots else ((), ())
+    steps = axes.plot(xs, ys, drawstyle="steps-pre", color="0.25", linewidth=1.2, label="frontier")
+    if panel.full_speed is not None:
+        axes.axvline(panel.speed_sign * panel.full_speed, **FULL)
+    return [*steps, axes.axhline(panel.full, **FULL, label="full model")]

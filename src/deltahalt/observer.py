@@ -1,0 +1,40 @@
+"""Every layer of the full model, shown as a policy would see it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from deltahalt.attach import halting
+from deltahalt.engine import Halted
+from deltahalt.families.base import Module
+from deltahalt.policies.dense import Dense
+from deltahalt.policy import LayerView, Policy, Stage
+
+
+@contextmanager
+def observing(model: Module, look: Callable[[LayerView], None]) -> Iterator[Halted]:
+    """Show each layer of every prefill of `model` to `look`, one sequence at a time, and halt nothing.
+
+    Raises what `halting` raises.
+    """
+    with halting(model, Dense()) as halted:
+        layers = halted.shape.layers
+        halted.stages = (Stage(_Observer(look=look), first=0, last=layers),)  # it would decide past the last layer
+        yield halted
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Observer(Policy):
+    """A policy that looks and never comes to decide."""
+
+    look: Callable[[LayerView], None]
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        self.look(view)
+        return torch.zeros(len(view.positions), device=view.positions.device)
+
+    def kept(self, prompt: int) -> int:
+        """Past the last layer no token is active: so no prompt is too short to be looked at."""
+        return 0
