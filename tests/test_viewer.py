@@ -345,6 +345,8 @@ def test_the_command_refuses_no_policy_and_an_unknown_one_before_it_loads_a_mode
     assert "no policy is named" in capsys.readouterr().err
     assert deltahalt(*asked, "--policies", "dash magic") == 2
     assert "no policy 'magic'" in capsys.readouterr().err
+    assert deltahalt(*asked, "--policies", "gemfilter") == 2
+    assert "no policy 'gemfilter'" in capsys.readouterr().err
 
 
 def test_a_question_is_needed(loaded_tiny: LoadedModel) -> None:

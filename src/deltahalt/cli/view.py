@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log
-from deltahalt.cli.common import check_policy, load_model, resolve_policy
+from deltahalt.cli.common import load_model, resolve_policy
 from deltahalt.errors import InputError
+from deltahalt.policies import parse_policy
+from deltahalt.profile import names_profile
 
 
 def view(
@@ -28,7 +30,8 @@ def view(
     if not named:
         raise InputError("no policy is named: give one or more in --policies, separated by blanks")
     for policy in named:
-        check_policy(policy)
+        if not names_profile(policy):
+            parse_policy(policy)  # a method of another stage halts nothing in the layers
     text = read_document(document)
     loaded = load_model(model, dtype=dtype, device=device)
     chosen = [resolve_policy(policy, loaded.model) for policy in named]
