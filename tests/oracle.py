@@ -13,6 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from deltahalt import Report
+from deltahalt.compat import BLOCKS_CROSS_WINDOWS, layer_output
 from tiny import Windows
 
 
@@ -23,12 +24,26 @@ class Feed:
         self.model = model
         self.cache = DynamicCache(config=model.config) if cache is None else cache
         self.mask = torch.empty(0, 0, dtype=torch.long)
+        self.ahead: torch.Tensor | int = 0  # [B, 1] how far positions run before the number of tokens
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """Logits after `ids` [B, n]; mask [B, n] tells tokens from padding."""
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Logits after `ids` [B, n]; mask [B, n] tells tokens from padding.
+
+        positions: [3, B, n] of a prompt with images in it, where they do not just count; later tokens follow on them.
+        """
         new = torch.ones_like(ids) if mask is None else mask
         self.mask = torch.cat([self.mask, new], dim=1) if len(self.mask) else new
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        places = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if positions is None:
+            positions = places + self.ahead
+        else:
+            self.ahead = positions.amax(dim=0)[:, -1:] - places[:, -1:]
         with torch.no_grad():
             return self.model(
                 input_ids=ids,
@@ -44,28 +59,46 @@ class Oracle(Feed):
     """Feeds the stock model, under masks that forbid deeper layers to read what `report` says was halted.
 
     windows: by layer, how many columns back it attends. frozen: halted tokens may be read after all, but their hidden
-    states stay at their last value. inside: the layers whose tokens halt between attention and FFN.
+    states stay at their last value. inside: the layers whose tokens halt between attention and FFN. blocks: [B, T] the
+    image of a prompt's token within which it sees all others; -1 for none.
     """
 
     def __init__(
-        self, model: Any, windows: Windows, report: Report, *, frozen: bool = False, inside: tuple[int, ...] = ()
+        self,
+        model: Any,
+        windows: Windows,
+        report: Report,
+        *,
+        frozen: bool = False,
+        inside: tuple[int, ...] = (),
+        blocks: torch.Tensor | None = None,
     ) -> None:
         super().__init__(model, DynamicCache())  # without a config: every layer stores every column
-        self.windows, self.report, self.frozen, self.inside = windows, report, frozen, inside
+        self.windows, self.report, self.frozen, self.inside, self.blocks = windows, report, frozen, inside, blocks
         self.active: list[torch.Tensor] = []  # [B, columns] of the tokens that enter each layer, and leave the last
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        *,
+        dropped: torch.Tensor | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """dropped: [B, n] of tokens after the prompt that no layer may read."""
         new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if self.active:
-            self.active = [torch.cat([active, new], dim=1) for active in self.active]
+            read = new if dropped is None else new & ~dropped
+            self.active = [torch.cat([active, read], dim=1) for active in self.active]
         else:
             self.active = self._after_halting(new)
         with ExitStack() as undo:
-            for index, layer in enumerate(self.model.model.layers):
+            for index, layer in enumerate(self.model.get_decoder().layers):
                 self._mask(index, layer, ids.shape[1], undo)
                 if self.frozen:
                     self._freeze(index, layer, ids.shape[1], undo)
-            return super().__call__(ids, mask, **options)
+            return super().__call__(ids, mask, positions, **options)
 
     def _after_halting(self, real: torch.Tensor) -> list[torch.Tensor]:
         active = [real.clone() for _ in range(len(self.windows) + 1)]
@@ -83,14 +116,20 @@ class Oracle(Feed):
         key = torch.arange(readable.shape[1])
         query = key[-new:, None]
         visible = key <= query
+        if self.blocks is not None and new > 1:
+            block = torch.nn.functional.pad(self.blocks, (0, len(key) - self.blocks.shape[1]), value=-1)
+            together = (block[:, -new:, None] == block[:, None]) & (block[:, None] >= 0)
+            visible = visible | together
         window = self.windows[index]
         if window is not None:
             visible = visible & (key > query - window)
+            if self.blocks is not None and new > 1 and BLOCKS_CROSS_WINDOWS:
+                visible = visible | together
         visible = visible & readable[:, None, :]
         # Padding and halted tokens read themselves: nobody looks at the result, and no row is left empty.
         visible = visible | ((key == query) & ~readable[:, -new:, None])
         mask = visible[:, None]
-        if self.model.config._attn_implementation == "eager":
+        if self.model.get_decoder().config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
 
         def replace(_: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -106,10 +145,12 @@ class Oracle(Feed):
         def keep(_: nn.Module, args: Any) -> None:
             between.append(args[0])
 
-        def put_back(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        def put_back(_: nn.Module, args: Any, output: Any) -> Any:
+            hidden = layer_output(output)
             if index in self.inside:
-                output = torch.where(entering & ~leaving, between[0], output)
-            return torch.where(entering, output, args[0])
+                hidden = torch.where(entering & ~leaving, between[0], hidden)
+            hidden = torch.where(entering, hidden, args[0])
+            return (hidden,) if isinstance(output, tuple) else hidden
 
         feed_forward_norm = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
         undo.callback(feed_forward_norm.register_forward_pre_hook(keep).remove)

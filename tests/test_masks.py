@@ -1,5 +1,6 @@
 """The mask of one run of layers against visibility tried pair by pair, in each attention function's terms."""
 
+import itertools
 import os
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltahalt.compat import BLOCKS_CROSS_WINDOWS
 from deltahalt.masks import attention_mask
 
 property_of = settings(max_examples=100, deadline=None, derandomize="CI" in os.environ)
@@ -110,6 +112,37 @@ def test_an_sdpa_mask_has_one_plane_for_all_heads() -> None:
     assert mask is not None
     assert mask.shape == (2, 1, 2, 6)
     assert mask.dtype == torch.bool
+
+
+# --- blocks, within which tokens see later ones too ---
+
+IMAGES = [[-1, 0, 0, 0, -1, 1, 1, -1, -1, 2, 2, 2, 2, -1, -1, -1]]  # by column
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("window", [None, 2, 3])
+@pytest.mark.parametrize("last", [1, 4, 6])
+@pytest.mark.parametrize(
+    "keys", [[[0, 1, 2, 3, 5, 6]], [[PAD, 1, 3, 9, 11, 12], [PAD, PAD, 2, 3, 4, 5]], GAPS], ids=str
+)
+def test_tokens_of_a_block_see_each_other(keys: list[list[int]], last: int, window: int | None, attention: str) -> None:
+    table = torch.tensor(IMAGES * len(keys))
+
+    def block_of(slots: torch.Tensor) -> torch.Tensor:
+        return table.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
+
+    slots = torch.tensor(keys)
+    queries = slots[:, -last:]
+    mask = mask_of(keys, last, window=window, attention=attention, block_of=block_of)
+    assert mask is not None
+    seen = mask.squeeze(1) if attention == "sdpa" else mask.squeeze(1) == 0
+    for row, query, key in itertools.product(range(len(keys)), range(last), range(slots.shape[1])):
+        reader, read = int(queries[row, query]), int(slots[row, key])
+        together = reader >= 0 and read >= 0 and IMAGES[0][reader] == IMAGES[0][read] >= 0
+        near = window is None or reader - read < window
+        causal = read <= reader
+        expected = (causal and near) or together if BLOCKS_CROSS_WINDOWS else (causal or together) and near
+        assert bool(seen[row, query, key]) == (read >= 0 and expected)
 
 
 # --- eager ---

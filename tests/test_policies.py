@@ -33,9 +33,11 @@ SCORING = [policy for name, policy in POLICIES.items() if name != "dense"]
 
 @pytest.mark.parametrize("policy", SCORING)
 def test_a_policy_gives_each_token_one_number(policy: type[Policy]) -> None:
-    scores = policy().score(layer_view(100))
-    assert scores.shape == (100,)
-    assert scores.isfinite().all()
+    view = layer_view(100, kinds=torch.tensor([0] * 20 + [1] * 30 + [0] * 50), embeddings=torch.rand(100, HIDDEN))
+    for stage in policy().stages:
+        scores = stage.score(view)
+        assert scores.shape == (100,)
+        assert scores.isfinite().all()
 
 
 # --- DASH and its whole-layer variant ---
@@ -213,10 +215,12 @@ def test_window_attention_refuses_settings_out_of_range(option: str, value: Any)
 def test_scores_of_several_layers_are_summed(layers: int) -> None:
     policy = WindowAttention(window=4, layers=layers)
     views = [layer_view(40, seed=seed) for seed in range(layers)]
-    decision = Decision(Stage(policy, first=0, last=layers - 1), rows=(0,))
+    decision = Decision(Stage((policy,), first=0, last=layers - 1), rows={0: (policy,)})
     for view in views:
         decision.observe({0: view}.__getitem__)
-    torch.testing.assert_close(decision.scores[0], torch.stack([policy.score(view) for view in views]).sum(dim=0))
+    torch.testing.assert_close(
+        decision.scores[0, "all"], torch.stack([policy.score(view) for view in views]).sum(dim=0)
+    )
 
 
 def test_the_best_chunks_stay_whole() -> None:

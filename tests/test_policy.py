@@ -62,7 +62,7 @@ def test_a_setting_at_the_edge_of_its_range_is_taken(option: str, value: Any) ->
 
 @pytest.mark.parametrize(
     ("option", "choices"),
-    [("scope", "all, visual, text"), ("boundary", "block, attention"), ("ratio_of", "eligible, prompt")],
+    [("scope", "all, visual, text, image, video"), ("boundary", "block, attention"), ("ratio_of", "eligible, prompt")],
 )
 def test_a_wrong_choice_is_answered_with_the_right_ones(option: str, choices: str) -> None:
     build: Any = Dash
@@ -155,7 +155,7 @@ def test_dense_has_no_stage() -> None:
 
 def test_progressive_places_its_stages_in_order() -> None:
     policy = Progressive([KeyNorm(start=0.25, pruning_ratio=0.5), WindowAttention(start=14, pruning_ratio=0.9)])
-    assert [(stage.policy.name, stage.last) for stage in place(policy, 28)] == [
+    assert [(stage.policies[0].name, stage.last) for stage in place(policy, 28)] == [
         ("key-norm", 7),
         ("window-attention", 14),
     ]

@@ -277,7 +277,7 @@ def compiled() -> Any:
 
 FROZEN = {"halted_kv": "frozen"}
 MODELS: dict[str, tuple[Callable[[], Any], Policy | Progressive, dict[str, Any], type[Exception], str]] = {
-    "unknown family": (starcoder, DASH, {}, UnsupportedError, "known: gemma3_text, llama, mistral, phi3, qwen2, qwen3"),
+    "unknown family": (starcoder, DASH, {}, UnsupportedError, "known: gemma3_text, .*qwen2_vl_text"),
     "encoder": (bert, DASH, {}, UnsupportedError, "BertModel has no decoder .* use a causal language model"),
     "encoder and decoder": (t5, DASH, {}, UnsupportedError, "use a causal language model"),
     "any module": (lambda: nn.Linear(2, 2), DASH, {}, UnsupportedError, "use a causal language model"),

@@ -109,13 +109,13 @@ def test_rotary_of_every_kind_of_layer_is_gathered() -> None:
 def test_spread_puts_kept_tokens_back_into_their_columns() -> None:
     stream = stream_of(6, 4)
     kept = stream.keep(indices([0, 2, 5], [1, 3]))
-    full = kept.spread(6)
+    full = kept.spread(0, 6)
     assert full[0, [0, 2, 5]].equal(stream.hidden[0, [0, 2, 5]])
     assert full[1, [3, 5]].equal(stream.hidden[1, [3, 5]])
 
 
 def test_spread_leaves_nan_where_tokens_were_halted_or_never_were() -> None:
-    full = stream_of(6, 4).keep(indices([0, 2, 5], [1, 3])).spread(6)
+    full = stream_of(6, 4).keep(indices([0, 2, 5], [1, 3])).spread(0, 6)
     assert full.isnan().all(dim=-1).tolist() == [
         [False, True, False, True, True, False],
         [True, True, True, False, True, False],
@@ -124,4 +124,4 @@ def test_spread_leaves_nan_where_tokens_were_halted_or_never_were() -> None:
 
 def test_spread_after_keeping_everything_is_the_input() -> None:
     stream = stream_of(6, 6)
-    assert stream.keep(indices(list(range(6)), list(range(6)))).spread(6).equal(stream.hidden)
+    assert stream.keep(indices(list(range(6)), list(range(6)))).spread(0, 6).equal(stream.hidden)

@@ -8,13 +8,17 @@ from deltahalt.errors import DeltahaltError, InputError, ModelError, PolicyError
 from deltahalt.kv.snapkv import SnapKV
 from deltahalt.methods import parse_method
 from deltahalt.policies import (
+    Dart,
     Dash,
     DashLayer,
     Dense,
+    FastV,
     KeyNorm,
     LastTokenAttention,
     Random,
+    SparseVLM,
     Uniform,
+    V2Drop,
     WindowAttention,
     parse_policy,
 )
@@ -28,10 +32,12 @@ __version__ = "0.1.0"
 __all__ = [
     "D3",
     "Applied",
+    "Dart",
     "Dash",
     "DashLayer",
     "DeltahaltError",
     "Dense",
+    "FastV",
     "GemFilter",
     "Halted",
     "InputError",
@@ -45,8 +51,10 @@ __all__ = [
     "Random",
     "Report",
     "SnapKV",
+    "SparseVLM",
     "Uniform",
     "UnsupportedError",
+    "V2Drop",
     "WindowAttention",
     "applying",
     "halting",

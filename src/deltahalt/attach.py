@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.engine import WANTED, Depth, Halted, HaltedKV
+from deltahalt.engine import Depth, Halted, HaltedKV
 from deltahalt.errors import UnsupportedError
+from deltahalt.families import vision_family_of
 from deltahalt.families.base import Module
+from deltahalt.handover import WANTED, Handover
 from deltahalt.policy import AnyPolicy
 from deltahalt.profile import find_policy
 from deltahalt.stand_in import replace
@@ -41,9 +43,9 @@ def halting(
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
-    model: a Hugging Face causal language model of a known family. policy: a Policy or Progressive; or text, "auto" for
-    what calibration found best for this model, a profile, or what `parse_policy` reads (see `deltahalt.profile`). For
-    methods of other stages see `deltahalt.applying`.
+    model: a Hugging Face causal language model, or vision-language model, of a known family. policy: a Policy or
+    Progressive; or text, "auto" for what calibration found best for this model, a profile, or what `parse_policy` reads
+    (see `deltahalt.profile`). For methods of other stages see `deltahalt.applying`.
     halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
     hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
@@ -53,12 +55,24 @@ def halting(
     InputError for a profile that is missing or of another model.
     """
     decoder = find_decoder(model)
+    base = find_base(model, decoder)
+    handover = Handover(vision_family_of(base.config)) if base is not decoder else None
     chosen = find_policy(policy, decoder)
-    halted = Halted(decoder, chosen, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens, timed=timed, depth=depth)
+    halted = Halted(
+        decoder,
+        chosen,
+        halted_kv=halted_kv,
+        min_prompt_tokens=min_prompt_tokens,
+        timed=timed,
+        depth=depth,
+        handover=handover,
+    )
     with ExitStack() as undo:
         # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
         replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)
-        if model is not decoder:
+        if handover is not None:
+            _listen(base, handover, undo)
+        if model is not base:
             undo.callback(model.register_forward_pre_hook(_pass_logits_down, with_kwargs=True).remove)
         if callable(generate := getattr(model, "generate", None)):
             replace(model, "generate", _checked(generate), undo)
@@ -77,6 +91,20 @@ def find_decoder(model: Module) -> Module:
         if isinstance(getattr(decoder.__dict__.get(name), "__self__", None), Halted):
             raise UnsupportedError("this model is halting already: leave the other `with halting(...)` block first")
     return decoder
+
+
+def find_base(model: Module, decoder: Module) -> Module:
+    """The part of a vision-language model that puts image features among the embeddings; else the decoder itself."""
+    parent = next((module for module in model.modules() if decoder in module.children()), decoder)
+    config = getattr(parent, "config", decoder.config)
+    return decoder if config.model_type == decoder.config.model_type else parent
+
+
+def _listen(base: Module, handover: Handover, undo: ExitStack) -> None:
+    """Have what the base model knows and its decoder needs collected in `handover`."""
+    replace(base, handover.family.finder(base), handover.listening(base), undo)
+    undo.callback(base.register_forward_pre_hook(handover.enter, with_kwargs=True).remove)
+    undo.callback(base.register_forward_hook(handover.leave, always_call=True).remove)
 
 
 def _pass_logits_down(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

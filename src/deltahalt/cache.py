@@ -79,17 +79,21 @@ class HaltedCache(DynamicCache):
         cache.segments, cache.seen, cache.tail, cache.generated = segments, seen, tail, 0
         return cache
 
-    def extend(self, slots: torch.Tensor, padded: bool, skipped: Collection[int] = ()) -> None:
-        """Note that every layer, save for those `skipped`, has received the tokens at `slots` [B, n]."""
+    def extend(
+        self, slots: torch.Tensor, padded: bool, *, columns: int, whole: bool = True, skipped: Collection[int] = ()
+    ) -> None:
+        """Note that every layer, save for those `skipped`, has received the tokens at `slots` [B, n].
+
+        columns: so many of the input they are out of. whole: whether these are all there were; the last one always is.
+        """
         self._part(skipped)
         for segment in self.segments:
             if segment.start not in skipped:
                 segment.slots = torch.cat([segment.slots, slots.to(segment.slots.device)], dim=1)
                 segment.padded |= padded
-        new = slots.shape[1]
-        self.seen += new
-        self.tail = 0 if skipped else self.tail + new
-        self.generated = self.generated + 1 if new == 1 else 0
+        self.seen += columns
+        self.tail = 0 if skipped else self.tail + columns if whole else 1
+        self.generated = self.generated + 1 if columns == 1 else 0
 
     def _part(self, skipped: Collection[int]) -> None:
         """Cut segments so that each has either all or none of its layers skipped."""

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from deltahalt.cache import HaltedCache, Segment, segment_of
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.families.base import Family, Module
+from deltahalt.kinds import DROPPED, TEXT
 from deltahalt.masks import ATTENTION, attention_mask
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
@@ -23,11 +24,16 @@ class Call:
     """What stays the same while one call runs through the layers.
 
     past: what the cache held before, by run of layers; empty in a prefill. prompts: tokens in each row's prompt, in a
-    prefill. width: columns of this call's input. seen: columns before it.
+    prefill. width: columns of this call's input. seen: columns before it. extra: what the host's layers are given
+    besides. own: what the family's `after_layer` is given. kinds: [B, width] what each token is (see
+    `deltahalt.kinds`); None where all are text. dropped: whether some were gone before the first layer. blocks:
+    [B, width] number of the block within which a token sees what comes after it too; -1 for none. embeds: [B, width, D]
+    what went into the first layer, where there are `kinds`.
     """
 
     config: Any
     layers: Sequence[Module]
+    norm: Module
     family: Family
     cache: DynamicCache | None
     use_cache: bool
@@ -37,18 +43,38 @@ class Call:
     seen: int
     windows: tuple[int | None, ...]
     extra: dict[str, Any]
+    own: dict[str, Any]
+    kinds: torch.Tensor | None
+    dropped: bool
+    blocks: torch.Tensor | None
+    embeds: torch.Tensor | None
     masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
 
     def layer_inputs(self, layer: int, stream: TokenStream, trace: Trace) -> dict[str, Any]:
         """Keyword arguments for the host's layer."""
+        rotary = stream.rotary[self.family.rotary_kind(self.config, layer)]
         return {
             "attention_mask": self._mask(layer, stream, trace),
-            "position_embeddings": stream.rotary[self.family.rotary_kind(self.config, layer)],
+            "position_embeddings": self.family.for_layer(rotary),
             "position_ids": None,  # the host would read gaps in them as packed sequences
             "past_key_values": self.cache,
             "use_cache": self.use_cache,
             **self.extra,
         }
+
+    def after_layer(self, layer: int, stream: TokenStream) -> TokenStream:
+        """The tokens as the next layer finds them."""
+        if not self.own:
+            return stream
+        return stream.advance(self.family.after_layer(layer, stream.hidden, stream.slots - self.seen, **self.own))
+
+    def positions(self, stream: TokenStream, row: int) -> torch.Tensor:
+        """Where in the row's prompt its tokens of `stream` stand, [n]."""
+        return stream.slots[row, stream.row(row)] - (self.width - self.prompts[row])
+
+    def prompt_kinds(self, row: int) -> torch.Tensor | None:
+        """What each token of the row's prompt is, [prompt]; None in a batch of text."""
+        return None if self.kinds is None else self.kinds[row, self.width - self.prompts[row] :]
 
     def refuse_flash_window(self, halted_from: int) -> None:
         """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""
@@ -75,8 +101,15 @@ class Call:
                 window=window,
                 attention=self.config._attn_implementation,
                 dtype=stream.hidden.dtype,
+                block_of=None if self.blocks is None else self._block_of,
             )
         return self.masks[key]
+
+    def _block_of(self, slots: torch.Tensor) -> torch.Tensor:
+        """The block of the tokens at `slots` [B, n]; -1 for none, and for tokens of earlier calls."""
+        assert self.blocks is not None
+        columns = slots - self.seen
+        return self.blocks.to(slots.device).gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
 
     def _stored(self, layer: int) -> int:
         """Entries in the layer's cache: a sliding layer lets go of those that no query will reach."""
@@ -96,11 +129,14 @@ def prepare(
     past_key_values: DynamicCache | None = None,
     inputs_embeds: torch.Tensor | None = None,
     use_cache: bool | None = None,
+    kinds: torch.Tensor | None = None,
+    blocks: torch.Tensor | None = None,
     **extra: Any,
 ) -> tuple[TokenStream, Call]:
     """Check the arguments of a call to the host's decoder and set it up.
 
-    freeze: whether halted tokens go on serving K and V.
+    freeze: whether halted tokens go on serving K and V. kinds, blocks: as in Call. Visual tokens that are NaN are
+    dropped here, before the first layer.
     Raises InputError for input that cannot be run and UnsupportedError for features that halting cannot serve.
     """
     config = decoder.config
@@ -113,34 +149,27 @@ def prepare(
     cache = DynamicCache(config=config) if use_cache and past_key_values is None else past_key_values
     if decoder.training and getattr(decoder, "gradient_checkpointing", False):
         raise UnsupportedError("gradient checkpointing recomputes layers on other tokens: call model.eval() first")
+    own = {name: extra.pop(name) for name in family.own if name in extra}
     _refuse(config, cache, attention_mask, extra)
     if freeze and (cache is None or config._attn_implementation.startswith("flash")):
         raise UnsupportedError('halted_kv="frozen" needs a cache, and sdpa or eager attention')
 
-    seen = cache.get_seq_length() if cache is not None else 0
-    rows, width = hidden.shape[:2]
+    seen, width = cache.get_seq_length() if cache is not None else 0, hidden.shape[1]
     if width == 0:
         raise InputError("the prompt is empty: give at least one token")
-    slots = torch.arange(seen, seen + width, device=hidden.device).expand(rows, -1)
-    before = torch.arange(seen, device=hidden.device).expand(rows, -1)
-    lengths, padded_before = (width,) * rows, False
-    if attention_mask is not None:
-        real = _check_mask(attention_mask, rows, seen + width).to(hidden.device)
-        if not real.all():
-            lengths = _left_padded(real[:, seen:])
-            slots = slots.masked_fill(~real[:, seen:], -1)
-            padded_before = not real[:, :seen].all()
-            before = before.masked_fill(~real[:, :seen], -1)
+    slots, past, lengths = _columns(attention_mask, len(hidden), seen, width, hidden.device)
     if position_ids is None:
         position_ids = torch.arange(seen, seen + width, device=hidden.device)[None]
-    elif attention_mask is None and _reads_packing(config, cache, rows) and (position_ids.diff(dim=-1) != 1).any():
-        raise UnsupportedError("position_ids with gaps mean packed sequences: pass one sequence a row, left-padded")
-
+    elif attention_mask is None and _reads_packing(config, cache, len(hidden)):
+        _refuse_packing(family.packing(position_ids))
     stream = TokenStream(hidden, slots, lengths, family.rotary(decoder, hidden, position_ids))
-    past = [Segment(0, before, padded_before)] if seen else []
+    if kinds is not None:
+        kinds = kinds.masked_fill((kinds > TEXT) & hidden[..., 0].isnan(), DROPPED)
+    dropped = kinds is not None and bool((kinds == DROPPED).any())
     call = Call(
         config=config,
         layers=decoder.layers,
+        norm=decoder.norm,
         family=family,
         cache=cache,
         use_cache=use_cache,
@@ -150,8 +179,40 @@ def prepare(
         seen=seen,
         windows=family.windows(config),
         extra=extra,
+        own=own,
+        kinds=kinds,
+        dropped=dropped,
+        blocks=None if blocks is None else blocks[:, -width:],  # some hosts name those of earlier calls too
+        embeds=None if kinds is None else hidden,
     )
-    return stream, call
+    return _without_dropped(stream, kinds) if dropped and kinds is not None else stream, call
+
+
+def _without_dropped(stream: TokenStream, kinds: torch.Tensor) -> TokenStream:
+    """The stream without tokens of `kinds` [B, n] DROPPED. Raises InputError where a row ends in one."""
+    if (kinds[:, -1] == DROPPED).any():
+        raise InputError("a prompt ends in a visual token that was dropped: put text behind the image")
+    return stream.keep([(kinds[row, stream.row(row)] != DROPPED).nonzero().squeeze(1) for row in range(len(kinds))])
+
+
+def _columns(
+    attention_mask: torch.Tensor | None, rows: int, seen: int, width: int, device: torch.device
+) -> tuple[torch.Tensor, list[Segment], tuple[int, ...]]:
+    """Slots [B, width] of new tokens, the segment of the `seen` columns before them, and how many each row has."""
+    slots = torch.arange(seen + width, device=device).expand(rows, -1)
+    lengths, padded_before = (width,) * rows, False
+    if attention_mask is not None:
+        real = _check_mask(attention_mask, rows, seen + width).to(device)
+        if not real.all():
+            lengths, slots = _left_padded(real[:, seen:]), slots.masked_fill(~real, -1)
+            padded_before = not real[:, :seen].all()
+    past = [Segment(0, slots[:, :seen], padded_before)] if seen else []
+    return slots[:, seen:], past, lengths
+
+
+def _refuse_packing(positions: torch.Tensor | None) -> None:
+    if positions is not None and (positions.diff(dim=-1) != 1).any():
+        raise UnsupportedError("position_ids with gaps mean packed sequences: pass one sequence a row, left-padded")
 
 
 def _reads_packing(config: Any, cache: DynamicCache | None, rows: int) -> bool:

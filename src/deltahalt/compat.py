@@ -2,7 +2,13 @@
 
 from typing import Any
 
+import torch
 import transformers
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+# Older versions of Gemma 3 let an image's tokens see each other beyond a sliding window, too.
+BLOCKS_CROSS_WINDOWS = not hasattr(modeling_gemma3, "create_masks_for_vision_model")
 
 
 def unpacked_gguf() -> dict[str, Any]:
@@ -11,3 +17,31 @@ def unpacked_gguf() -> dict[str, Any]:
     if hasattr(transformers, "GgufConfig"):
         return {"quantization_config": transformers.GgufConfig(dequantize=True)}
     return {}
+
+
+def layer_output(output: Any) -> torch.Tensor:
+    """Hidden states that a decoder layer of the host returned."""
+    # Older vision-language models return them in a tuple.
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def merged_mrope(rotary: tuple[torch.Tensor, ...], config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of M-RoPE with the sections of the three planes side by side, [B, n, d]."""
+    cos, sin = rotary
+    if cos.ndim == 3:
+        return cos, sin
+    # Older versions leave [3, B, n, d] for each layer to merge.
+    sections = 2 * config.rope_parameters["mrope_section"]
+    merged = [
+        torch.cat([part[plane % 3] for plane, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+        for table in (cos, sin)
+    ]
+    return merged[0], merged[1]
+
+
+def mrope_of_layer(rotary: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `merged_mrope` made, in the form that a layer of the host takes."""
+    if hasattr(modeling_qwen2_vl, "apply_multimodal_rotary_pos_emb"):
+        return rotary[0].expand(3, *rotary[0].shape), rotary[1].expand(3, *rotary[1].shape)
+    return rotary

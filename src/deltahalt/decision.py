@@ -5,52 +5,83 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltahalt.policy import LayerView, Stage
+from deltahalt.call import Call
+from deltahalt.kinds import SCOPES, TEXT
+from deltahalt.policy import LayerView, Policy, Stage
 from deltahalt.stream import TokenStream
 
 
 @dataclass
 class Decision:
-    """A stage at work on one prefill. rows: those that have tokens to halt; the others stay whole."""
+    """A stage at work on one prefill. rows: by row, the policies that have tokens to halt; other rows stay whole."""
 
     stage: Stage
-    rows: tuple[int, ...]
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)  # by row, [n], summed over layers
+    rows: dict[int, tuple[Policy, ...]]
+    scores: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)  # by row and scope: [n], summed
     views: dict[int, LayerView] = field(default_factory=dict)  # by row, at the latest layer
 
     def halts_inside(self, layer: int) -> bool:
         """Whether tokens halt between this layer's attention and its FFN."""
-        return layer == self.stage.last and self.stage.policy.boundary == "attention"
+        return layer == self.stage.last and self.stage.boundary == "attention"
 
     def looked(self, layer: int, lengths: tuple[int, ...], layers: int) -> tuple[int, ...]:
         """For each row of `lengths` tokens, how many of them deeper layers project for a look ahead from `layer`.
 
         layers: that the model has. A token counts once for each layer looked at.
         """
-        ahead = self.stage.ahead(layer, layers)
-        return tuple(length * ahead if row in self.rows else 0 for row, length in enumerate(lengths))
+        ahead = [
+            sum(self.stage.ahead(policy, layer, layers) for policy in self.rows.get(row, ()))
+            for row in range(len(lengths))
+        ]
+        return tuple(length * steps for length, steps in zip(lengths, ahead, strict=True))
 
     def observe(self, view: Callable[[int], LayerView]) -> None:
-        """Add the scores at one more layer; `view(row)` shows it to the policy."""
-        for row in self.rows:
+        """Add the scores at one more layer; `view(row)` shows it to the policies."""
+        for row, policies in self.rows.items():
             self.views[row] = view(row)
-            scores = self.stage.policy.score(self.views[row])
-            self.scores[row] = self.scores[row] + scores if row in self.scores else scores
+            for policy in policies:
+                key, scores = (row, policy.scope), policy.score(self.views[row])
+                self.scores[key] = self.scores[key] + scores if key in self.scores else scores
+
+    def row_scores(self) -> dict[int, torch.Tensor]:
+        """By row, the score [n] of each token by the policy that decides on it."""
+        merged = {}
+        for row, policies in self.rows.items():
+            view, scores = self.views[row], self.scores[row, policies[0].scope]
+            for policy in policies[1:]:
+                assert view.kinds is not None  # where all are text, no two scopes are apart
+                own = self.scores[row, policy.scope]
+                scores = torch.where(policy.in_scope(view.kinds[view.positions]), own, scores)
+            merged[row] = scores
+        return merged
 
     def active_sets(self, stream: TokenStream) -> list[torch.Tensor]:
-        """For each row, the ascending index of the tokens of `stream` that stay active."""
-        every = torch.arange(stream.width, device=stream.slots.device)
-        return [
-            self.stage.policy.active_set(self.scores[row], self.views[row]) if row in self.rows else every[:length]
-            for row, length in enumerate(stream.lengths)
-        ]
+        """For each row, the ascending index of the tokens of `stream` that every policy keeps."""
+        device, sets = stream.slots.device, []
+        for row, length in enumerate(stream.lengths):
+            active = torch.ones(length, dtype=torch.bool, device=device)
+            for policy in self.rows.get(row, ()):
+                kept = policy.active_set(self.scores[row, policy.scope], self.views[row])
+                active &= torch.zeros_like(active).index_fill(0, kept.to(device), True)
+            sets.append(active.nonzero().squeeze(1))
+        return sets
 
 
-def decide(stage: Stage, prompts: tuple[int, ...], stream: TokenStream, min_prompt_tokens: int) -> Decision | None:
-    """The stage's decision on this batch, or None where it would halt nothing. prompts: tokens in each row's prompt."""
-    rows = tuple(
-        row
-        for row, prompt in enumerate(prompts)
-        if prompt >= min_prompt_tokens and stage.policy.kept(prompt) < stream.lengths[row]
-    )
+def decide(stage: Stage, call: Call, stream: TokenStream, min_prompt_tokens: int) -> Decision | None:
+    """The stage's decision on a prefill, or None where it would halt nothing."""
+    rows = {
+        row: tuple(policy for policy in stage.policies if _halts(policy, call, stream, row))
+        for row, prompt in enumerate(call.prompts)
+        if prompt >= min_prompt_tokens
+    }
+    rows = {row: policies for row, policies in rows.items() if policies}
     return Decision(stage, rows) if rows else None
+
+
+def _halts(policy: Policy, call: Call, stream: TokenStream, row: int) -> bool:
+    """Whether more tokens of the policy's scope are active in the row than it keeps."""
+    prompt, kinds = call.prompts[row], call.prompt_kinds(row)
+    if kinds is None:
+        return TEXT in SCOPES[policy.scope] and policy.kept(prompt) < stream.lengths[row]
+    active = policy.in_scope(kinds[call.positions(stream, row)])
+    return policy.kept(prompt, kinds) < int(active.sum())

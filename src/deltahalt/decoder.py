@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from deltahalt.call import Call
+from deltahalt.compat import layer_output
 from deltahalt.decision import decide
 from deltahalt.families.base import Module
 from deltahalt.opened import OpenedLayer
@@ -25,23 +26,24 @@ def run_layers(
     freeze: halted tokens go on serving K and V of their last hidden state. min_tokens: shorter prompts stay whole.
     Returns the tokens that are still active, and the trace of the run.
     """
-    trace, decision = Trace.begin(stream), None
+    trace, decision = Trace.begin(stream, dropped=call.dropped), None
     begins = {stage.first: stage for stage in stages}
     for index, layer in layers:
         if index in begins:
-            decision = decide(begins[index], call.prompts, stream, min_tokens)
+            decision = decide(begins[index], call, stream, min_tokens)
         attended, served = stream.lengths, tuple(trace.frozen)
         for halted in served:
             _serve(layer, index, halted, call)
         inputs = call.layer_inputs(index, stream, trace)
         looked = (0,) * len(attended) if decision is None else decision.looked(index, attended, len(call.layers))
         if decision is None:
-            stream = fed = stream.advance(layer(stream.hidden, **inputs))
+            stream = fed = stream.advance(layer_output(layer(stream.hidden, **inputs)))
         else:
             opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
             stream, fed = opened.run(inputs)
             decision = None if index == decision.stage.last else decision
         trace.log(attended, fed.lengths, served, looked)
+        stream = call.after_layer(index, stream)
     return stream, trace
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from deltahalt.cache import HaltedCache, cache_bytes, untouched_on_error
@@ -15,14 +16,15 @@ from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.families import family_of
 from deltahalt.families.base import Module
 from deltahalt.flops import ModelShape
+from deltahalt.handover import WANTED, Handover
 from deltahalt.policy import AnyPolicy, place
 from deltahalt.report import Report
+from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
 
 HaltedKV = Literal["drop", "frozen"]
 Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
 POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
-WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
 
 
 def freezes(halted_kv: str, shape: ModelShape) -> bool:
@@ -45,12 +47,13 @@ class Halted:
         halted_kv: HaltedKV,
         min_prompt_tokens: int,
         timed: bool,
-        depth: Depth | None,
+        depth: Depth | None = None,
+        handover: Handover | None = None,
     ) -> None:
         config: Any = decoder.config
-        self.decoder, self.policy = decoder, policy
+        self.decoder, self.policy, self.handover = decoder, policy, handover
         self.family = family_of(config)
-        self.stages = place(policy, config.num_hidden_layers)
+        self.stages = place(policy, config.num_hidden_layers, vision=handover is not None)
         self.shape = ModelShape.of(config)
         self.freeze = freezes(halted_kv, self.shape)
         self.min_prompt_tokens, self.timed, self.depth = min_prompt_tokens, timed, depth
@@ -70,17 +73,19 @@ class Halted:
         `deltahalt.call.prepare` and the policy raise.
         """
         begin = clock() if self.timed else None
+        kwargs |= self.handover.take() if self.handover else {}
         wanted = kwargs.pop(WANTED, None)
         kwargs |= dict(zip(POSITIONAL, args, strict=False))
         stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
-        stages = tuple(stage for stage in self.stages if decide(stage, call.prompts, stream, self.min_prompt_tokens))
-        tail = min((stage.policy.keep_last for stage in stages), default=0)
-        if stages and wanted is not None and not 0 < wanted <= tail:
+        stages = tuple(stage for stage in self.stages if decide(stage, call, stream, self.min_prompt_tokens))
+        compacted = bool(stages) or call.dropped
+        tail = 1 if call.dropped else min((stage.tail for stage in stages), default=0)
+        if compacted and wanted is not None and not 0 < wanted <= tail:
             raise UnsupportedError(
                 f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
             )
-        if stages or isinstance(call.cache, HaltedCache):
-            call.refuse_flash_window(stages[0].last + 1 if stages else 0)
+        if compacted or isinstance(call.cache, HaltedCache):
+            call.refuse_flash_window(stages[0].last + 1 if stages and not call.dropped else 0)
         skipped = self._skipped(call)
         every = enumerate(self.decoder.layers[: self.shape.layers])
         layers = [(index, layer) for index, layer in every if index not in skipped]
@@ -89,11 +94,9 @@ class Halted:
                 layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
             )
         stream = stream.advance(self.decoder.norm(stream.hidden))
-        if isinstance(call.cache, HaltedCache):
-            call.cache.extend(stream.slots, stream.padded, skipped)
-        elif call.cache is not None and (stages or (self.depth and call.prompts)):
-            HaltedCache.adopt(call.cache, trace.segments, seen=call.width, tail=tail if stages else call.width)
-        hidden = stream.spread(call.width) if stages else stream.hidden
+        if call.cache is not None:
+            self._tell_cache(call.cache, call, stream, trace, compacted=compacted, tail=tail, skipped=skipped)
+        hidden = stream.spread(call.seen, call.width) if compacted else stream.hidden
         if call.prompts:
             self._report = self._write_report(call, trace, begin)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=call.cache if call.use_cache else None)
@@ -106,6 +109,27 @@ class Halted:
             raise UnsupportedError("this cache was begun outside of the block, so tokens generated cannot be counted")
         every = range(self.shape.layers)
         return set(every).difference(self.depth(call.cache.generated + 1, len(every)))
+
+    def _tell_cache(
+        self,
+        cache: DynamicCache,
+        call: Call,
+        stream: TokenStream,
+        trace: Trace,
+        *,
+        compacted: bool,
+        tail: int,
+        skipped: set[int],
+    ) -> None:
+        """Have the cache know which tokens it holds, if its layers are no longer alike."""
+        if call.prompts:
+            if compacted or self.depth:
+                HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=tail if compacted else call.width)
+            return
+        if compacted and not isinstance(cache, HaltedCache):
+            HaltedCache.adopt(cache, call.past, seen=call.seen, tail=call.seen)
+        if isinstance(cache, HaltedCache):
+            cache.extend(stream.slots, stream.padded, columns=call.width, whole=not compacted, skipped=skipped)
 
     def _write_report(self, call: Call, trace: Trace, begin: float | None) -> Report:
         end = clock() if self.timed else None

@@ -125,14 +125,19 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
     in full.
     """
     loads, active, placed = [], tokens, place(policy, layers)
-    stages = {stage.last: stage.policy for stage in placed}
+    stages = {stage.last: policy for stage in placed for policy in stage.policies}
     for layer in range(layers):
         before = attended = fed = active
         if layer in stages and stages[layer].kept(tokens) < before:
             active = stages[layer].kept(tokens)
             attended = active if paper else before
             fed = active if paper or stages[layer].boundary == "attention" else before
-        looked = before * sum(stage.ahead(layer, layers) for stage in placed if stage.policy.kept(tokens) < before)
+        looked = before * sum(
+            stage.ahead(policy, layer, layers)
+            for stage in placed
+            for policy in stage.policies
+            if policy.kept(tokens) < before
+        )
         loads.append(LayerLoad(attended, fed, looked=looked))
     return loads
 

@@ -21,7 +21,7 @@ def observing(model: Module, look: Callable[[LayerView], None]) -> Iterator[Halt
     """
     with halting(model, Dense()) as halted:
         layers = halted.shape.layers
-        halted.stages = (Stage(_Observer(look=look), first=0, last=layers),)  # it would decide past the last layer
+        halted.stages = (Stage((_Observer(look=look),), first=0, last=layers),)  # it would decide past the last layer
         yield halted
 
 
@@ -35,6 +35,6 @@ class _Observer(Policy):
         self.look(view)
         return torch.zeros(len(view.positions), device=view.positions.device)
 
-    def kept(self, prompt: int) -> int:
+    def kept(self, prompt: int, kinds: torch.Tensor | None = None) -> int:
         """Past the last layer no token is active: so no prompt is too short to be looked at."""
         return 0

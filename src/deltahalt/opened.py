@@ -52,7 +52,7 @@ class OpenedLayer:
         decision.observe(partial(view_layer, self.index, self.call, before, update, after, stream.hidden))
         if self.index == decision.stage.last:
             active = decision.active_sets(stream)
-            stream = self.trace.halt(self.index, active, decision.scores, stream, freeze=self.freeze)
+            stream = self.trace.halt(self.index, active, decision.row_scores(), stream, freeze=self.freeze)
         if inside:
             stream = self.fed = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.after = stream

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 import torch
 
 from deltahalt.errors import PolicyError, UnsupportedError
+from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.options import check_types
 from deltahalt.selection import halted_count, refuse_nan, spread_over_chunks, top_k
 
-Scope = Literal["all", "visual", "text"]
+Scope = Literal["all", "visual", "text", "image", "video"]
 Boundary = Literal["block", "attention"]
 RatioOf = Literal["eligible", "prompt"]
 
@@ -37,6 +38,14 @@ class LayerView:
     window: int | None = None  # how far back the layer attends, in original positions; None: all the way
     # w -> the deeper layers in turn, as the last w active tokens would see them if all others stayed as they are
     lookahead: Callable[[int], Iterator["LayerView"]] = lambda _: iter(())
+    kinds: torch.Tensor | None = None  # [prompt] what each token is, see `deltahalt.kinds`; None: all text
+    embeddings: torch.Tensor | None = None  # [prompt, D] what went into the first layer, where there are `kinds`
+    final_norm: Callable[[torch.Tensor], torch.Tensor] = lambda states: states  # the decoder's, before its logits
+
+    @property
+    def visual(self) -> torch.Tensor | None:
+        """Which of the n tokens are of images or videos, [n] bool; None for a prompt of text."""
+        return None if self.kinds is None else self.kinds[self.positions] > TEXT
 
     @property
     def sees_all(self) -> bool:
@@ -52,7 +61,9 @@ class Policy:
     pruning_ratio: share rho of the prompt's eligible tokens that is halted from l_s on, in [0, 1).
     keep_first, keep_last: tokens at either end of the prompt that are never halted; keep_last >= 1, since the
         last token yields the logits.
-    scope: which tokens are eligible; in models of text, "text" is all and "visual" is refused.
+    scope: which tokens are eligible: "all", "text", or in vision-language models "visual", "image" or "video". The
+        ratio is a share of these. keep_first and keep_last are places in the whole prompt; where the scope has no
+        text they do not apply, and only the very last token of the prompt is protected.
     boundary: halt after the whole block l_s (Alg. 1), or already between its attention and its FFN.
     ratio_of: rho is a share of the eligible tokens (App. A), or of the whole prompt: K = floor((1 - rho) T) (Eq. 3).
     chunk: average the scores over contiguous chunks of so many eligible tokens; chunks then stay or halt whole, save
@@ -94,6 +105,11 @@ class Policy:
         return (self,)
 
     @property
+    def ends(self) -> tuple[int, int]:
+        """How many tokens at either end of a prompt are protected."""
+        return (self.keep_first, self.keep_last) if TEXT in SCOPES[self.scope] else (0, 1)
+
+    @property
     def scored_layers(self) -> int:
         """How many layers, ending at l_s, have their scores summed."""
         return 1
@@ -111,19 +127,39 @@ class Policy:
         """Ascending index of the `count` tokens to keep among eligible tokens with `scores` [m]."""
         return top_k(spread_over_chunks(scores, self.chunk), count)
 
-    def kept(self, prompt: int) -> int:
-        """How many tokens of a prompt of `prompt` are active after l_s: known from the length alone."""
-        eligible = max(0, prompt - self.keep_first - self.keep_last)
-        if self.ratio_of == "prompt":
-            return max(prompt - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * prompt))
-        return prompt - halted_count(eligible, self.pruning_ratio)
+    def in_scope(self, kinds: torch.Tensor) -> torch.Tensor:
+        """Which tokens of `kinds` [n] this policy is about, protected ones included: [n] bool."""
+        return torch.isin(kinds, kinds.new_tensor(SCOPES[self.scope]))
 
-    def eligible(self, positions: torch.Tensor, prompt: int) -> torch.Tensor:
-        """Which of the tokens at `positions` [n] of a prompt of `prompt` may halt, [n] bool."""
-        return (positions >= self.keep_first) & (positions < prompt - self.keep_last)
+    def eligible(self, positions: torch.Tensor, prompt: int, kinds: torch.Tensor | None = None) -> torch.Tensor:
+        """Which of the tokens at `positions` [n], of `kinds` [n], may halt in a prompt of `prompt` tokens: [n] bool."""
+        first, last = self.ends
+        inside = (positions >= first) & (positions < prompt - last)
+        return inside if kinds is None else inside & self.in_scope(kinds)
+
+    def kept(self, prompt: int, kinds: torch.Tensor | None = None) -> int:
+        """How many tokens of the scope are active after l_s, of a prompt of `prompt` tokens of `kinds` [prompt].
+
+        Known before any layer runs; for a prompt of text, from the length alone.
+        """
+        if kinds is None:
+            tokens, eligible = prompt, max(0, prompt - sum(self.ends))
+        else:
+            places = torch.arange(prompt, device=kinds.device)
+            tokens, eligible = int(self.in_scope(kinds).sum()), int(self.eligible(places, prompt, kinds).sum())
+        if self.ratio_of == "prompt":
+            return max(tokens - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * tokens))
+        return tokens - halted_count(eligible, self.pruning_ratio)
+
+    def choice(self, view: LayerView) -> tuple[torch.Tensor, int]:
+        """Which of the n tokens in `view` may halt, [n] bool, and how many of these stay."""
+        kinds = None if view.kinds is None else view.kinds[view.positions]
+        eligible = self.eligible(view.positions, view.prompt, kinds)
+        protected = ~eligible if kinds is None else ~eligible & self.in_scope(kinds)
+        return eligible, max(0, self.kept(view.prompt, view.kinds) - int(protected.sum()))
 
     def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
-        """Ascending index [k] of the tokens that stay active, of the n in `view`.
+        """Ascending index [k] of the tokens that stay active, of the n in `view`; all that are out of scope do.
 
         scores: [n], summed over the scored layers. Raises PolicyError if one is NaN, or their shape is another.
         """
@@ -132,14 +168,12 @@ class Policy:
                 f"{self.name} scored {list(scores.shape)}, not one number for each of {len(view.positions)}"
             )
         refuse_nan(scores, self.name)
-        eligible = self.eligible(view.positions, view.prompt)
+        eligible, count = self.choice(view)
         candidates = eligible.nonzero().squeeze(1)
-        protected = (~eligible).nonzero().squeeze(1)
-        count = max(0, self.kept(view.prompt) - len(protected))
         if count >= len(candidates):
             return torch.arange(len(eligible), device=eligible.device)
         chosen = candidates[self.select(scores[candidates], count)]
-        return torch.cat([protected, chosen]).sort().values
+        return torch.cat([(~eligible).nonzero().squeeze(1), chosen]).sort().values
 
 
 @dataclass(frozen=True)
@@ -149,6 +183,9 @@ class Progressive:
     Every ratio is a share of the whole prompt's eligible tokens, so ratios grow from stage to stage:
     Progressive([KeyNorm(start=0.15, pruning_ratio=0.5), WindowAttention(start=0.5, pruning_ratio=0.8)]) leaves half of
     them after the first stage and a fifth after the second.
+
+    Stages whose scopes share no token may decide at one layer, each with its own ratio:
+    Progressive([Dash(scope="visual", pruning_ratio=0.8), Dash(scope="text", pruning_ratio=0.3)]).
     """
 
     stages: Sequence[Policy]
@@ -160,8 +197,8 @@ class Progressive:
                 "Progressive takes one or more policies that decide at one layer each, such as Dash(start=0.4)"
             )
         stages = tuple(single for stage in given for single in stage.stages)
-        for earlier, later in itertools.pairwise(stages):
-            if later.pruning_ratio < earlier.pruning_ratio:
+        for earlier, later in itertools.combinations(stages, 2):
+            if later.scope == earlier.scope and later.pruning_ratio < earlier.pruning_ratio:
                 raise PolicyError(
                     f"pruning_ratio falls from {earlier.pruning_ratio} to {later.pruning_ratio}: it is a share of the "
                     "whole prompt, so it may not fall from stage to stage"
@@ -174,39 +211,63 @@ AnyPolicy = Policy | Progressive
 
 @dataclass(frozen=True)
 class Stage:
-    """A policy placed in a model: layers `first` to `last` are scored, and tokens halt at `last`."""
+    """Policies placed in a model: layers `first` to `last` are scored, and tokens halt at `last`.
 
-    policy: Policy
+    Where there is more than one, each decides on the tokens of its own scope.
+    """
+
+    policies: tuple[Policy, ...]
     first: int
     last: int
 
-    def ahead(self, layer: int, layers: int) -> int:
-        """How many of the `layers` layers are looked ahead at from `layer`."""
-        return min(self.policy.layers_ahead, layers - 1 - layer) if self.first <= layer <= self.last else 0
+    @property
+    def boundary(self) -> Boundary:
+        """Where in layer `last` tokens halt."""
+        return self.policies[0].boundary
+
+    @property
+    def tail(self) -> int:
+        """So many of a prompt's last tokens stay active in any case."""
+        return min(policy.ends[1] for policy in self.policies)
+
+    def ahead(self, policy: Policy, layer: int, layers: int) -> int:
+        """How many of the `layers` layers one of the policies looks ahead at from `layer`."""
+        return min(policy.layers_ahead, layers - 1 - layer) if self.first <= layer <= self.last else 0
+
+    def joined_by(self, policy: Policy, first: int, last: int) -> "Stage | None":
+        """The stage in which `policy`, placed at the same layers, decides too; None where they would meet."""
+        apart = all(set(SCOPES[policy.scope]).isdisjoint(SCOPES[own.scope]) for own in self.policies)
+        alike = (first, last, policy.boundary) == (self.first, self.last, self.boundary)
+        return Stage((*self.policies, policy), first, last) if apart and alike else None
 
 
-def place(policy: AnyPolicy, layers: int) -> tuple[Stage, ...]:
-    """Place a policy's stages in a model of `layers` layers.
+def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stage, ...]:
+    """Place a policy's stages in a model of `layers` layers. vision: whether the model tells which tokens are visual.
 
     Raises PolicyError where a stage has no deeper layer left, or two stages overlap, and UnsupportedError for a scope
-    that a model of text does not have.
+    that the model does not have.
     """
     stages: list[Stage] = []
     for part in policy.stages:
         last = part.start if isinstance(part.start, int) else math.floor(part.start * layers)
         first = last - part.scored_layers + 1
         after = stages[-1].last + 1 if stages else 0
-        if part.scope == "visual":
-            raise UnsupportedError('scope="visual" needs a vision-language model; use scope="all" for this one')
+        if TEXT not in SCOPES[part.scope] and not vision:
+            raise UnsupportedError(
+                f'scope="{part.scope}" needs a vision-language model, passed whole; use scope="all" for this one'
+            )
         if last > layers - 2:
             raise PolicyError(
                 f"{part.name} starts at layer {last}, which leaves no deeper layer to save: the model has layers 0 to "
                 f"{layers - 1}, so start at {layers - 2} at most"
             )
+        if stages and (joint := stages[-1].joined_by(part, first, last)):
+            stages[-1] = joint
+            continue
         if first < after:
             raise PolicyError(
                 f"{part.name} scores layers {first} to {last}, but may begin at layer {after} only: start it deeper, "
                 "put stages in ascending order, or sum fewer layers"
             )
-        stages.append(Stage(part, first, last))
+        stages.append(Stage((part,), first, last))
     return tuple(stages)

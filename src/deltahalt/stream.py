@@ -56,10 +56,13 @@ class TokenStream:
             rotary={kind: (_gather(cos, columns), _gather(sin, columns)) for kind, (cos, sin) in self.rotary.items()},
         )
 
-    def spread(self, width: int) -> torch.Tensor:
-        """Hidden states of a prefill back in the columns of its input, [B, width, D]; NaN for halted and padding."""
+    def spread(self, seen: int, width: int) -> torch.Tensor:
+        """Hidden states back in the `width` columns of the input, `seen` before them: [B, width, D].
+
+        NaN for halted tokens and padding.
+        """
         rows, _, size = self.hidden.shape
-        column = (self.slots % (width + 1)).to(self.hidden.device)  # padding goes to a spare last column
+        column = torch.where(self.slots < 0, width, self.slots - seen).to(self.hidden.device)  # padding: a spare one
         full = self.hidden.new_full((rows, width + 1, size), torch.nan)
         return full.scatter_(1, column[..., None].expand(-1, -1, size), self.hidden)[:, :width]
 

@@ -21,9 +21,13 @@ class Trace:
     loads: list[tuple[LayerLoad, ...]] = field(default_factory=list)  # by layer, then by row
 
     @classmethod
-    def begin(cls, stream: TokenStream) -> "Trace":
-        """Nothing halted yet: from layer 0 on, every layer holds the whole stream."""
-        return cls([Segment(0, stream.slots, stream.padded)])
+    def begin(cls, stream: TokenStream, *, dropped: bool) -> "Trace":
+        """From layer 0 on, every layer holds the whole stream. dropped: tokens were gone before; noted as layer -1."""
+        trace = cls([Segment(0, stream.slots, stream.padded)])
+        if dropped:
+            trace.stages.append((-1, _slots_by_row(stream)))
+            trace.scores.append((None,) * len(stream.lengths))
+        return trace
 
     def halt(
         self,
@@ -48,7 +52,7 @@ class Trace:
         held = [*self.frozen, stream]
         slots = torch.cat([part.slots for part in held], dim=1)
         self.segments.append(Segment(layer + 1, slots, any(part.padded for part in held)))
-        self.stages.append((layer, tuple(stream.slots[row, stream.row(row)] for row in range(len(active)))))
+        self.stages.append((layer, _slots_by_row(stream)))
         return stream
 
     def log(
@@ -61,6 +65,10 @@ class Trace:
         """Note one layer's work, as a LayerLoad names it, by row."""
         frozen = [sum(part.lengths[row] for part in served) for row in range(len(fed))]
         self.loads.append(tuple(map(LayerLoad, attended, fed, frozen, looked)))
+
+
+def _slots_by_row(stream: TokenStream) -> tuple[torch.Tensor, ...]:
+    return tuple(stream.slots[row, stream.row(row)] for row in range(len(stream.lengths)))
 
 
 def _complement(index: torch.Tensor, length: int) -> torch.Tensor:

@@ -32,11 +32,14 @@ def view_layer(
     """
     own, layer, family = before.row(row), call.layers[index], call.family
     hidden, rotary = before.hidden[row, own], _rotary(index, call, before, row)  # [n, D]
-    positions = before.slots[row, own] - (call.width - call.prompts[row])
+    kinds, begin = call.prompt_kinds(row), call.width - call.prompts[row]
     view = LayerView(
         layer=index,
         prompt=call.prompts[row],
-        positions=positions.to(hidden.device),
+        positions=call.positions(before, row).to(hidden.device),
+        kinds=None if kinds is None else kinds.to(hidden.device),
+        embeddings=None if call.embeds is None else call.embeds[row, begin:].to(hidden.device),
+        final_norm=call.norm,
         hidden_in=hidden,
         update=update[row, own],
         hidden_out=None if after is None else after[row, own],

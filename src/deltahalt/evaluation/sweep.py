@@ -169,7 +169,7 @@ class PromptSweep:
         call = replace(self.call, cache=cache, masks={})
         stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
         if trace.stages:
-            tail = min(stage.policy.keep_last for stage in stages)
+            tail = min(stage.tail for stage in stages)
             HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=tail)
         return Prefilled(cache, self._last(stream))
 

@@ -1,4 +1,4 @@
-"""Model families, one a file. A new file here that defines a Family with `model_types` is found by itself."""
+"""Model families, one a file. A new file here that defines a family with `model_types` is found by itself."""
 
 import pkgutil
 from functools import cache
@@ -7,17 +7,18 @@ from typing import Any
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Family
+from deltahalt.families.vision import VisionFamily
 
 
 @cache
-def known_families() -> dict[str, Family]:
-    """Every family by the model types that it serves."""
+def known_families(kind: Any) -> dict[str, Any]:
+    """Every family of decoders, or of vision-language models, by the model types that it serves."""
     modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    classes = {
+    classes: set[Any] = {
         item
         for module in modules
         for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Family)
+        if isinstance(item, type) and issubclass(item, kind)
     }
     return {model_type: family() for family in classes for model_type in family.model_types}
 
@@ -27,11 +28,22 @@ def family_of(config: Any) -> Family:
 
     Raises UnsupportedError, naming the known ones, for an unknown family or a variant that cannot be halted.
     """
-    family = known_families().get(config.model_type)
-    if family is None:
-        known = ", ".join(sorted(known_families()))
-        raise UnsupportedError(f"model type {config.model_type!r} is not a known family; known: {known}")
+    family: Family = _find(Family, config)
     reason = family.unsupported(config)
     if reason:
         raise UnsupportedError(reason)
     return family
+
+
+def vision_family_of(config: Any) -> VisionFamily:
+    """The family of a vision-language model with this configuration, its decoder apart. Raises as `family_of`."""
+    family: VisionFamily = _find(VisionFamily, config)
+    return family
+
+
+def _find(kind: Any, config: Any) -> Any:
+    families = known_families(kind)
+    if config.model_type not in families:
+        known = ", ".join(sorted(families))
+        raise UnsupportedError(f"model type {config.model_type!r} is not a known family; known: {known}")
+    return families[config.model_type]

@@ -17,6 +17,7 @@ class Family:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    own: ClassVar[tuple[str, ...]] = ()  # arguments of the host's decoder that `after_layer` takes
     rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]]  # the host's apply_rotary_pos_emb, a staticmethod
 
     def unsupported(self, config: Any) -> str | None:
@@ -34,6 +35,21 @@ class Family:
     def rotary_kind(self, config: Any, layer: int) -> str:
         """Which entry of `rotary` the layer uses."""
         return ""
+
+    def for_layer(self, rotary: Rotary) -> Any:
+        """cos and sin in the form that the host's layer takes."""
+        return rotary
+
+    def packing(self, position_ids: torch.Tensor) -> torch.Tensor | None:
+        """The positions [B, T] in which the host looks for packed sequences; None where it does not look."""
+        return position_ids
+
+    def after_layer(self, index: int, hidden: torch.Tensor, columns: torch.Tensor, **own: Any) -> torch.Tensor:
+        """What the host's decoder makes of hidden states [B, n, D] between layer `index` and the next.
+
+        columns: [B, n] where in the input each token stood; negative for padding.
+        """
+        return hidden
 
     def attention(self, layer: Module, hidden: torch.Tensor, **call: Any) -> torch.Tensor:
         """Attention output before the residual addition: U of DASH Eq. 1."""

@@ -1,12 +1,15 @@
-"""Gemma 3, text: norms around both halves of a layer, and a RoPE for each kind of layer."""
+"""Gemma 3: norms around both halves of a layer, a RoPE for each kind of layer; tokens of an image see each other."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers.models.gemma3.modeling_gemma3 import apply_rotary_pos_emb
 
 from deltahalt.families.base import Module, Rotary
 from deltahalt.families.qwen3 import Qwen3
+from deltahalt.families.vision import VisionFamily
+from deltahalt.kinds import IMAGE
 
 
 class Gemma3Text(Qwen3):
@@ -35,3 +38,23 @@ class Gemma3Text(Qwen3):
         inner = layer.mlp(layer.pre_feedforward_layernorm(hidden))
         out: torch.Tensor = hidden + layer.post_feedforward_layernorm(inner)
         return out
+
+
+class Gemma3(VisionFamily):
+    """The host builds masks of a whole prompt before its decoder: it is given none to build."""
+
+    model_types = ("gemma3",)
+
+    def divert(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        mask = arguments.get("attention_mask")
+        if isinstance(mask, dict):  # built by the caller, for one length: the decoder refuses it
+            return {}
+        arguments["attention_mask"] = {}
+        types = arguments.get("token_type_ids")
+        return {"attention_mask": mask, "blocks": None if types is None else _blocks(types == IMAGE)}
+
+
+def _blocks(image: torch.Tensor) -> torch.Tensor:
+    """The number of the image that each token is of, by runs in `image` [B, T]; -1 for text."""
+    begins = image & ~F.pad(image, (1, -1))
+    return torch.where(image, begins.cumsum(dim=1), -1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltahalt.errors import InputError
 from deltahalt.figures.names import method
+from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies import POLICIES, Dense
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def looks(policies: Iterable[str]) -> "dict[str, Line2D]":
     from matplotlib.lines import Line2D
 
     named = {method(policy) for policy in policies}
-    known = [name for name in POLICIES if name != Dense.name]
+    known = [name for name, policy in POLICIES.items() if name != Dense.name and TEXT in SCOPES[policy.scope]]
     others = sorted(named.difference(known), key=lambda name: (len(name), name))
     places = {name: place for place, name in enumerate([*known, *others])}
     return {

@@ -6,30 +6,51 @@
 from typing import Any
 
 from deltahalt.options import read_method
+from deltahalt.policies.dart import Dart
 from deltahalt.policies.dash import Dash
 from deltahalt.policies.dash_layer import DashLayer
 from deltahalt.policies.dense import Dense
+from deltahalt.policies.fastv import FastV
 from deltahalt.policies.key_norm import KeyNorm
 from deltahalt.policies.last_token_attention import LastTokenAttention
 from deltahalt.policies.random import Random
+from deltahalt.policies.sparse_vlm import SparseVLM
 from deltahalt.policies.uniform import Uniform
+from deltahalt.policies.v2drop import V2Drop
 from deltahalt.policies.window_attention import WindowAttention
 from deltahalt.policy import AnyPolicy, Policy, Progressive
 
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
-    for policy in (Dash, DashLayer, WindowAttention, LastTokenAttention, KeyNorm, Random, Uniform, Dense)
+    for policy in (
+        Dash,
+        DashLayer,
+        WindowAttention,
+        LastTokenAttention,
+        KeyNorm,
+        FastV,
+        Dart,
+        V2Drop,
+        SparseVLM,
+        Random,
+        Uniform,
+        Dense,
+    )
 }
 
 __all__ = [
     "POLICIES",
+    "Dart",
     "Dash",
     "DashLayer",
     "Dense",
+    "FastV",
     "KeyNorm",
     "LastTokenAttention",
     "Random",
+    "SparseVLM",
     "Uniform",
+    "V2Drop",
     "WindowAttention",
     "parse_policy",
 ]

@@ -7,21 +7,33 @@ import torch
 from deltahalt.errors import UnsupportedError
 from deltahalt.policy import LayerView
 
+READERS = 64  # whose attention is held at once
+
 
 def received_attention(view: LayerView, window: int) -> torch.Tensor:
-    """Mean attention weight that each token receives from the last `window` queries, per head: [heads, n] float32.
+    """Mean attention weight that each token receives from the last `window` queries, per head: [heads, n] float32."""
+    n = len(view.positions)
+    return attention_from(view, torch.arange(n - window, n, device=view.positions.device))
 
-    O(window * n). Raises UnsupportedError at a layer that does not see the whole prompt.
+
+def attention_from(view: LayerView, readers: torch.Tensor) -> torch.Tensor:
+    """Mean attention weight that each token receives from the tokens at `readers` [r], ascending: [heads, n] float32.
+
+    O(r * n), `READERS` at a time. Raises UnsupportedError at a layer that does not see the whole prompt.
     """
     if not view.sees_all:
         raise UnsupportedError(
             f"layer {view.layer} attends over the last {view.window} tokens only, so it cannot score a prompt of "
             f"{view.prompt}: choose a start layer with full attention, or a policy without attention, such as key-norm"
         )
-    keys, queries = view.keys(), view.queries(window)
-    places = torch.arange(keys.shape[1], device=keys.device)
-    weights = attention_weights(queries, places[-window:], keys, places, view.scaling)
-    return torch.cat([group.mean(dim=1) for group in weights])
+    n, first = len(view.positions), int(readers[0])
+    keys, queries = view.keys(), view.queries(n - first)
+    readers, places = readers.to(keys.device), torch.arange(n, device=keys.device)
+    received = torch.zeros(len(queries), n, device=keys.device)
+    for some in readers.split(READERS):
+        weights = attention_weights(queries[:, some - first], some, keys, places, view.scaling)
+        received += torch.cat([group.sum(dim=1) for group in weights])
+    return received / len(readers)
 
 
 def attention_weights(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from deltahalt.policy import Policy
 
 
@@ -18,5 +20,5 @@ class Dense(Policy):
     def stages(self) -> tuple[Policy, ...]:
         return ()
 
-    def kept(self, prompt: int) -> int:
+    def kept(self, prompt: int, kinds: torch.Tensor | None = None) -> int:
         return prompt

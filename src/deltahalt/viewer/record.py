@@ -65,7 +65,7 @@ def record_prompt(loaded: LoadedModel, document: str, question: str, policies: S
     for text in policies:
         with halting(model, parse_policy(text)) as halted:
             model(**prompt, use_cache=False, logits_to_keep=1)
-        deciding = {stage.last: stage.policy for stage in halted.stages}
+        deciding = {stage.last: policy for stage in halted.stages for policy in stage.policies}
         records.append(_record(text, halted.report, deciding))
     tokens = pieces(loaded.tokenizer, prompt["input_ids"][0].tolist())
     return PromptRecord(loaded.name, halted.shape.layers, question, tokens, records)
