@@ -87,7 +87,8 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
     model = tiny(variant)
     text = policy_text("auto", model.get_decoder())
     (stage,) = place(parse_policy(text), 6)
-    assert stage.ahead(stage.last, 6) == 5 - stage.last
+    (policy,) = stage.policies
+    assert stage.ahead(policy, stage.last, 6) == 5 - stage.last
     ids = torch.randint(1, VOCAB, (1, 500), generator=torch.Generator().manual_seed(0))
     with halting(model, "auto") as halted:
         model(ids, logits_to_keep=1)
@@ -98,7 +99,8 @@ def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:
     decoder = tiny("llama").get_decoder()
     decoder.layers[4].to("meta")
     (stage,) = place(parse_policy(safe_default(decoder)), 6)
-    assert (stage.last, stage.ahead(stage.last, 6)) == (3, 0)
+    (policy,) = stage.policies
+    assert (stage.last, stage.ahead(policy, stage.last, 6)) == (3, 0)
 
 
 def test_a_model_that_sees_part_of_the_prompt_only_has_no_default() -> None:
