@@ -27,6 +27,8 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from deltahalt.compat import merged_mrope
+from deltahalt.families import family_of
 from deltahalt.policy import LayerView
 from oracle import Feed, Oracle
 from test_hosts import flash_attention
@@ -149,6 +151,32 @@ def test_embeddings_in_place_of_tokens(name: str) -> None:
         logits = model(inputs_embeds=embeds, **given).logits
     assert torch.equal(logits, expected)
     assert torch.equal(halted.report.kept[0], kept[0])
+
+
+@pytest.mark.parametrize("name", [*MROPE, "gemma3"])
+def test_queries_keys_and_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those that the host's layer hands to its attention function, and its cache."""
+    model = tiny_vision(name)
+    decoder, prompts = model.get_decoder(), vision_prompts(model, name, BATCH)
+    family, attend = family_of(decoder.config), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    entering: list[tuple[torch.Tensor, Any]] = []
+    attended: dict[int, tuple[torch.Tensor, ...]] = {}
+
+    def record(module: Any, *states: Any, **kwargs: Any) -> Any:
+        attended[id(module)] = states[:3]
+        return attend(module, *states, **kwargs)
+
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: entering.append((args[0], kwargs["position_embeddings"])), with_kwargs=True
+        )
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", record)
+    prompts.feed(Feed(model))
+    with torch.no_grad():
+        for layer, (hidden, rotary) in zip(decoder.layers, entering, strict=True):
+            merged = merged_mrope(rotary, decoder.config)
+            ours = family.queries(layer, hidden, merged), *family.keys_values(layer, hidden, merged)
+            assert same(list(ours), list(attended[id(layer.self_attn)]))
 
 
 # --- the oracle ---
