@@ -8,12 +8,13 @@ from deltahalt.errors import UnsupportedError
 from deltahalt.policy import LayerView
 
 READERS = 64  # whose attention is held at once
+HELD = 2**26  # weights that are held at once, where a key head has no more
 
 
 def received_attention(view: LayerView, window: int) -> torch.Tensor:
     """Mean attention weight that each token receives from the last `window` queries, per head: [heads, n] float32."""
     n = len(view.positions)
-    return attention_from(view, torch.arange(n - window, n, device=view.positions.device))
+    return attention_from(view, torch.arange(n - window, n))  # on the CPU, so that no GPU is waited for
 
 
 def attention_from(view: LayerView, readers: torch.Tensor) -> torch.Tensor:
@@ -46,11 +47,14 @@ def attention_weights(
 ) -> Iterator[torch.Tensor]:
     """Causal attention of `queries` [heads, m, d] at positions `asking` [m] to `keys` [kv_heads, n, d] at `asked` [n].
 
-    window: how far back a query attends, itself included. Yields the weights of one key head's queries at a time,
-    [heads / kv_heads, m, n], softmax in float32.
+    window: how far back a query attends, itself included. Yields the weights of some heads at a time, [some, m, n],
+    those of one key head together; softmax in float32.
     """
     distance = asking[:, None] - asked  # [m, n]
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    for head, group in zip(keys, queries.chunk(len(keys)), strict=True):
-        logits = group.float() @ head.float().T * scaling
+    grouped = queries.unflatten(0, (len(keys), -1))  # [kv_heads, group, m, d]
+    at_once = max(1, HELD // (grouped.shape[1] * distance.numel()))
+    for some_keys, asked_of in zip(keys.split(at_once), grouped.split(at_once), strict=True):
+        logits = asked_of.flatten(1, 2).float() @ some_keys.float().mT * scaling  # [some kv_heads, group * m, n]
+        logits = logits.unflatten(1, asked_of.shape[1:3]).flatten(0, 1)
         yield logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
