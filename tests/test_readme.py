@@ -67,7 +67,11 @@ def test_the_frontiers_are_those_of_the_committed_rows(file: Path) -> None:
     ("page", "file"),
     [
         (page, file)
-        for page, names in {"accuracy": ("heldout", "query-free"), "ablations": ("signals", "frozen")}.items()
+        for page, names in {
+            "accuracy": ("heldout", "query-free"),
+            "ablations": ("signals", "frozen"),
+            "baselines": ("methods",),
+        }.items()
         for name in names
         for file in sorted((ROOT / "results").glob(f"{name}-*.jsonl"))
     ],
