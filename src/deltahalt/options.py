@@ -41,6 +41,13 @@ def read_method(text: str, methods: Mapping[str, type[Method]], overrides: Mappi
     return method(**settings | dict(overrides))
 
 
+def with_options(policy: str, options: Mapping[str, Any]) -> str:
+    """The policy with the same options for each of its stages, as text for `parse_policy`."""
+    settings = ",".join(f"{name}={value}" for name, value in options.items())
+    stages = policy.split("+") if settings else ()
+    return "+".join(f"{stage}{',' if ':' in stage else ':'}{settings}" for stage in stages) or policy
+
+
 def _read_option(name: str, method: type[Any], text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
     key = key.strip().replace("-", "_")

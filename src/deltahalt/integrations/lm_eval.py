@@ -27,6 +27,7 @@ from deltahalt.harness.rows import Spent
 from deltahalt.method import Ends
 from deltahalt.methods import parse_method
 from deltahalt.models import load
+from deltahalt.options import with_options
 from deltahalt.policies import Dense
 from deltahalt.profile import names_profile, policy_text
 
@@ -80,7 +81,7 @@ class DeltahaltLM(HFLM):
         **options: Any,
     ) -> None:
         own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
-        self.name, self.policy_text = pretrained, _with_options(policy, options)
+        self.name, self.policy_text = pretrained, with_options(policy, options)
         dense = not names_profile(self.policy_text) and isinstance(parse_method(self.policy_text), Dense)
         self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
@@ -231,13 +232,6 @@ def context_of(doc: Any) -> str:
     """The document that a question is about, where a task gives it apart, as LongBench and LooGLE do; else nothing."""
     fields = doc if isinstance(doc, dict) else {}
     return str(fields.get("context") or (fields.get("input", "") if "question" in fields else ""))
-
-
-def _with_options(policy: str, options: dict[str, Any]) -> str:
-    """The policy with the same options for each of its stages, as text for `parse_policy`."""
-    settings = ",".join(f"{name}={value}" for name, value in options.items())
-    stages = policy.split("+") if settings else ()
-    return "+".join(f"{stage}{',' if ':' in stage else ':'}{settings}" for stage in stages) or policy
 
 
 def _judge(logits: torch.Tensor, continuation: list[int], dtype: torch.dtype | None) -> tuple[float, bool]:
