@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 KVPRESS := .venv-kvpress
+LMMS := build/lmms-eval
 SMOKE := --tasks longbench_multifieldqa_en_e,niah_single_2,needle --lengths 1536 --limit 3 --apply-chat-template \
 	--data build/eval-smoke/data --rows build/eval-smoke/rows.jsonl
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress kvpress-env lint format bench eval-smoke table1 table2 table3 table4 results clean
+.PHONY: help demo test test-kvpress test-lmms kvpress-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +24,9 @@ test: lint ## lint, then run the tests on the pinned versions
 test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
 	$(KVPRESS)/bin/python -m pytest --ignore tests/test_kvpress.py
 	$(KVPRESS)/bin/python -m pytest tests/test_kvpress.py
+
+test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
+	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/test_lmms_eval.py
 
 kvpress-env: $(KVPRESS)/.installed ## set up .venv-kvpress: kvpress beside the oldest versions that deltahalt runs on
 
@@ -49,6 +53,11 @@ table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper
 	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(ROWS),--rows $(ROWS)) $(OPTIONS)
 
+# OPTIONS is for --methods and any option of lmms-eval; needs `pip install '.[lmms]'` into $(VENV).
+table5 table6 table7: $(VENV)/.installed-dev ## the same on images, with lmms-eval: MODEL=, DATA=, LIMIT=, OUT=
+	$(VENV)/bin/python recipes/vision_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
+
 results: $(VENV)/.installed ## write docs/results.md from the rows in results/
 	$(VENV)/bin/python recipes/results_page.py > docs/results.md
 
@@ -71,4 +80,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/python
 	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,plot]' pytest hypothesis
+	@touch $@
+
+# Of lmms-eval only what its tests need: all that it asks for is torchvision and much else.
+$(LMMS)/.installed: requirements-lmms.txt $(VENV)/.installed-dev
+	rm -rf $(LMMS)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --no-deps --target $(LMMS) -r requirements-lmms.txt
 	@touch $@
