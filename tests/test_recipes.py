@@ -167,6 +167,17 @@ def test_measured_efficiency_is_of_all_a_groups_tasks(
     assert len(table(*full, slow, replace(fast, machine="another"))) == 1
 
 
+def test_a_run_on_images_without_results_is_named(tmp_path: Path) -> None:
+    script = [sys.executable, ROOT / "recipes" / "vision_tables.py", "table6", "--out", tmp_path]
+    done = subprocess.run(
+        [*script, "--methods", "full model,ToMe", "--no-such-option"], capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.count(b"+ python -m lmms_eval") == 3
+    assert done.stdout.count(b"*paper*") == 9
+    assert done.stderr.rstrip().endswith(b"failed: full model, 50 % kept ToMe, 35 % kept ToMe")
+
+
 @pytest.mark.parametrize("table", ["table5", "table6"])
 def test_averages_of_the_papers_scores_on_images(table: str, recipe: Callable[[str], ModuleType]) -> None:
     tables = recipe("vision_tables")

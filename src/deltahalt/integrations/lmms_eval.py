@@ -53,6 +53,8 @@ class DeltahaltQwen2VL(Qwen2_VL):
         **options: Any,
     ) -> None:
         own = {name: options.pop(name) for name in OWN & options.keys()}
+        if "device" in own:  # of lmms-eval's command; its class puts weights on "cuda" whatever that says
+            own.setdefault("device_map", own["device"])
         vision = {name: options.pop(name) for name in list(options) if name.startswith(OF_VISION)}
         if vision and vision_policy is None:
             raise InputError(f"{', '.join(vision)} without a policy for the ViT: add vision_policy=vision-dash, say")
