@@ -56,8 +56,7 @@ def bench(
     network: Any
     tokenizer: Any = None
     if shape is None:
-        name = model or "smollm2-135m"
-        network, tokenizer, _ = load_model(name, dtype=dtype, device=device, attention=attention)
+        network, tokenizer, name = load_model(model or "smollm2-135m", dtype=dtype, device=device, attention=attention)
     else:
         name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
         network = random_model(
