@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from deltahalt.errors import InputError
-from deltahalt.evaluation.small_vlm import picture_inputs
+from deltahalt.evaluation.pictures.inputs import picture_inputs
 
 SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
 TEMPLATE = (

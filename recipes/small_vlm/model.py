@@ -7,11 +7,8 @@ runs them all, and several questions follow one image, each blind to the others.
 
 import random
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from questions import KINDS, ask
-from scenes import make_scene
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -20,6 +17,9 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
 )
+
+from deltahalt.evaluation.pictures.questions import KINDS, ask
+from deltahalt.evaluation.pictures.scenes import make_scene
 
 SPECIAL = [
     "<|endoftext|>",
@@ -266,9 +266,3 @@ class Batched(nn.Module):
         sees = causal & (same | (whole == -1)[:, None, :])
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
         return torch.zeros(same.shape, dtype=dtype, device=same.device).masked_fill(~sees, float("-inf"))[:, None]
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, image: np.ndarray, question: str) -> str:
-    """The prompt's text with one placeholder a visual token."""
-    count = image.shape[0] * image.shape[1] // (PATCH * MERGE) ** 2
-    return f"{BEFORE_IMAGE}{'<|image_pad|>' * count}<|vision_end|>{question}{AFTER_QUESTION}"

@@ -2,13 +2,13 @@
 
 usage: python3 train.py --minutes 9 --out model --log log.jsonl
 
-Needs torch, transformers, numpy and pillow, and a GPU; --tiny tries the script out on a CPU in seconds. The best
-model so far is always in --out, in fp16, with its tokenizer and image processor. A line of --log is a JSON object.
+Needs torch, transformers, numpy, pillow and a GPU, and deltahalt installed or its src/ on PYTHONPATH; --tiny tries the
+script out on a CPU in seconds. The best model so far is always in --out, in fp16, with its tokenizer and image
+processor. A line of --log is a JSON object.
 """
 
 import argparse
 import copy
-import inspect
 import json
 import math
 import os
@@ -23,15 +23,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from batches import FINAL, Batch, Maker, Workers, stage
-from model import BEFORE_IMAGE, Batched, build_image_processor, build_model, build_tokenizer, encode_prompt
+from model import BEFORE_IMAGE, Batched, build_image_processor, build_model, build_tokenizer
 from PIL import Image
-from questions import ASKED, KINDS, ask
-from scenes import COLOURS, NAMES, make_scene, render
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-HELD_OUT = 2**41  # seeds from here are never trained on
+from deltahalt.evaluation.pictures.inputs import picture_inputs
+from deltahalt.evaluation.pictures.questions import ASKED, KINDS, ask
+from deltahalt.evaluation.pictures.scenes import COLOURS, HELD_OUT, NAMES, make_scene, render
 
 
 class Log:
@@ -137,23 +137,20 @@ def from_folder(folder: Path) -> Any:
 def generated_accuracy(out: Path, device: torch.device, images: int) -> float:
     """Share of right answers of the saved model by `generate`, in batches of two sizes with padding on the left."""
     model = from_folder(out).to(device).eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(out, padding_side="left"), build_image_processor()
+    tokenizer, processor = AutoTokenizer.from_pretrained(out), build_image_processor()
     draw, right, total = random.Random(0), 0, 0
     for first in range(0, images, 8):
-        pictures, prompts, answers = [], [], []
+        pictures, questions, answers = [], [], []
         for seed in range(HELD_OUT + first, HELD_OUT + first + 8):
             scene = make_scene(seed, 256 if seed % 2 else 192, 256, held_out=True)
             for kind in draw.sample(ASKED, len(ASKED)):
                 if pair := ask(scene, kind, draw):
-                    pictures.append(render(scene))
-                    prompts.append(encode_prompt(tokenizer, pictures[-1], pair[0]))
+                    pictures.append(Image.fromarray(render(scene)))
+                    questions.append(pair[0])
                     answers.append(pair[1])
                     break
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        inputs.update(processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt"))
-        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:  # not before transformers 5.3 or so
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
-        tokens = model.generate(**inputs.to(device), max_new_tokens=16, do_sample=False)
+        inputs = picture_inputs(model, tokenizer, processor, pictures, questions)
+        tokens = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right += sum(text == answer for text, answer in zip(texts, answers, strict=True))
         total += len(answers)
@@ -167,12 +164,13 @@ def check_forward(net: Batched, tokenizer: Any, maker: Maker) -> float:
     segment = batch["segment"][0]
     chosen = segment == segment.max()
     logits = net(batch["images"], batch["ids"].long(), batch["segment"])[0][0, chosen]
-    pixels = batch["images"][0].cpu().numpy()
-    before = tokenizer(encode_prompt(tokenizer, pixels, "").split("<|vision_end|>")[0] + "<|vision_end|>")["input_ids"]
-    ids = torch.cat([torch.tensor(before, device=segment.device), batch["ids"][0, chosen].long()])[None]
-    vision = build_image_processor()([Image.fromarray(pixels)], return_tensors="pt").to(segment.device)
+    picture = Image.fromarray(batch["images"][0].cpu().numpy())
+    inputs = picture_inputs(net.model, tokenizer, build_image_processor(), [picture], [""])
+    before = int((inputs["input_ids"][0] == net.model.config.vision_end_token_id).nonzero()) + 1
+    ids = torch.cat([inputs["input_ids"][0, :before], batch["ids"][0, chosen].long()])[None]
+    vision = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     types = (ids == net.model.config.image_token_id).int()
-    expected = net.model(input_ids=ids, mm_token_type_ids=types, **vision).logits[0, len(before) :]
+    expected = net.model(input_ids=ids, mm_token_type_ids=types, **vision).logits[0, before:]
     return (logits - expected).abs().max().item()
 
 

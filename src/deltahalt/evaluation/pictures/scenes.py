@@ -37,6 +37,7 @@ UNIT = 7  # a bar of value 1 is 7 pixels high
 BAR = 14
 NAMES = [*DIGITS, *LETTERS, *SHAPES]  # what a visual token may show: its label is an index here plus one, 0 for nothing
 SPECKS = 640  # a texture's side
+HELD_OUT = 2**41  # seeds from here are never trained on
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def make_scene(
     draw = random.Random(2 * seed + held_out)
     rows, columns = height // CELL[0], width // CELL[1]
     cells = [(row, column) for row in range(rows) for column in range(columns)]
-    bars, corner = (), (0, 0)
+    bars: tuple[Bar, ...] = ()
+    corner = (0, 0)
     if rows * columns >= 12 and draw.random() < 0.35:
         corner = draw.randrange(rows - 1), draw.randrange(columns - 1)
         bars = _draw_bars(draw)
@@ -115,7 +117,7 @@ def make_scene(
         draw.randrange(TEXTURES) + (TEXTURES if draw.random() < clutter else 0),
         (draw.randrange(SPECKS - height), draw.randrange(SPECKS - width)),
         held_out,
-        tuple(tuple(draw.randint(-18, 10) for _ in range(3)) for _ in (*items, *bars)),
+        tuple((draw.randint(-18, 10), draw.randint(-18, 10), draw.randint(-18, 10)) for _ in (*items, *bars)),
     )
 
 

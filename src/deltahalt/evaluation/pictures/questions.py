@@ -8,7 +8,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from scenes import COLOURS, HELD_OUT_PAIRS, PAIRS, SHAPES, Item, Scene
+from deltahalt.evaluation.pictures.scenes import COLOURS, HELD_OUT_PAIRS, PAIRS, SHAPES, Item, Scene
 
 Pair = tuple[str, str]  # question and answer
 
