@@ -109,7 +109,7 @@ def test_every_method_is_listed_by_name_and_says_what_it_does(policy: type[Visio
     assert parse_vision_policy(policy.name) == policy()
     assert policy.summary
     assert policy.source
-    assert policy.stage == "ViT"
+    assert policy.stage == "vision"
 
 
 def test_options_are_read_from_text() -> None:

@@ -16,6 +16,8 @@ from deltahalt.handover import WANTED, Handover
 from deltahalt.policy import AnyPolicy
 from deltahalt.profile import find_policy
 from deltahalt.stand_in import replace
+from deltahalt.vision.attach import halting_vision
+from deltahalt.vision.policy import VisionPolicy
 
 REFUSED_IN_GENERATE = {
     "prefill_chunk_size": "a chunk would be taken for the whole prompt; leave it unset",
@@ -40,6 +42,7 @@ def halting(
     min_prompt_tokens: int = 0,
     timed: bool = False,
     depth: Depth | None = None,
+    vision: VisionPolicy | str | None = None,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
@@ -49,8 +52,10 @@ def halting(
     halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
     hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
+    vision: what leaves fewer visual tokens inside the ViT as well, as in `deltahalt.vision.halting_vision`.
 
-    Yields the Halted model, whose `report` tells what the latest prefill did. On any exit the model is as before.
+    Yields the Halted model, whose `report` tells what the latest prefill did, and `vision_report` what the ViT did. On
+    any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, PolicyError for a policy that does not fit it, and
     InputError for a profile that is missing or of another model.
     """
@@ -58,16 +63,17 @@ def halting(
     base = find_base(model, decoder)
     handover = Handover(vision_family_of(base.config)) if base is not decoder else None
     chosen = find_policy(policy, decoder)
-    halted = Halted(
-        decoder,
-        chosen,
-        halted_kv=halted_kv,
-        min_prompt_tokens=min_prompt_tokens,
-        timed=timed,
-        depth=depth,
-        handover=handover,
-    )
     with ExitStack() as undo:
+        halted = Halted(
+            decoder,
+            chosen,
+            halted_kv=halted_kv,
+            min_prompt_tokens=min_prompt_tokens,
+            timed=timed,
+            depth=depth,
+            handover=handover,
+            tower=None if vision is None else undo.enter_context(halting_vision(model, vision)),
+        )
         # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
         replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)
         if handover is not None:

@@ -21,6 +21,8 @@ from deltahalt.policy import AnyPolicy, place
 from deltahalt.report import Report
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
+from deltahalt.vision.engine import HaltedTower
+from deltahalt.vision.report import VisionReport
 
 HaltedKV = Literal["drop", "frozen"]
 Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
@@ -49,9 +51,10 @@ class Halted:
         timed: bool,
         depth: Depth | None = None,
         handover: Handover | None = None,
+        tower: HaltedTower | None = None,
     ) -> None:
         config: Any = decoder.config
-        self.decoder, self.policy, self.handover = decoder, policy, handover
+        self.decoder, self.policy, self.handover, self.tower = decoder, policy, handover, tower
         self.family = family_of(config)
         self.stages = place(policy, config.num_hidden_layers, vision=handover is not None)
         self.shape = ModelShape.of(config)
@@ -65,6 +68,15 @@ class Halted:
         if self._report is None:
             raise InputError("there is no report yet: run the model inside `with halting(...)` first")
         return self._report
+
+    @property
+    def vision_report(self) -> VisionReport:
+        """What the ViT did with its latest images. Raises InputError before them, and where no policy acts there."""
+        if self.tower is None:
+            raise InputError(
+                'no policy acts in the ViT: name one, such as halting(model, policy, vision="vision-dash")'
+            )
+        return self.tower.report
 
     def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
         """Stand in for the decoder's forward, with the same arguments.

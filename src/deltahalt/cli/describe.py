@@ -12,11 +12,16 @@ from deltahalt.cli.common import parse_numbers
 from deltahalt.errors import InputError
 from deltahalt.methods import METHODS
 from deltahalt.policies import parse_policy
+from deltahalt.vision.policies import VISION_POLICIES
 
 
 def policies(as_json: JsonOption = False) -> None:
-    """List the methods that --policy takes: what each does, at which stage it acts, where it comes from."""
-    rows = [{"name": m.name, "summary": m.summary, "stage": m.stage, "source": m.source} for m in METHODS.values()]
+    """List all methods: what each does, at which stage it acts, where it comes from.
+
+    --policy takes all but those of the stage `vision`, which `vision-sweep` compares.
+    """
+    methods = [*METHODS.values(), *VISION_POLICIES.values()]
+    rows = [{"name": m.name, "summary": m.summary, "stage": m.stage, "source": m.source} for m in methods]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

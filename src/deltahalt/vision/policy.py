@@ -67,7 +67,7 @@ class VisionPolicy:
     name: ClassVar[str] = "vision-policy"
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    stage: ClassVar[str] = "ViT"  # where the method acts
+    stage: ClassVar[str] = "vision"  # where the method acts
     unit: ClassVar[Literal["image", "frame"]] = "image"  # what is looked at in one piece
     cut: ClassVar[Literal["attention", "block", "features"]] = "block"  # after what of a block, or of the whole tower
 
