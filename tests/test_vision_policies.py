@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from deltahalt import Dart, Dash, FastV, KeyNorm, PolicyError, Progressive, SparseVLM, V2Drop, parse_policy
+from deltahalt import (
+    Dart,
+    Dash,
+    FastV,
+    KeyNorm,
+    PolicyError,
+    Progressive,
+    SparseVLM,
+    V2Drop,
+    WindowAttention,
+    parse_policy,
+)
 from deltahalt.kinds import DROPPED, IMAGE, TEXT, VIDEO
 from deltahalt.policies.attention_scores import READERS, attention_from, received_attention
 from deltahalt.policies.sparse_vlm import STEP, TextRaters
@@ -137,6 +148,12 @@ def test_attention_from_some_tokens_is_the_mean_of_their_rows(count: int) -> Non
 def test_attention_of_a_wide_window() -> None:
     view = layer_view(120)
     torch.testing.assert_close(received_attention(view, 100), attention_matrix(view)[:, -100:].mean(dim=1))
+
+
+def test_a_window_asks_with_kept_tokens_alone() -> None:
+    policy, view = WindowAttention(scope="visual", window=32, kernel=1), vision_view()
+    expected = attention_matrix(view)[:, -11:].mean(dim=(0, 1))  # of the last 32, 11 stand behind all visual tokens
+    torch.testing.assert_close(policy.score(view)[:-11], expected[:-11])
 
 
 # --- FastV ---

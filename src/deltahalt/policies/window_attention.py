@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
+from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policy import LayerView, Policy
 
@@ -16,6 +17,7 @@ from deltahalt.policy import LayerView, Policy
 class WindowAttention(Policy):
     """Keep the tokens that the last `window` tokens attend to most: SnapKV (pr.) of the DASH paper.
 
+    window: in a scope without text, no more than the tokens behind the last that may halt: only kept tokens ask.
     kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
     pooling, heads: "mean" or "max". layers: sum the scores of so many layers, ending at l_s.
     ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and take
@@ -53,17 +55,25 @@ class WindowAttention(Policy):
         return self.ahead
 
     def score(self, view: LayerView) -> torch.Tensor:
-        scores = self._attended(view)
-        for deeper in islice(view.lookahead(self.window), self.ahead):
+        window = self._asking(view)
+        scores = self._attended(view, window)
+        for deeper in islice(view.lookahead(window), self.ahead):
             if deeper.sees_all:
-                found = self._attended(deeper).to(scores.device)
+                found = self._attended(deeper, window).to(scores.device)
                 scores = scores + found if self.across == "sum" else torch.maximum(scores, found)
         return scores
 
-    def _attended(self, view: LayerView) -> torch.Tensor:
+    def _asking(self, view: LayerView) -> int:
+        """How many of the last tokens ask: those of the window that are kept in any case."""
+        if TEXT in SCOPES[self.scope]:
+            return self.window
+        may_halt = self.choice(view)[0].nonzero()
+        return min(self.window, len(view.positions) - 1 - int(may_halt[-1]))
+
+    def _attended(self, view: LayerView, window: int) -> torch.Tensor:
         """Pooled attention that each token receives at one layer, [n]."""
-        received = received_attention(view, self.window)  # [heads, n]
+        received = received_attention(view, window)  # [heads, n]
         pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
-        before = received[None, :, : -self.window]  # the window itself is kept in any case
+        before = received[None, :, :-window]  # the window itself is kept in any case
         pooled = pool(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
-        return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, self.window))
+        return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, window))
