@@ -11,6 +11,7 @@ import pytest
 from deltahalt import cli
 from deltahalt.demo import EXPECTED, FACT
 from deltahalt.methods import METHODS
+from deltahalt.vision import VISION_POLICIES
 
 TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
 SMALL = ["--keep-first", "4", "--keep-last", "8"]
@@ -157,7 +158,8 @@ def test_a_prompt_too_long_for_the_model_is_refused(
 def test_policies_lists_each_with_stage_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert deltahalt("policies", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in listed] == list(METHODS)
+    assert [row["name"] for row in listed] == [*METHODS, *VISION_POLICIES]
+    assert {row["name"] for row in listed if row["stage"] == "vision"} == set(VISION_POLICIES)
     assert all(row["summary"] and row["stage"] and row["source"] for row in listed)
 
 

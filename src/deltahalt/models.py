@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,6 +35,15 @@ class LoadedModel(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+class LoadedVisionModel(NamedTuple):
+    """A vision-language model on its device, what prepares its words and pictures, and its name without folders."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
     name: str
 
 
@@ -74,14 +86,30 @@ def load(
             weights |= {"gguf_file": gguf, **unpacked_gguf()}
         _require_causal(config, name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **weights)
-    network, loading = loaded
-    if loading["missing_keys"]:  # transformers has drawn them at random
-        raise ModelError(f"{name} lacks weights, such as {min(loading['missing_keys'])}: download it again")
+    network = _complete(loaded, name)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    local = gguf is not None or Path(source).is_dir()
-    return LoadedModel(network, tokenizer, Path(name).name.removesuffix(".gguf") if local else name)
+    return LoadedModel(network, tokenizer, _short_name(name, source, gguf))
+
+
+def load_vision(
+    model: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", device: str | None = None
+) -> LoadedVisionModel:
+    """Load a vision-language model with its tokenizer and image processor; arguments and errors as in `load`."""
+    name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    source, gguf = _locate(name)
+    with _told_as_model_error(name, gguf):
+        config = AutoConfig.from_pretrained(source, gguf_file=gguf)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ModelError(f"{name} ({config.model_type}) is no vision-language model: give one that takes images")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source)
+        weights = {"dtype": find_dtype(dtype, "auto"), "device_map": {"": device}}
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, config=config, output_loading_info=True, **weights
+        )
+    return LoadedVisionModel(_complete(loaded, name), tokenizer, processor, _short_name(name, source, gguf))
 
 
 def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -123,6 +151,20 @@ def _locate(name: str) -> tuple[str, str | None]:
     if is_gguf or name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
         raise ModelError(f"there is no file or folder {name}: check the path")
     return name, None
+
+
+def _complete(loaded: Any, name: str) -> PreTrainedModel:
+    """The model that transformers has loaded with its loading info. Raises ModelError where weights were missing."""
+    network, loading = loaded
+    if loading["missing_keys"]:  # transformers has drawn them at random
+        raise ModelError(f"{name} lacks weights, such as {min(loading['missing_keys'])}: download it again")
+    return network
+
+
+def _short_name(name: str, source: str, gguf: str | None) -> str:
+    """A hub id as it is; of a folder or a file its own name."""
+    local = gguf is not None or Path(source).is_dir()
+    return Path(name).name.removesuffix(".gguf") if local else name
 
 
 def _require_complete(folder: Path) -> None:

@@ -7,6 +7,8 @@ from deltahalt.bench.row import BenchRow
 from deltahalt.bench.table import markdown as bench_table
 from deltahalt.evaluation.observe import Observation
 from deltahalt.evaluation.observe import markdown as observe_table
+from deltahalt.evaluation.pictures.row import VisionRow
+from deltahalt.evaluation.pictures.table import markdown as vision_table
 from deltahalt.evaluation.summary import markdown as sweep_table
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.harness.rows import EvalRow
@@ -18,6 +20,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     SweepRow: sweep_table,
     EvalRow: eval_table,
     Observation: observe_table,
+    VisionRow: vision_table,
 }
 
 

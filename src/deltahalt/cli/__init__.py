@@ -2,7 +2,7 @@
 
 import typer
 
-from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed, view
+from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed, view, vision
 from deltahalt.cli.base import log
 from deltahalt.errors import DeltahaltError
 
@@ -21,6 +21,7 @@ for command in (
     speed.bench,
     accuracy.sweep,
     accuracy.calibrate,
+    vision.vision_sweep,
     benchmarks.evaluate,
     observe.observe,
     show.plot,

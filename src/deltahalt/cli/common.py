@@ -51,6 +51,17 @@ def parse_numbers(text: str) -> list[int]:
     return lengths
 
 
+def parse_shares(text: str) -> list[float]:
+    """Numbers in (0, 1], with commas between. Raises InputError for anything else."""
+    try:
+        shares = [float(share) for share in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{text!r} is not shares with commas between, such as 0.5,0.25") from error
+    if not all(0 < share <= 1 for share in shares):
+        raise InputError(f"{text!r} has a share that is not above 0 and at most 1")
+    return shares
+
+
 def parse_speedups(text: str) -> list[float]:
     """Speedups above 1, with commas between. Raises InputError for anything else."""
     try:

@@ -53,7 +53,7 @@ def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
 
 
 def report(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of `bench`, `sweep`, `eval` or `observe`.")],
+    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of any command that measures.")],
     frontier: Annotated[bool, typer.Option("--frontier", help="Of a sweep: policies that none beats.")] = False,
 ) -> None:
     """Print measured rows as Markdown, a table for each kind of rows."""

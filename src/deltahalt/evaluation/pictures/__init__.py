@@ -1,1 +1,1 @@
-"""Pictures drawn from seeds, questions about them, and model inputs of both; needs the extra `vision`."""
+"""Pictures drawn from seeds, questions about them, and what methods make of both; to draw needs the extra `vision`."""

@@ -1,0 +1,44 @@
+"""Fewer visual tokens, compared: `vision-sweep`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from deltahalt.cli.base import DeviceOption, log
+from deltahalt.cli.common import parse_shares
+from deltahalt.errors import InputError
+
+EVERY = (
+    "dash dash-layer fastv dart v2drop sparsevlm random uniform window-attention key-norm "
+    "vision-dash dart-vit tome tofu visionzip prumerge-plus random-groups uniform-groups vision-dash/dash"
+)
+
+
+def vision_sweep(
+    model: Annotated[str, typer.Option(help="Local folder or hub id of a Qwen2-VL; the recipe's reads the pictures.")],
+    rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
+    methods: Annotated[str, typer.Option(help="Of either stage, separated by blanks; ViT/LLM for both.")] = EVERY,
+    retains: Annotated[str, typer.Option(help="Shares of visual tokens to keep.")] = "0.5,0.35,0.25,0.111,0.0625",
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out pictures, with five questions each.")] = 40,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as saved.")] = "float32",
+    device: DeviceOption = None,
+) -> None:
+    """Measure what fewer visual tokens cost in answers, on pictures drawn from seeds; needs the extra `vision`."""
+    from deltahalt.evaluation.pictures.combinations import combinations
+    from deltahalt.evaluation.pictures.table import markdown
+    from deltahalt.models import load_vision
+
+    try:
+        from deltahalt.evaluation.pictures.sweep import vision_sweep as run_sweep
+    except ModuleNotFoundError as error:
+        raise InputError(f"pictures need {error.name}: pip install 'deltahalt[vision]'") from error
+
+    chosen = combinations(methods.split(), parse_shares(retains))
+    log.print(f"loading {model}", markup=False, highlight=False)
+    loaded = load_vision(model, dtype=dtype, device=device)
+    with Progress(console=log, transient=True) as progress:
+        task = progress.add_task(f"{len(chosen)} combinations on {pictures} pictures", total=len(chosen) + 1)
+        measured = run_sweep(loaded, chosen, pictures, rows, tick=lambda: progress.advance(task))
+    typer.echo(markdown(measured))
