@@ -218,7 +218,19 @@ def test_bench_of_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("run", "demo", "policies", "flops", "bench", "sweep", "calibrate", "plot", "eval", "report"):
+    for command in (
+        "run",
+        "demo",
+        "policies",
+        "flops",
+        "bench",
+        "sweep",
+        "calibrate",
+        "plot",
+        "eval",
+        "report",
+        "vision-sweep",
+    ):
         assert deltahalt(command, "--help") == 0
         assert "--help" in capsys.readouterr().out
 

@@ -12,6 +12,8 @@ from deltahalt import cli
 from deltahalt.bench.row import BenchRow
 from deltahalt.bench.table import markdown as bench_table
 from deltahalt.evaluation import summary as accuracy
+from deltahalt.evaluation.pictures.row import VisionRow
+from deltahalt.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
 from deltahalt.profile import Profile, shipped
@@ -80,6 +82,13 @@ def test_the_frontiers_are_those_of_the_committed_rows(file: Path) -> None:
 def test_the_sweeps_are_those_of_the_committed_rows(page: str, file: Path) -> None:
     written = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("vision-*.jsonl")), ids=lambda file: file.name)
+def test_the_vision_tables_are_those_of_the_committed_rows(file: Path) -> None:
+    written = (ROOT / "docs" / "vision-accuracy.md").read_text(encoding="utf-8")
+    for table in vision_tables(read_rows(file, VisionRow)).split("\n\n"):
+        assert table in written, f"paste: deltahalt report results/{file.name}"
 
 
 @pytest.mark.parametrize("profile", shipped(), ids=lambda profile: profile.model)
