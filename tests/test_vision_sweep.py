@@ -176,6 +176,14 @@ def test_a_second_run_adds_only_what_is_missing(small: LoadedVisionModel, tmp_pa
     assert {row["dtype"] for row in rows} == {"float32"}
 
 
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(
+    small: LoadedVisionModel, tmp_path: Path
+) -> None:
+    with pytest.raises(PolicyError, match="tome cannot come down to retain"):
+        vision_sweep(small, combinations(["uniform-groups", "tome"], [0.1]), 2, tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_a_model_that_sees_nothing_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(ModelError, match="no vision-language model"):
         load_vision(tiny_folder)

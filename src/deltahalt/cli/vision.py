@@ -12,7 +12,8 @@ from deltahalt.errors import InputError
 
 EVERY = (
     "dash dash-layer fastv dart v2drop sparsevlm random uniform window-attention key-norm "
-    "vision-dash dart-vit tome tofu visionzip prumerge-plus random-groups uniform-groups vision-dash/dash"
+    "vision-dash dart-vit tome:step=0.6 tofu:step=0.6 visionzip prumerge-plus random-groups uniform-groups "
+    "vision-dash/dash"
 )
 
 

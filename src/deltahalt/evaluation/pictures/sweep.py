@@ -152,6 +152,9 @@ def vision_sweep(
     done = {_key(row): row for row in known if (row.model, row.pictures) == (loaded.name, pictures)}
     wanted = list(dict.fromkeys([FULL, *chosen]))
     missing = [each for each in wanted if _key(each) not in done]
+    for each in missing:
+        with halting(loaded.model, each.policy or Dense(), vision=each.vision_policy):
+            pass  # refuses what does not fit this model before anything is measured
     asked = rounds(loaded, held_out_pictures(pictures)) if missing else []
     for vision in dict.fromkeys(each.vision_policy for each in missing):
         with seeing_once(loaded.model, vision) as seen:
