@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from statistics import fmean, median, stdev
 
 import pytest
 import typer.main
@@ -99,3 +100,17 @@ def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
             f"| {profile.model} | `{choice.policy}` | {choice.speedup:.2f}x | {choice.loss:+.3f} | {choice.exact:.2f} |"
         )
         assert line in written
+
+
+@pytest.mark.parametrize("rows", ["frontier-qwen2.5-coder-1.5b", "frontier-qwen2.5-coder-0.5b", "heldout-smollm2-135m"])
+def test_what_auto_keeps_is_what_the_committed_rows_say(rows: str) -> None:
+    measured = read_sweep(ROOT / "results" / f"{rows}.jsonl")
+    profile = next(profile for profile in shipped() if profile.model == measured[0].model)
+    own = [row for row in measured if row.policy == profile.choices[0].policy]
+    needles = [row for row in own if row.task == "needle"]
+    lost = [row.nll - row.full_nll for row in own if row.task.startswith(("loogle", "multi_news"))]
+    name = profile.model.title().replace("Smollm2-135M", "SmolLM2-135M")
+    found, full = sum(row.exact for row in needles), sum(row.full_exact for row in needles)
+    change = f"{fmean(lost):+.2f} ± {stdev(lost) / len(lost) ** 0.5:.2f}, median {median(lost):+.2f}"
+    line = f"| {name} | {found} of {len(needles)} ({full}) | {change} |"
+    assert line in README
