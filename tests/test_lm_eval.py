@@ -211,6 +211,14 @@ def test_methods_of_other_stages_generate_alike_in_a_batch(policy: str, make: An
     assert alone != make().generate_until(GENERATED)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_prompt_tokens_are_counted_before_a_method_shortens_them(batch_size: int, make: Any) -> None:
+    full, short = make(batch_size=batch_size), make(STAGES[1], batch_size=batch_size)
+    for lm in (full, short):
+        lm.generate_until(GENERATED)
+    assert short.spent.prompt_tokens == full.spent.prompt_tokens > 0
+
+
 def test_only_a_documents_own_tokens_are_dropped_where_the_task_gives_it_apart(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

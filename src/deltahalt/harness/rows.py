@@ -13,9 +13,9 @@ from deltahalt.rows import Row
 class Spent:
     """What generation took so far, of all samples together; zero where a task only scores given continuations.
 
-    prefill_seconds, generation_seconds: until the first token of each answer, and after it. prompt_tokens: as the model
-    reads them, without padding. new_tokens: with padding, for answers that end before others of their batch.
-    peak_bytes: most GPU memory held, weights included; None on a CPU.
+    prefill_seconds, generation_seconds: until the first token of each answer, and after it. prompt_tokens: as prompts
+    came, before a method shortened them, without padding. new_tokens: with padding, for answers that end before others
+    of their batch. peak_bytes: most GPU memory held, weights included; None on a CPU.
     """
 
     prefill_seconds: float = 0.0
@@ -36,7 +36,6 @@ class Spent:
         assert prefill.seconds is not None
         self.prefill_seconds += prefill.seconds
         self.generation_seconds += seconds - prefill.seconds
-        self.prompt_tokens += sum(prefill.prompts)
         self.new_tokens += len(tokens) * (tokens.shape[1] - max(prefill.prompts))
         if tokens.is_cuda:
             self.peak_bytes = torch.cuda.max_memory_allocated(tokens.device)

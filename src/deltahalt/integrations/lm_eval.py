@@ -126,6 +126,7 @@ class DeltahaltLM(HFLM):
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask [B, T] of prompts, as the model is to read them."""
         ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
+        self.spent.prompt_tokens += int(mask.sum())
         with self.applying() as applied:
             prompts = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
             begin = clock()
