@@ -21,7 +21,7 @@ from matplotlib.transforms import Bbox
 from deltahalt import InputError
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.comparison import Point, compare, frontier
-from deltahalt.figures.house import check_plot
+from deltahalt.figures.house import check_plot, drawn
 from deltahalt.figures.labels import Sheet, Spot, place_labels
 from deltahalt.figures.names import method, short
 from deltahalt.figures.pareto import pareto
@@ -386,3 +386,9 @@ def test_sweep_refuses_a_plot_it_cannot_draw_before_it_measures(
 ) -> None:
     assert deltahalt("sweep", "--model", "no/such", "--rows", tmp_path / "rows.jsonl", "--plot", "plot.pdf") == 2
     assert "plot cannot be written to plot.pdf" in capsys.readouterr().err
+
+
+def test_a_long_title_is_broken_so_that_nothing_is_cut_off(tmp_path: Path) -> None:
+    with drawn(tmp_path / "long.png", "a word " * 30, (5, 3)) as figure:
+        figure.draw_without_rendering()
+        assert figure.bbox.x1 > figure._suptitle.get_window_extent().x1  # type: ignore[attr-defined]

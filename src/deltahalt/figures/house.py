@@ -1,5 +1,6 @@
 """What all figures share: file formats, style, colours, and the look of a method."""
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Nothing of the machine, the day or the library goes into a file, so that a redrawn figure is the same file.
 FORMATS: dict[str, dict[str, None]] = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
 DPI = 200
+LETTERS = 11  # of a title, that fit into an inch
 STYLE = {
     "svg.hashsalt": "deltahalt",
     "svg.fonttype": "none",
@@ -47,7 +49,7 @@ def drawn(out: Path, title: str, size: tuple[float, float]) -> "Iterator[Figure]
 
     with style.context(["default", STYLE]):
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(textwrap.fill(title, int(LETTERS * size[0])), fontsize=11)
         yield figure
         out.parent.mkdir(parents=True, exist_ok=True)
         kind = out.suffix.lower()
