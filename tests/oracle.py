@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from deltahalt import Report
-from deltahalt.compat import BLOCKS_CROSS_WINDOWS, layer_output
+from deltahalt.compat import blocks_cross_windows, layer_output
 from tiny import Windows
 
 
@@ -123,7 +123,7 @@ class Oracle(Feed):
         window = self.windows[index]
         if window is not None:
             visible = visible & (key > query - window)
-            if self.blocks is not None and new > 1 and BLOCKS_CROSS_WINDOWS:
+            if self.blocks is not None and new > 1 and blocks_cross_windows():
                 visible = visible | together
         visible = visible & readable[:, None, :]
         # Padding and halted tokens read themselves: nobody looks at the result, and no row is left empty.

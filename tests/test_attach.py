@@ -1,5 +1,7 @@
 """`halting` leaves a model as it found it, however the block ends, and keeps one model's run apart from another's."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -284,3 +286,9 @@ def test_a_generation_config_of_the_model_that_halting_cannot_serve() -> None:
     model.generation_config.prefill_chunk_size = 8
     with halting(model, DASH), pytest.raises(UnsupportedError, match="prefill_chunk_size=8"):
         model.generate(IDS[:1])
+
+
+def test_the_package_loads_none_of_the_host_s_models_before_one_is_asked_for() -> None:
+    code = "import sys, deltahalt; print(*(name for name in sys.modules if '.modeling_' in name and 'models' in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltahalt.compat import BLOCKS_CROSS_WINDOWS
+from deltahalt.compat import blocks_cross_windows
 from deltahalt.masks import attention_mask
 
 property_of = settings(max_examples=100, deadline=None, derandomize="CI" in os.environ)
@@ -141,7 +141,7 @@ def test_tokens_of_a_block_see_each_other(keys: list[list[int]], last: int, wind
         together = reader >= 0 and read >= 0 and IMAGES[0][reader] == IMAGES[0][read] >= 0
         near = window is None or reader - read < window
         causal = read <= reader
-        expected = (causal and near) or together if BLOCKS_CROSS_WINDOWS else (causal or together) and near
+        expected = (causal and near) or together if blocks_cross_windows() else (causal or together) and near
         assert bool(seen[row, query, key]) == (read >= 0 and expected)
 
 

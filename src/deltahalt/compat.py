@@ -1,14 +1,22 @@
 """Where the transformers versions that deltahalt runs on differ."""
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import transformers
-from transformers.models.gemma3 import modeling_gemma3
-from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-# Older versions of Gemma 3 let an image's tokens see each other beyond a sliding window, too.
-BLOCKS_CROSS_WINDOWS = not hasattr(modeling_gemma3, "create_masks_for_vision_model")
+
+@cache
+def _host_has(model_type: str, name: str) -> bool:
+    """Whether the host's code for a model has `name`; loaded when asked, since it takes a second."""
+    return hasattr(import_module(f"transformers.models.{model_type}.modeling_{model_type}"), name)
+
+
+def blocks_cross_windows() -> bool:
+    """Whether an image's tokens see each other beyond a sliding window, too, as in older versions of Gemma 3."""
+    return not _host_has("gemma3", "create_masks_for_vision_model")
 
 
 def unpacked_gguf() -> dict[str, Any]:
@@ -42,6 +50,6 @@ def merged_mrope(rotary: tuple[torch.Tensor, ...], config: Any) -> tuple[torch.T
 
 def mrope_of_layer(rotary: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What `merged_mrope` made, in the form that a layer of the host takes."""
-    if hasattr(modeling_qwen2_vl, "apply_multimodal_rotary_pos_emb"):
+    if _host_has("qwen2_vl", "apply_multimodal_rotary_pos_emb"):
         return rotary[0].expand(3, *rotary[0].shape), rotary[1].expand(3, *rotary[1].shape)
     return rotary

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from deltahalt.compat import BLOCKS_CROSS_WINDOWS
+from deltahalt.compat import blocks_cross_windows
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -42,7 +42,7 @@ def attention_mask(
         visible |= together
     if window is not None:
         near = read > reader - window
-        visible &= near | together if block_of is not None and BLOCKS_CROSS_WINDOWS else near
+        visible &= near | together if block_of is not None and blocks_cross_windows() else near
     visible &= read >= 0
     if attention == "eager":
         return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)

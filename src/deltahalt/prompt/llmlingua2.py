@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+import transformers
 
 from deltahalt.errors import InputError, ModelError, UnsupportedError
 from deltahalt.prompt.base import PromptMethod
@@ -58,8 +58,8 @@ class LLMLingua2(PromptMethod):
 def load_encoder(name: str, device: str) -> tuple[Any, Any]:
     """The classifier and its tokenizer, kept in memory. Raises ModelError."""
     try:
-        classifier = AutoModelForTokenClassification.from_pretrained(name).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        classifier = transformers.AutoModelForTokenClassification.from_pretrained(name).to(device).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load the encoder {name}: give llmlingua2:encoder= a hub id or local folder"
