@@ -33,6 +33,11 @@ def spread_over_chunks(scores: torch.Tensor, chunk: int) -> torch.Tensor:
     return means.repeat_interleave(chunk)[: len(scores)]
 
 
+def drawn(count: int, seed: int) -> torch.Tensor:
+    """`count` numbers in [0, 1) on the CPU, the same for the same seed; torch's own generator stays as it is."""
+    return torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+
+
 def refuse_nan(scores: torch.Tensor, source: str) -> None:
     """Raise PolicyError if `scores` hold a NaN: a NaN would be ranked as the highest score without a word."""
     if torch.isnan(scores).any():

@@ -194,7 +194,7 @@ class _Seen:
 
 def _modalities(view: LayerView) -> dict[str, torch.Tensor]:
     """The tokens, [n] bool, of each modality that the prompt has."""
-    visual = getattr(view, "visual", None)
+    visual = view.visual
     if visual is None:
         return {"text": torch.ones(len(view.positions), dtype=torch.bool)}
     both = {"text": ~visual.cpu(), "visual": visual.cpu()}

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from deltahalt.policy import LayerView, Policy
+from deltahalt.selection import drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,5 +20,4 @@ class Random(Policy):
     seed: int = 0
 
     def score(self, view: LayerView) -> torch.Tensor:
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        return torch.rand(len(view.positions), generator=generator, device="cpu").to(view.positions.device)
+        return drawn(len(view.positions), self.seed).to(view.positions.device)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from deltahalt.selection import drawn
 from deltahalt.vision.policy import GroupHalting, GroupView
 
 
@@ -19,6 +20,4 @@ class RandomGroups(GroupHalting):
     seed: int = 0
 
     def score(self, view: GroupView) -> torch.Tensor:
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        draw = torch.rand(len(view.places), generator=generator, device="cpu").to(view.places.device)
-        return draw[view.raster.argsort()]
+        return drawn(len(view.places), self.seed).to(view.places.device)[view.raster.argsort()]
