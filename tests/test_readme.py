@@ -14,6 +14,7 @@ from deltahalt.bench.row import BenchRow
 from deltahalt.bench.table import markdown as bench_table
 from deltahalt.evaluation import summary as accuracy
 from deltahalt.evaluation.pictures.row import VisionRow
+from deltahalt.evaluation.pictures.table import adr, full_of
 from deltahalt.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
@@ -114,3 +115,18 @@ def test_what_auto_keeps_is_what_the_committed_rows_say(rows: str) -> None:
     change = f"{fmean(lost):+.2f} ± {stdev(lost) / len(lost) ** 0.5:.2f}, median {median(lost):+.2f}"
     line = f"| {name} | {found} of {len(needles)} ({full}) | {change} |"
     assert line in README
+
+
+def test_what_images_keep_is_what_the_committed_rows_say() -> None:
+    rows = read_rows(ROOT / "results" / "vision-small-vlm.jsonl", VisionRow)
+
+    def kept(method: str) -> list[str]:
+        own = {row.retain: row for row in rows if row.method == method}
+        return [f"{adr(own[share], full_of(own[share], rows)):.1f}" for share in (0.25, 0.111)]
+
+    said = re.sub(r"\s+", " ", README[README.index("On images, a small Qwen2-VL") : README.index("## Limits")])
+    assert re.findall(r"\d+\.\d", said) == [
+        *kept("window-attention:heads=max,kernel=1,start=4"),
+        *kept("dash"),
+        *kept("random"),
+    ]
