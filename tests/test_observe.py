@@ -182,3 +182,28 @@ def test_the_command_writes_rows(
     head, _, line = capsys.readouterr().out.strip().splitlines()
     assert head == "| model | task | modality | tokens | Pearson | Spearman | sparsity by layer |"
     assert f"| tides | text | {row.tokens} | {row.pearson:+.2f} | {row.spearman:+.2f} |" in line
+
+
+def test_the_command_observes_both_modalities_of_generated_pictures(
+    deltahalt: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, small = tmp_path / "rows.jsonl", Path(__file__).parents[1] / "assets/small-vlm"
+    asked = ("observe", "--model", small, "--data", "pictures:2", "--rows", rows, "--dtype", "float32")
+    assert deltahalt(*asked) == 0
+    assert deltahalt(*asked) == 0  # nothing is run again
+    first_text, first_visual, *_ = found = read_rows(rows, Observation)
+    assert [row.modality for row in found] == ["text", "visual"] * 2
+    assert {row.model for row in found} == {"small-vlm"}
+    assert first_visual.tokens == 256 == first_text.prompt - first_text.tokens
+    assert first_text.sample == first_visual.sample != found[2].sample
+    assert sum(first_text.attention + first_visual.attention) == pytest.approx(1, abs=1e-3)
+
+
+def test_pictures_need_a_model_that_takes_them(
+    deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    assert deltahalt("observe", "--model", tiny_folder, "--data", "pictures:2", "--rows", rows) == 2
+    assert "no vision-language model" in capsys.readouterr().err
+    assert deltahalt("observe", "--model", tiny_folder, "--data", "pictures:no", "--rows", rows) == 2
+    assert "not whole numbers" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Reading options, finding policies, loading models."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from deltahalt.cli.base import log
@@ -14,6 +15,16 @@ def load_model(name: str, **options: Any) -> Any:
 
     log.print(f"loading {name}", markup=False, highlight=False)
     return load(name, **options)
+
+
+def load_vision_model(name: str, **options: Any) -> Any:
+    """Load a vision-language model. Raises InputError where Pillow, which reads pictures, is missing."""
+    if find_spec("PIL") is None:
+        raise InputError("pictures need Pillow, which the extra `vision` brings: pip install 'deltahalt[vision]'")
+    from deltahalt.models import load_vision
+
+    log.print(f"loading {name}", markup=False, highlight=False)
+    return load_vision(name, **options)
 
 
 def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:

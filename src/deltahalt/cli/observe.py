@@ -1,20 +1,26 @@
 """What tokens do in the full model: `observe`."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log, out
-from deltahalt.cli.common import load_model
+from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
+from deltahalt.errors import InputError
+
+PICTURES = "pictures:"  # before a number of them, drawn from seeds
 
 
 def observe(
     rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; samples already in it are not run again.")],
     model: ModelOption = "smollm2-135m",
-    data: Annotated[str, typer.Option(help="JSONL of task, prompt, answer; or generated:COUNT.")] = "generated:2",
+    data: Annotated[
+        str, typer.Option(help="JSONL of task, prompt, answer; generated:COUNT; or pictures:COUNT, for images.")
+    ] = "generated:2",
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
@@ -26,13 +32,29 @@ def observe(
     from deltahalt.evaluation.observe import observe as run_observation
     from deltahalt.evaluation.samples import load_samples
 
-    samples = load_samples(data, characters=characters, seed=seed)[:limit]
-    loaded = load_model(model, dtype=dtype, device=device)
+    if data.startswith(PICTURES):
+        count, *more = parse_numbers(data.removeprefix(PICTURES))
+        if more:
+            raise InputError(f"{data} has several numbers: give one, such as pictures:8")
+        total = min(count, limit or count)
+        look = _pictures(model, total, dtype, device)
+    else:
+        samples = load_samples(data, characters=characters, seed=seed)[:limit]
+        look, total = partial(run_observation, load_model(model, dtype=dtype, device=device), samples), len(samples)
     with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(f"{len(samples)} samples", total=len(samples))
-        seen = run_observation(loaded, samples, rows, tick=lambda: progress.advance(task))
+        task = progress.add_task(f"{total} samples", total=total)
+        seen = look(rows, tick=lambda: progress.advance(task))
     numbers = columns(seen)
     table = Table(*numbers)
     for line in zip(*numbers.values(), strict=True):
         table.add_row(*line)
     out.print(table)
+
+
+def _pictures(model: str, count: int, dtype: str, device: str | None) -> Any:
+    """What observes the first held-out pictures, each with its first question."""
+    loaded = load_vision_model(model, dtype=dtype, device=device)
+    from deltahalt.evaluation.pictures.observe import observe_pictures
+    from deltahalt.evaluation.pictures.samples import held_out_pictures
+
+    return partial(observe_pictures, loaded, held_out_pictures(count))

@@ -1,7 +1,8 @@
 """What tokens do in the full model: how much attention updates them, and how much attention they get (Fig. 1-3)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import torch
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, encode
 from deltahalt.markdown import table
-from deltahalt.models import LoadedModel
+from deltahalt.models import LoadedModel, LoadedVisionModel
 from deltahalt.observer import observing
 from deltahalt.policies.attention_scores import attention_weights
 from deltahalt.policy import LayerView
@@ -63,7 +64,7 @@ def observe_sample(loaded: LoadedModel, sample: Sample) -> list[Observation]:
 
 @torch.inference_mode()
 def observe_prompt(
-    loaded: LoadedModel, inputs: dict[str, torch.Tensor], *, sample: str, task: str
+    loaded: LoadedModel | LoadedVisionModel, inputs: Mapping[str, torch.Tensor], *, sample: str, task: str
 ) -> Iterator[Observation]:
     """One prefill of the full model on `inputs`, all that it takes for one prompt; an observation for each modality."""
     model: Any = loaded.model
@@ -96,17 +97,29 @@ def observe(
 
     tick: called after each sample. Returns all rows of this model and these samples.
     """
-    known = [row for row in _read(rows) if row.model == loaded.name]
-    wanted: list[Observation] = []
-    for sample in samples:
-        found = [row for row in known if row.sample == digest(sample)]
+    wanted = [(digest(sample), partial(observe_sample, loaded, sample)) for sample in samples]
+    return observe_missing(loaded.name, wanted, rows, tick=tick)
+
+
+def observe_missing(
+    model: str,
+    wanted: Iterable[tuple[str, Callable[[], list[Observation]]]],
+    rows: Path,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Observation]:
+    """As `observe`; wanted: each sample's digest, and what observes it."""
+    known = [row for row in _read(rows) if row.model == model]
+    seen: list[Observation] = []
+    for sample, look in wanted:
+        found = [row for row in known if row.sample == sample]
         if not found:
-            found = observe_sample(loaded, sample)
+            found = look()
             append_rows(rows, found)
             known += found
-        wanted += found
+        seen += found
         tick()
-    return wanted
+    return seen
 
 
 def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:
