@@ -1,5 +1,7 @@
 """The page of Fig. 8: its record against what halting reports, and the page in a real browser."""
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -8,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from browser import Page, browsing, find_browser
 from deltahalt import InputError, halting
 from deltahalt.documents import build_prompt
-from deltahalt.models import LoadedModel
+from deltahalt.evaluation.pictures.inputs import pictures_inputs
+from deltahalt.evaluation.pictures.samples import held_out_pictures
+from deltahalt.models import LoadedModel, LoadedVisionModel, load_vision
 from deltahalt.viewer.page import render
-from deltahalt.viewer.record import PromptRecord, pieces, record_prompt
+from deltahalt.viewer.record import PromptRecord, pieces, record_pictures, record_prompt
 
+SMALL = Path(__file__).parents[1] / "assets/small-vlm"
 DOCUMENT = "The tide is in.\nThe </script><b>bell</b> &amp; the caf\u00e9 \U0001f600 rang. <!-- " + "In the mist. " * 8
 QUESTION = "When is the tide in, </script>?"
 DASH = "dash:start=1,pruning_ratio=0.5,keep_first=4,keep_last=8"
@@ -324,7 +330,157 @@ def luminance(colour: str) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+# --- pictures ---
+
+PRUNED = "dash:start=4,scope=visual,pruning_ratio=0.75"
+SEEN = [PRUNED, f"vision-dash:start=2,retain=0.35/{PRUNED}", "vision-dash:start=2,retain=0.5"]
+GRIDS = [(8, 6), (4, 10)]  # lines and columns of visual tokens
+
+
+@pytest.fixture(scope="module")
+def small() -> LoadedVisionModel:
+    return load_vision(SMALL, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Image.Image]:
+    pixels = held_out_pictures(1)[0].pixels
+    return [Image.fromarray(pixels[: 16 * rows, : 16 * columns]) for rows, columns in GRIDS]
+
+
+@pytest.fixture(scope="module")
+def album(small: LoadedVisionModel, scenes: list[Image.Image]) -> PromptRecord:
+    return record_pictures(small, scenes, "", "What is the number?", SEEN)
+
+
+@pytest.fixture
+def pictured(browser: Page, album: PromptRecord, tmp_path: Path) -> Iterator[Page]:
+    (tmp_path / "page.html").write_text(render(album), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    yield browser
+    assert browser.errors == []
+
+
+def visual(album: PromptRecord) -> list[int]:
+    return [at for image in album.images for at in range(image.begin, image.begin + image.rows * image.columns)]
+
+
+def test_a_picture_s_tokens_have_no_text_and_the_text_around_them_stays(
+    album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]
+) -> None:
+    ids = pictures_inputs(small.model, small.tokenizer, small.image_processor, scenes, "What is the number?")
+    found = (ids["input_ids"][0] == small.model.config.image_token_id).nonzero().flatten().tolist()
+    assert visual(album) == found
+    assert [(image.rows, image.columns) for image in album.images] == GRIDS
+    assert {album.tokens[at] for at in found} == {""}
+    assert "What is the number?" in "".join(album.tokens)
+    shown = Image.open(io.BytesIO(base64.b64decode(album.images[1].uri.partition(",")[2])))
+    assert shown.tobytes() == scenes[1].tobytes()
+
+
+def test_which_visual_tokens_halt_in_the_vit_and_in_the_decoder_is_what_both_stages_report(
+    album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]
+) -> None:
+    ids = pictures_inputs(small.model, small.tokenizer, small.image_processor, scenes, "What is the number?")
+    vision, policy = SEEN[1].split("/")
+    with halting(small.model, policy, vision=vision) as halted, torch.no_grad():
+        small.model(**ids, use_cache=False, logits_to_keep=1)
+    own = album.policies[1]
+    assert [stage.layer for stage in own.stages] == [-1, 4]
+    left = [
+        image.begin + place
+        for image, kept in zip(album.images, halted.vision_report.kept, strict=True)
+        for place in kept.tolist()
+    ]
+    assert [at for at in visual(album) if own.halted[at] != 0] == left
+    assert [at for at, stage in enumerate(own.halted) if stage < 0] == halted.report.kept[0].tolist()
+    deciding = own.stages[1]
+    assert [at for begin, end in deciding.eligible for at in range(begin, end)] == left
+    assert len(deciding.scores) == len(album.tokens) - sum(stage == 0 for stage in own.halted)
+
+
+def test_the_page_shows_a_grid_over_each_picture(pictured: Page, album: PromptRecord) -> None:
+    loaded = pictured.run("Promise.all([...document.images].map((e) => e.decode())).then(() => document.images.length)")
+    assert loaded == len(GRIDS) * len(SEEN)
+    assert "8 lines of 6 visual tokens" in pictured.run("document.images[0].alt")
+    for image in album.images:
+        frame = pictured.run(f"(({{x, y, width, height}}) => [x, y, width, height])({box(image.begin)})")
+        last = image.begin + image.rows * image.columns - 1
+        end = pictured.run(f"(({{right, bottom}}) => [right, bottom])({box(last)})")
+        whole = pictured.run(
+            f"(({{x, y, right, bottom}}) => [x, y, right, bottom])"
+            f"(policies[0].cells[{image.begin}].parentElement.querySelector('img').getBoundingClientRect())"
+        )
+        assert [*frame[:2], *end] == pytest.approx(whole, abs=0.5)
+        assert frame[2] == pytest.approx(frame[3], abs=0.5)
+
+
+def box(token: int) -> str:
+    return f"policies[0].cells[{token}].getBoundingClientRect()"
+
+
+def test_a_patch_is_dimmed_from_its_layer_on(pictured: Page, album: PromptRecord) -> None:
+    dimmed = "getComputedStyle(e, '::after').content !== 'none'"
+    for layer in (11, 4, 3, -1):
+        choose(pictured, "layer", layer)
+        for column, policy in enumerate(album.policies):
+            wanted = [stage >= 0 and policy.stages[stage].layer <= layer for stage in policy.halted]
+            seen = spans(pictured, column, dimmed)
+            assert [seen[at] for at in visual(album)] == [wanted[at] for at in visual(album)]
+
+
+def test_details_of_a_patch_say_where_it_lies_and_where_it_halted(pictured: Page, album: PromptRecord) -> None:
+    own, image = album.policies[1], album.images[1]
+    members = range(image.begin, image.begin + image.rows * image.columns)
+    for stage, words in ((0, "halted in the ViT, before layer 0"), (1, "halted after layer 4 of the decoder")):
+        token = next(at for at in members if own.halted[at] == stage)
+        pictured.run(f"policies[1].cells[{token}].dispatchEvent(new MouseEvent('mouseover', {{bubbles: true}}))")
+        details = pictured.run("document.getElementById('details').innerText")
+        line, column = divmod(token - image.begin, image.columns)
+        assert f"image 2, line {1 + line}, column {1 + column}" in details
+        assert words in details
+    assert "halt in the ViT, before layer 0" in pictured.run("document.getElementById('policies').innerText")
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(pictured: Page) -> None:
+    pictured.resize(390, 800)
+    assert pictured.run("document.documentElement.scrollWidth") <= 390
+
+
 # --- the command ---
+
+
+def test_the_command_shows_an_image(deltahalt: Callable[..., int], tmp_path: Path, scenes: list[Image.Image]) -> None:
+    picture, page = tmp_path / "scene.png", tmp_path / "page.html"
+    scenes[0].save(picture)
+    asked = ("view", "--model", SMALL, "--image", picture, "--image", picture, "--question", "What?", "--out", page)
+    assert deltahalt(*asked, "--policies", f"{PRUNED} {SEEN[1]}") == 0
+    html = page.read_text(encoding="utf-8")
+    assert html.count('"uri":"data:image/png;base64,') == 2
+    assert f'"policy":"{SEEN[1]}"' in html
+    assert str(tmp_path) not in html
+    assert deltahalt(*asked) == 0
+    assert '"policy":"dash:scope=visual"' in page.read_text(encoding="utf-8")
+
+
+def test_the_command_refuses_images_that_cannot_be_shown(
+    deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path, scenes: list[Image.Image], capsys: Any
+) -> None:
+    picture, broken = tmp_path / "scene.png", tmp_path / "broken.png"
+    scenes[0].save(picture)
+    broken.write_bytes(picture.read_bytes()[:200])
+    asked = ("view", "--question", "What?", "--out", tmp_path / "page.html", "--policies", PRUNED)
+    for file in (broken, tmp_path / "none.png"):
+        assert deltahalt(*asked, "--model", SMALL, "--image", file) == 2
+        assert f"cannot read {file}" in capsys.readouterr().err
+    assert deltahalt(*asked, "--model", tiny_folder, "--image", picture) == 2
+    assert "no vision-language model" in capsys.readouterr().err
+    assert deltahalt(*asked[:-1], "auto", "--model", "no/such", "--image", picture) == 2
+    assert "auto is for prompts of text" in capsys.readouterr().err
+    assert deltahalt(*asked, "--model", SMALL) == 2
+    assert "give --document, --image, or both" in capsys.readouterr().err
+    assert deltahalt(*asked[:-1], SEEN[1], "--model", SMALL, "--document", "-") == 2
+    assert "give an --image" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_page(deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path) -> None:

@@ -17,10 +17,15 @@ def load_model(name: str, **options: Any) -> Any:
     return load(name, **options)
 
 
-def load_vision_model(name: str, **options: Any) -> Any:
-    """Load a vision-language model. Raises InputError where Pillow, which reads pictures, is missing."""
+def require_pillow() -> None:
+    """Raise InputError where Pillow, which reads pictures, is missing."""
     if find_spec("PIL") is None:
         raise InputError("pictures need Pillow, which the extra `vision` brings: pip install 'deltahalt[vision]'")
+
+
+def load_vision_model(name: str, **options: Any) -> Any:
+    """Load a vision-language model. Raises InputError as `require_pillow` does."""
+    require_pillow()
     from deltahalt.models import load_vision
 
     log.print(f"loading {name}", markup=False, highlight=False)

@@ -1,42 +1,81 @@
 """A prompt as a page: `view`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log
-from deltahalt.cli.common import load_model, resolve_policy
+from deltahalt.cli.common import load_model, load_vision_model, require_pillow, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.policies import parse_policy
 from deltahalt.profile import names_profile
 
+TEXT_POLICIES = "auto dash"
+IMAGE_POLICIES = "dash:scope=visual window-attention:scope=visual"
+
 
 def view(
-    document: Annotated[str, typer.Option(help="Text file to ask about, or - for standard input.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
     page: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
+    document: Annotated[str | None, typer.Option(help="Text file to ask about, or - for standard input.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image file to ask about; may be given again.")] = None,
     model: ModelOption = "smollm2-135m",
-    policies: Annotated[str, typer.Option(help="Policies, separated by blanks, side by side.")] = "auto dash",
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            help="Policies, separated by blanks, side by side; ViT/LLM for both. By default two that suit the prompt."
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Write a page that shows a prompt with each token's score, and at which layer it halts."""
     from deltahalt.documents import read_document
     from deltahalt.viewer.page import render
-    from deltahalt.viewer.record import record_prompt
+    from deltahalt.viewer.record import record_pictures, record_prompt, split_stages
+    from deltahalt.vision.policies import parse_vision_policy
 
+    if document is None and not image:
+        raise InputError("there is nothing to ask about: give --document, --image, or both")
+    if policies is None:
+        policies = IMAGE_POLICIES if image else TEXT_POLICIES
     named = list(dict.fromkeys(policies.split()))
     if not named:
         raise InputError("no policy is named: give one or more in --policies, separated by blanks")
     for policy in named:
-        if not names_profile(policy):
-            parse_policy(policy)  # a method of another stage halts nothing in the layers
-    text = read_document(document)
-    loaded = load_model(model, dtype=dtype, device=device)
-    chosen = [resolve_policy(policy, loaded.model) for policy in named]
-    with log.status(f"reading the document with {len(chosen)} policies"):
-        record = record_prompt(loaded, text, question, chosen)
+        vision, decoding = split_stages(policy)
+        if image and names_profile(decoding):
+            raise InputError(f"{decoding} is for prompts of text: name a policy, such as dash:scope=visual")
+        if vision and not image:
+            raise InputError(f"{vision} acts in the ViT: give an --image")
+        if vision:
+            parse_vision_policy(vision)
+        if not names_profile(decoding):
+            parse_policy(decoding)  # a method of another stage halts nothing in the layers
+    text = "" if document is None else read_document(document)
+    if image:
+        pictures = [_read_image(file) for file in image]
+        seen = load_vision_model(model, dtype=dtype, device=device)
+        with log.status(f"looking at the image with {len(named)} policies"):
+            record = record_pictures(seen, pictures, text, question, named)
+    else:
+        loaded = load_model(model, dtype=dtype, device=device)
+        chosen = [resolve_policy(policy, loaded.model) for policy in named]
+        with log.status(f"reading the document with {len(chosen)} policies"):
+            record = record_prompt(loaded, text, question, chosen)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render(record), encoding="utf-8")
     log.print(f"{page}: {len(record.tokens):,} tokens", markup=False, highlight=False)
+
+
+def _read_image(file: Path) -> Any:
+    """The picture in `file`, in RGB. Raises InputError for one that is missing or no image."""
+    require_pillow()
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {file}: give an image file that is whole, such as a PNG ({error})") from error

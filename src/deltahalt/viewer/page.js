@@ -5,6 +5,7 @@ const count = record.tokens.length;
 const BLOCK = 200; // tokens in a row of the text, which ends at the next line break
 const BINS = 60;
 const LEVELS = 5; // shades of a score
+const tokenAt = new WeakMap(); // of an element of the text
 const byId = (id) => document.getElementById(id);
 
 function make(tag, fields = {}, ...children) {
@@ -67,18 +68,34 @@ const stagesDone = (policy) => policy.stages.filter((stage) => stage.layer <= la
 
 // --- the text ---
 
+const imageOf = (token) => record.images.find(({ begin, rows, columns }) => begin <= token && token < begin + rows * columns);
+const endOf = (image) => image.begin + image.rows * image.columns;
+const nameOf = (image) => `image ${record.images.indexOf(image) + 1}`;
+
+// A picture under a grid of its visual tokens, which are empty and let it be seen.
+function picture(image) {
+  const size = `${image.rows} lines of ${image.columns} visual tokens`;
+  const grid = make("div", { className: "picture" }, make("img", { src: image.uri, alt: `${nameOf(image)}, ${size}` }));
+  grid.style.setProperty("--columns", image.columns);
+  grid.style.setProperty("--rows", image.rows);
+  return grid;
+}
+
 function buildText() {
   const rows = document.createDocumentFragment();
   for (let begin = 0; begin < count; ) {
     let end = Math.min(begin + BLOCK, count);
     while (end < count && end < begin + 5 * BLOCK && !record.tokens[end - 1].endsWith("\n")) end++;
+    for (let cut; (cut = end < count && imageOf(end)) && cut.begin < end; ) end = endOf(cut);
     const row = make("div", { className: "row" });
-    row.dataset.begin = begin;
     for (const policy of policies) {
       const cell = make("div", { className: "cell" });
       for (let token = begin; token < end; token++) {
+        const image = imageOf(token);
+        if (image?.begin === token) cell.append(picture(image));
         policy.cells[token] = make("span", { textContent: record.tokens[token] });
-        cell.append(policy.cells[token]);
+        tokenAt.set(policy.cells[token], token);
+        (image ? cell.lastElementChild : cell).append(policy.cells[token]);
       }
       row.append(cell);
     }
@@ -86,13 +103,6 @@ function buildText() {
     begin = end;
   }
   byId("text").append(rows);
-}
-
-// The token under an element of the text, or -1.
-function tokenOf(element) {
-  const row = element.parentElement?.closest(".row");
-  if (element.tagName !== "SPAN" || !row) return -1;
-  return Number(row.dataset.begin) + [...element.parentElement.children].indexOf(element);
 }
 
 function paint() {
@@ -141,7 +151,7 @@ function buildCards() {
       const kept = policy.halted.filter((stage) => stage < 0).length;
       const facts = make("p", { className: "facts" });
       const active = make("span", { className: "kept", textContent: "active in all layers" });
-      facts.append(`${number(kept)} of ${number(count)} tokens are `, active, `; ${policy.speedup.toFixed(2)}x fewer FLOPs`);
+      facts.append(`${number(kept)} of ${number(count)} tokens are `, active, `; ${policy.speedup.toFixed(2)}x fewer FLOPs${record.images.length ? " in the decoder" : ""}`);
       return make(
         "article",
         {},
@@ -155,6 +165,12 @@ function buildCards() {
 
 // Bars of how many eligible tokens have which score: those that stay in colour, those that halt in grey.
 function histogram(policy, stage, index) {
+  const halted = policy.halted.filter((each) => each === index).length;
+  if (stage.layer < 0) {
+    const visual = stage.eligible.reduce((all, [begin, end]) => all + end - begin, 0);
+    stage.mark = () => {};
+    return make("figure", {}, make("figcaption", { textContent: `${number(halted)} of ${number(visual)} visual tokens halt in the ViT, before layer 0` }));
+  }
   const low = stage.sorted.at(-1);
   const high = stage.sorted[0];
   const wide = low > 0 && high / low > 20; // scores over decades are shown on a logarithmic axis
@@ -182,7 +198,6 @@ function histogram(policy, stage, index) {
     svg.querySelector(".here")?.remove();
     if (!Number.isNaN(value)) svg.append(line("here", value));
   };
-  const halted = policy.halted.filter((each) => each === index).length;
   const cut = stage.cut === null ? "chosen without regard to a score" : `cut at ${number(stage.cut)}`;
   const ranked = stage.ranked ? "mean score of chunks" : "score";
   const caption = make("figcaption");
@@ -213,9 +228,9 @@ function point(token) {
     for (const stage of policy.stages) stage.mark(stage.value[token]);
   }
   here = token;
-  const text = make("code", { textContent: JSON.stringify(record.tokens[token]) });
+  const text = make("code", { textContent: describe(token) });
   const columns = policies.map((policy) => {
-    const lines = [fateOf(policy, token), ...policy.stages.map((stage) => scoreOf(stage, token))];
+    const lines = [fateOf(policy, token), ...policy.stages.filter((stage) => stage.layer >= 0).map((stage) => scoreOf(stage, token))];
     return make("div", {}, ...lines.map((textContent) => make("p", { textContent })));
   });
   byId("details").replaceChildren(
@@ -224,11 +239,20 @@ function point(token) {
   );
 }
 
+// A token's text, or its place in a picture.
+function describe(token) {
+  const image = imageOf(token);
+  if (!image) return JSON.stringify(record.tokens[token]);
+  const place = token - image.begin;
+  return `${nameOf(image)}, line ${1 + Math.floor(place / image.columns)}, column ${1 + (place % image.columns)}`;
+}
+
 function fateOf(policy, token) {
   const stage = policy.halted[token];
-  if (stage >= 0) return `halted after layer ${policy.stages[stage].layer}`;
+  if (stage >= 0 && policy.stages[stage].layer < 0) return "halted in the ViT, before layer 0";
+  if (stage >= 0) return `halted after layer ${policy.stages[stage].layer}${record.images.length ? " of the decoder" : ""}`;
   const last = policy.stages.at(-1);
-  if (last && Number.isNaN(last.value[token])) return "active in all layers: protected";
+  if (last && last.layer >= 0 && Number.isNaN(last.value[token])) return "active in all layers: protected";
   return "active in all layers";
 }
 
@@ -350,7 +374,7 @@ byId("theme").addEventListener("click", () => {
   const dark = getComputedStyle(root).colorScheme === "dark" || (!root.style.colorScheme && matchMedia("(prefers-color-scheme: dark)").matches);
   root.style.colorScheme = dark ? "light" : "dark";
 });
-byId("text").addEventListener("mouseover", (event) => point(tokenOf(event.target)));
+byId("text").addEventListener("mouseover", (event) => point(tokenAt.get(event.target) ?? -1));
 byId("text").addEventListener("keydown", onKey);
 dress();
 paint();

@@ -1,27 +1,36 @@
 """What policies did to one prompt, token by token: all that the page shows."""
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from deltahalt.attach import halting
 from deltahalt.documents import build_prompt, to_device
-from deltahalt.models import LoadedModel
-from deltahalt.policies import parse_policy
+from deltahalt.errors import InputError
+from deltahalt.evaluation.pictures.inputs import pictures_inputs
+from deltahalt.kinds import DROPPED, IMAGE, TEXT
+from deltahalt.models import LoadedModel, LoadedVisionModel
+from deltahalt.policies import Dense, parse_policy
 from deltahalt.policy import Policy
 from deltahalt.report import Report
 from deltahalt.selection import spread_over_chunks
+from deltahalt.vision.policies import VISION_POLICIES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CONTEXT = 4  # tokens before one that its text may depend on
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One decision. layer: after which it halts tokens.
+    """One decision. layer: after which it halts tokens; -1 for the ViT, which shows no scores.
 
     eligible: runs [begin, end) of positions that it may halt. scores: of each token that is active until then, in the
     order of the prompt; ranked: what they were ranked by instead, the means of chunks, or None where that is the score.
@@ -46,14 +55,25 @@ class PolicyRecord:
 
 
 @dataclass(frozen=True)
+class ImageRecord:
+    """A picture, as a data URI, and its visual tokens: from token `begin` on, `rows` lines of `columns` each."""
+
+    uri: str
+    begin: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class PromptRecord:
-    """A prompt and its policies. tokens: the text that each adds; joined, they are the prompt."""
+    """A prompt and its policies. tokens: the text that each adds, none for visual ones; joined, they are the prompt."""
 
     model: str
     layers: int
     question: str
     tokens: list[str]
     policies: list[PolicyRecord]
+    images: list[ImageRecord]
 
 
 @torch.inference_mode()
@@ -61,44 +81,108 @@ def record_prompt(loaded: LoadedModel, document: str, question: str, policies: S
     """Prefill the prompt with each policy (see `parse_policy`). Raises what `build_prompt` and `halting` raise."""
     model: Any = loaded.model
     prompt = to_device(build_prompt(loaded.tokenizer, model.config, document, question), model.device)
-    records = []
-    for text in policies:
-        with halting(model, parse_policy(text)) as halted:
-            model(**prompt, use_cache=False, logits_to_keep=1)
-        deciding = {stage.last: policy for stage in halted.stages for policy in stage.policies}
-        records.append(_record(text, halted.report, deciding))
     tokens = pieces(loaded.tokenizer, prompt["input_ids"][0].tolist())
-    return PromptRecord(loaded.name, halted.shape.layers, question, tokens, records)
+    records = [_prefill(model, prompt, text, None) for text in policies]
+    return PromptRecord(loaded.name, _layers(model), question, tokens, records, [])
 
 
-def _record(text: str, report: Report, deciding: dict[int, Policy]) -> PolicyRecord:
-    """deciding: the policy that decides at a layer."""
+@torch.inference_mode()
+def record_pictures(
+    loaded: LoadedVisionModel, pictures: Sequence["Image"], document: str, question: str, policies: Sequence[str]
+) -> PromptRecord:
+    """As `record_prompt`, with pictures before the text; each policy as in `split_stages`.
+
+    Raises what `pictures_inputs` and `halting` raise, and InputError for an empty question.
+    """
+    if not question.strip():
+        raise InputError("the question is empty: ask something about the picture")
+    model: Any = loaded.model
+    text = f"{document}\n\n{question}" if document else question
+    inputs = pictures_inputs(model, loaded.tokenizer, loaded.image_processor, pictures, text)
+    ids = inputs["input_ids"][0].cpu()
+    visual = ids == model.config.image_token_id
+    records = [_prefill(model, dict(inputs), policy, torch.where(visual, IMAGE, TEXT)) for policy in policies]
+    shown = zip(pieces(loaded.tokenizer, ids.tolist()), visual.tolist(), strict=True)
+    tokens = ["" if hidden else piece for piece, hidden in shown]
+    images, places = [], visual.nonzero().flatten().tolist()
+    for picture, (_, height, width) in zip(pictures, inputs["image_grid_thw"].tolist(), strict=True):
+        rows, columns = (side // loaded.image_processor.merge_size for side in (height, width))
+        size = (width * loaded.image_processor.patch_size, height * loaded.image_processor.patch_size)
+        images.append(ImageRecord(_data_uri(picture.convert("RGB").resize(size)), places[0], rows, columns))
+        places = places[rows * columns :]
+    return PromptRecord(loaded.name, _layers(model), question, tokens, records, images)
+
+
+def split_stages(text: str) -> tuple[str | None, str]:
+    """The ViT-stage and LLM-stage policies that a text names: `dash`, `vision-dash`, or `vision-dash/dash` for both."""
+    vision, _, policy = text.partition("/")
+    if vision.partition(":")[0] in VISION_POLICIES:
+        return vision, policy or Dense.name
+    return None, text
+
+
+def _layers(model: Any) -> int:
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
+def _data_uri(picture: "Image") -> str:
+    """The picture as the model sees it, in PNG."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _prefill(model: Any, prompt: dict[str, torch.Tensor], text: str, kinds: torch.Tensor | None) -> PolicyRecord:
+    """kinds: what each token is, [prompt]; None for a prompt of text."""
+    vision, policy = split_stages(text)
+    with halting(model, parse_policy(policy), vision=vision) as halted:
+        model(**prompt, use_cache=False, logits_to_keep=1)
+    return _record(text, halted.report, {stage.last: stage.policies for stage in halted.stages}, kinds)
+
+
+def _record(
+    text: str, report: Report, deciding: dict[int, tuple[Policy, ...]], kinds: torch.Tensor | None
+) -> PolicyRecord:
+    """deciding: the policies that decide at a layer."""
     prompt = report.prompts[0]
     halted = torch.full((prompt,), -1)
     active, stages = torch.arange(prompt), []
     for number, ((layer, (kept,)), (scores,)) in enumerate(zip(report.stages, report.scores, strict=True)):
-        assert scores is not None  # a stage is in the report only if it halted something
         stays = torch.isin(active, kept.cpu())
-        stages.append(_stage(layer, deciding[layer], active, scores.float().cpu(), stays, prompt))
+        if scores is None:  # dropped in the ViT: a stage of the decoder is in the report only if it halted something
+            assert kinds is not None
+            stages.append(StageRecord(layer, _runs(kinds == IMAGE), [], None, None))
+            kinds = torch.where(torch.isin(torch.arange(prompt), kept.cpu()), kinds, DROPPED)
+        else:
+            stages.append(_stage(layer, deciding[layer], active, scores.float().cpu(), stays, prompt, kinds))
         halted[active[~stays]] = number
         active = active[stays]
     return PolicyRecord(text, round(report.speedup_bound, 4), halted.tolist(), stages)
 
 
 def _stage(
-    layer: int, policy: Policy, active: torch.Tensor, scores: torch.Tensor, stays: torch.Tensor, prompt: int
+    layer: int,
+    policies: tuple[Policy, ...],
+    active: torch.Tensor,
+    scores: torch.Tensor,
+    stays: torch.Tensor,
+    prompt: int,
+    kinds: torch.Tensor | None,
 ) -> StageRecord:
     """active: positions [n] until this decision; stays: which of them stay, [n] bool."""
-    eligible = policy.eligible(active, prompt)
-    ranked = scores.clone()
-    ranked[eligible] = spread_over_chunks(scores[eligible], policy.chunk)
+    every, ranked = torch.zeros(prompt, dtype=torch.bool), scores.clone()
+    for policy in policies:  # each on the tokens of its own scope
+        may = policy.eligible(torch.arange(prompt), prompt, kinds)
+        ranked[may[active]] = spread_over_chunks(scores[may[active]], policy.chunk)
+        every |= may
+    eligible = every[active]
     chosen, dropped = ranked[eligible & stays], ranked[eligible & ~stays]
-    decides = len(chosen) > 0 and chosen.min() >= dropped.max() and chosen.max() > dropped.min()
+    decides = len(policies) == 1 and len(chosen) > 0 and chosen.min() >= dropped.max() and chosen.max() > dropped.min()
     return StageRecord(
         layer=layer,
-        eligible=_runs(policy.eligible(torch.arange(prompt), prompt)),
+        eligible=_runs(every),
         scores=_rounded(scores),
-        ranked=None if policy.chunk == 1 else _rounded(ranked),
+        ranked=None if all(policy.chunk == 1 for policy in policies) else _rounded(ranked),
         cut=_rounded(chosen.min()[None])[0] if decides else None,
     )
 

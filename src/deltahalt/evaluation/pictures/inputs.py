@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
-from deltahalt.errors import InputError
+from deltahalt.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,10 +28,43 @@ def picture_inputs(
     """
     if len(pictures) != len(questions) or not pictures:
         raise InputError(f"{len(pictures)} pictures and {len(questions)} questions: give one question a picture")
-    inputs = image_processor(list(pictures), return_tensors="pt")
-    grid = inputs["image_grid_thw"]
-    counts = grid.prod(dim=1) // image_processor.merge_size**2
-    prompts = [_prompt(model, tokenizer, text, count) for text, count in zip(questions, counts.tolist(), strict=True)]
+    return _encode(model, tokenizer, image_processor, [[picture] for picture in pictures], questions)
+
+
+def pictures_inputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any,
+    pictures: Sequence["Image"],
+    question: str,
+) -> BatchFeature:
+    """What `generate` takes: one question about one or more pictures, which come before it. Raises as `picture_inputs`.
+
+    Raises UnsupportedError for a model that takes pictures in another way, and InputError for too long a prompt.
+    """
+    if not (hasattr(image_processor, "merge_size") and hasattr(model.config, "image_token_id")):
+        raise UnsupportedError(f"{model.config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
+    inputs = _encode(model, tokenizer, image_processor, [pictures], [question])
+    tokens, limit = inputs["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
+    if tokens > limit:
+        raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give fewer or smaller pictures")
+    return inputs
+
+
+def _encode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any,
+    pictures: Sequence[Sequence["Image"]],
+    questions: Sequence[str],
+) -> BatchFeature:
+    """A row for each question, with its own pictures before it."""
+    inputs = image_processor([picture for own in pictures for picture in own], return_tensors="pt")
+    counts = iter((inputs["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist())
+    prompts = [
+        _prompt(model, tokenizer, text, [next(counts) for _ in own])
+        for own, text in zip(pictures, questions, strict=True)
+    ]
     inputs.update(tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False))
     inputs.pop("token_type_ids", None)
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
@@ -39,14 +72,13 @@ def picture_inputs(
     return inputs.to(model.device)
 
 
-def _prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, count: int) -> str:
-    """The chat, with as many placeholders as the picture has visual tokens."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
+def _prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, counts: list[int]) -> str:
+    """The chat, with as many placeholders as each picture has visual tokens."""
+    content = [*({"type": "image"} for _ in counts), {"type": "text", "text": question}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     chat = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     placeholder = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
-    if chat.count(placeholder) != 1:
-        raise InputError(
-            f"{placeholder} is {chat.count(placeholder)} times in the chat: it must be there once, for a picture"
-        )
-    return chat.replace(placeholder, placeholder * count)
+    first, *others = chat.split(placeholder)
+    if len(others) != len(counts):
+        raise InputError(f"{placeholder} is {len(others)} times in the chat: it must be there once for each picture")
+    return first + "".join(placeholder * count + text for count, text in zip(counts, others, strict=True))
