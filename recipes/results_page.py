@@ -33,10 +33,10 @@ columns are: [bench](bench.md), [evaluate](evaluate.md). Lines marked *paper* ar
 Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Rows of smoke-*.jsonl are of
 `make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md).
 
-What smollm2-135m scores in the paper's tables shows that every method there runs by the same command, and what that
-took on one core. It does not rank the methods, and says nothing about the paper's numbers: the samples are few, of long
-prompts only the end is read, and the model has 135 million parameters. LLMLingua2 and BERTScore need encoders that have
-to be downloaded, and were not run."""
+What smollm2-135m scores in the paper's tables shows that the methods there run by the same command, and roughly what
+that takes on one core. It does not rank the methods, and says nothing about the paper's numbers: the samples are few,
+of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 and BERTScore need encoders
+that have to be downloaded, and were not run."""
 
 
 @dataclass(frozen=True)
