@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from string import ascii_uppercase
 from typing import Any
 
 from paper_tables import PAPER
@@ -24,12 +25,18 @@ from deltahalt.tables import KINDS, markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 FULL = "full model"
+LONGEST = 40  # characters of a policy that a table is still easy to read with
 HEAD = """# Results
 
 Written by `make results` from the rows in `results/` and from the paper's numbers in `recipes/paper.json`. What the
 columns are: [bench](bench.md), [evaluate](evaluate.md). Lines marked *paper* are the paper's, of
 Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Rows of smoke-*.jsonl are of
-`make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md)."""
+`make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md).
+
+What smollm2-135m scores in the paper's tables shows that the methods there run by the same command, and roughly what
+that takes on one core. It does not rank the methods, and says nothing about the paper's numbers: the samples are few,
+of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 and BERTScore need encoders
+that have to be downloaded, and were not run."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,19 @@ def _shown(figure: float | None, style: str, unit: str = "") -> str:
 def _listed(files: Sequence[Path]) -> Iterator[str]:
     for file in files:
         yield f"`{file.name}`:"
-        yield markdown(read_rows(file, *KINDS))
+        rows: list[Any] = read_rows(file, *KINDS)
+        yield from _lettered(markdown(rows), [row.policy for row in rows])
+
+
+def _lettered(tables: str, policies: Iterable[str]) -> Iterator[str]:
+    """What the letters in the tables mean, where there are any, and the tables, with letters for long policies."""
+    long = dict.fromkeys(policy for policy in policies if len(policy) > LONGEST)
+    letters = dict(zip(long, ascii_uppercase, strict=False))
+    if letters:
+        yield "\n".join(f"- **{letter}** is `{policy}`" for policy, letter in letters.items())
+    for policy, letter in letters.items():
+        tables = tables.replace(f"| `{policy}` |", f"| **{letter}** |")
+    yield tables
 
 
 def committed() -> list[Path]:

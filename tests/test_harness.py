@@ -175,7 +175,7 @@ def test_dense_scores_are_lm_evals_own(batch: int, tiny_folder: Path, data: Path
 
 
 def test_no_network_is_called_and_rows_say_what_ran(
-    evaluate: Callable[..., int], tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
+    evaluate: Callable[..., int], tiny_folder: Path, tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "out" / "rows.jsonl"
     names = "longbench_trec_e,niah_multikey_3,needle,loogle_shortdep_cloze"
@@ -193,6 +193,7 @@ def test_no_network_is_called_and_rows_say_what_ran(
     ]
     for row in written:
         assert (row["policy"], row["seed"], row["dtype"], row["lm_eval"][:2]) == (policy, 5, "float32", "0.")
+        assert row["model"] == tiny_folder.name  # and not where it lies
         assert row["samples"] == (1 if "cloze" in row["task"] else 2)
         assert 0 <= row["value"] <= 1
         assert row["seconds"] > 0

@@ -18,6 +18,8 @@ from deltahalt.evaluation.pictures.table import adr, full_of
 from deltahalt.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
+from deltahalt.harness.equality import EqualityRow
+from deltahalt.harness.equality import markdown as equality_table
 from deltahalt.profile import Profile, shipped
 from deltahalt.rows import read_rows
 
@@ -91,6 +93,18 @@ def test_the_vision_tables_are_those_of_the_committed_rows(file: Path) -> None:
     written = (ROOT / "docs" / "vision-accuracy.md").read_text(encoding="utf-8")
     for table in vision_tables(read_rows(file, VisionRow)).split("\n\n"):
         assert table in written, f"paste: deltahalt report results/{file.name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("equality-*.jsonl")), ids=lambda file: file.name)
+def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
+    rows = read_rows(file, EqualityRow)
+    assert equality_table(rows) in (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8"), (
+        f"paste: deltahalt report results/{file.name}"
+    )
+    for batch in (1, 4):
+        own = [row for row in rows if row.batch_size == batch]
+        assert sum(row.samples for row in own) >= 100
+        assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
 
 
 @pytest.mark.parametrize("profile", shipped(), ids=lambda profile: profile.model)

@@ -19,6 +19,7 @@ from deltahalt.harness.rows import EvalRow
 from deltahalt.models import LoadedModel
 from deltahalt.options import with_options
 from deltahalt.policies import parse_policy
+from deltahalt.rows import append_rows
 from deltahalt.vision.policies import parse_vision_policy
 from test_rows import scored
 
@@ -165,6 +166,15 @@ def test_measured_efficiency_is_of_all_a_groups_tasks(
     assert len(table(*full, slow)) == 1  # a task is missing
     assert table(slow, fast) == []  # the full model is
     assert len(table(*full, slow, replace(fast, machine="another"))) == 1
+
+
+def test_long_policies_are_letters_that_are_explained(recipe: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    long = [f"window-attention:start={start},heads=max,keep_first=256" for start in (4, 40)]
+    append_rows(tmp_path / "eval-tiny.jsonl", [scored(policy, 0.5) for policy in ("dense", *long, long[0])])
+    _, legend, content = recipe("results_page")._listed([tmp_path / "eval-tiny.jsonl"])
+    assert legend == f"- **A** is `{long[0]}`\n- **B** is `{long[1]}`"
+    shown = [line.split(" | ")[3] for line in content.splitlines()[2:]]
+    assert shown == ["`dense`", "**A**", "**B**", "**A**"]
 
 
 def test_a_run_on_images_without_results_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from deltahalt.evaluation.pictures.row import VisionRow
 from deltahalt.evaluation.pictures.table import markdown as vision_table
 from deltahalt.evaluation.summary import markdown as sweep_table
 from deltahalt.evaluation.sweep import SweepRow
+from deltahalt.harness.equality import EqualityRow
+from deltahalt.harness.equality import markdown as equality_table
 from deltahalt.harness.rows import EvalRow
 from deltahalt.harness.table import markdown as eval_table
 from deltahalt.rows import Row
@@ -19,6 +21,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     BenchRow: bench_table,
     SweepRow: sweep_table,
     EvalRow: eval_table,
+    EqualityRow: equality_table,
     Observation: observe_table,
     VisionRow: vision_table,
 }

@@ -81,7 +81,7 @@ class DeltahaltLM(HFLM):
         **options: Any,
     ) -> None:
         own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
-        self.name, self.policy_text = pretrained, with_options(policy, options)
+        self.policy_text = with_options(policy, options)
         dense = not names_profile(self.policy_text) and isinstance(parse_method(self.policy_text), Dense)
         self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
@@ -100,6 +100,7 @@ class DeltahaltLM(HFLM):
             attention=attention,
             trust_remote_code=trust_remote_code,
         )
+        self.name = loaded.name
         self.policy_text = policy_text(self.policy_text, find_decoder(loaded.model))
         self.policy, self.spent = parse_method(self.policy_text), Spent()
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
