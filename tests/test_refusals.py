@@ -297,6 +297,9 @@ MODELS: dict[str, tuple[Callable[[], Any], Policy | Progressive, dict[str, Any],
         "halting is for causal decoders",
     ),
     "frozen behind a window": (lambda: tiny("gemma3"), DASH, FROZEN, UnsupportedError, 'use "drop"'),
+    "exit behind a window": (
+        lambda: tiny("gemma3"), SingleInputKV(start=3), {}, UnsupportedError, "single-input-kv are not supported"
+    ),
     "unknown halted_kv": (tiny, DASH, {"halted_kv": "melted"}, PolicyError, "choose one of drop, frozen"),
     "start at the last layer": (tiny, Dash(start=5), {}, PolicyError, "start at 4 at most"),
     "start beyond the layers": (tiny, Dash(start=17), {}, PolicyError, "start at 4 at most"),
