@@ -4,14 +4,15 @@ usage: accuracy_policies.py frontier LAYERS VARIED,...
        accuracy_policies.py signals START,...
 
 frontier: window attention at 1.7x and 2.5x, in a model of LAYERS layers. One decision at every layer that calibration
-would try, with a look ahead at all deeper ones; at the layers VARIED what else calibration would try, and exits behind
+would try, with a look ahead at all deeper ones; at the layers VARIED what else calibration would try, and pairs of
 them. signals: every signal at every START, with what the paper ablates.
 """
 
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 
-from deltahalt.evaluation.calibrate import ALL, DEEPEST, OTHERS, Plan, exit_layers
+from deltahalt.evaluation.calibrate import ALL, DEEPEST, OTHERS, pair, single
 from deltahalt.profile import attention_policy
 
 
@@ -19,12 +20,13 @@ def frontier(layers: int, varied: list[int]) -> Iterator[str | None]:
     """Policies at 1.7x and 2.5x; None where a schedule cannot be that fast."""
     yield "dense"
     yield attention_policy(layers // 2, 0.5)
-    exits = exit_layers(layers)
-    yield from (f"single-input-kv:start={exit_}" for exit_ in exits)
-    every = [Plan(layer) for layer in range(layers // 8, int(DEEPEST * layers) + 1)]
-    others = [Plan(layer, settings=other) for layer in varied for other in OTHERS]
-    both = [Plan(layer, exit_, settings) for layer in varied for exit_ in exits for settings in (ALL, *OTHERS)]
-    yield from (plan.policy(speedup, layers) for speedup in (1.7, 2.5) for plan in (*every, *others, *both))
+    for speedup in (1.7, 2.5):
+        every = {layer: single(layer, speedup, layers, ALL) for layer in range(layers // 8, int(DEEPEST * layers) + 1)}
+        yield from every.values()
+        yield from (single(layer, speedup, layers, other) for layer in varied for other in OTHERS)
+        for first, last in combinations(varied, 2):
+            if every[first]:
+                yield pair(every[first], every[last] or attention_policy(last, 0.9, **ALL), speedup, layers)
 
 
 def signals(starts: list[str]) -> Iterator[str]:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deltahalt import InputError, SingleInputKV, UnsupportedError, WindowAttention, parse_policy
-from deltahalt.evaluation.calibrate import NOISE, Plan, calibrate, choose, deciding_layers, exit_layers, rate
+from deltahalt import InputError, UnsupportedError, WindowAttention, parse_policy
+from deltahalt.evaluation.calibrate import ALL, NOISE, calibrate, choose, deciding_layers, layer_of, pair, rate, single
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import SweepRow, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
@@ -15,42 +15,46 @@ from tiny import tiny
 
 
 @pytest.mark.parametrize("target", [1.5, 1.7, 2.0])
-@pytest.mark.parametrize("exit_", [None, 20])
 @pytest.mark.parametrize("layer", [3, 9])
-def test_a_plan_meets_its_target_with_the_smallest_ratio(layer: int, exit_: int | None, target: float) -> None:
-    text = Plan(layer, exit_).policy(target, 28)
+def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, target: float) -> None:
+    text = single(layer, target, 28, {})
     assert text is not None
-    stage, *rest = parse_policy(text).stages
-    assert [stage.start for stage in rest] == ([] if exit_ is None else [exit_])
-    assert reference_speedup(parse_policy(text), 28) >= target
+    (stage,) = parse_policy(text).stages
+    assert reference_speedup(stage, 28) >= target
     less = text.replace(f"pruning_ratio={stage.pruning_ratio}", f"pruning_ratio={stage.pruning_ratio - 0.005:.3f}")
     assert reference_speedup(parse_policy(less), 28) < target
 
 
-def test_an_exit_alone_is_tried_where_it_is_fast_enough_and_halts_nothing_more_there() -> None:
-    assert Plan(None, 16).policy(1.5, 28) == "single-input-kv:start=16"
-    assert Plan(4, 16).policy(1.5, 28) is None
-    assert Plan(None, 24).policy(1.5, 28) is None
-    assert Plan(4, 24).policy(1.5, 28) is not None
+def _at(layer: int, target: float) -> str:
+    text = single(layer, target, 28, ALL)
+    assert text is not None
+    return text
+
+
+@pytest.mark.parametrize(("first", "last", "target"), [(4, 14, 1.7), (4, 8, 2.5), (8, 9, 1.7)])
+def test_two_decisions_meet_their_target_and_ratios_rise(first: int, last: int, target: float) -> None:
+    text = pair(_at(first, target), _at(last, 1.5), target, 28)
+    assert text is not None
+    policy = parse_policy(text)
+    assert [stage.start for stage in policy.stages] == [first, last]
+    assert policy.stages[0].pruning_ratio < policy.stages[1].pruning_ratio
+    assert reference_speedup(policy, 28) >= target
 
 
 def test_what_no_ratio_reaches_is_none() -> None:
-    assert Plan(20).policy(2.0, 28) is None
-    assert Plan(16, 24).policy(2.5, 28) is None
+    assert single(20, 2.0, 28, {}) is None
+    assert pair(_at(20, 1.2), _at(22, 1.1), 2.0, 28) is None
+    assert pair(_at(14, 1.5), _at(4, 1.5), 1.5, 28) is None
 
 
 @pytest.mark.parametrize(("layer", "ahead"), [(3, 24), (17, 10)])
 def test_a_look_ahead_at_all_layers_names_as_many_as_there_are(layer: int, ahead: int) -> None:
-    text = Plan(layer).policy(1.3, 28)
+    text = single(layer, 1.3, 28, ALL)
     assert text is not None
+    assert layer_of(text) == layer
     (stage,) = parse_policy(text).stages
     assert isinstance(stage, WindowAttention)
-    assert (stage.start, stage.ahead, stage.across) == (layer, ahead, "max")
-
-
-@pytest.mark.parametrize("depth", [4, 24, 28, 30, 80])
-def test_exits_leave_deeper_layers_to_save(depth: int) -> None:
-    assert all(depth // 2 <= layer <= depth - 2 for layer in exit_layers(depth))
+    assert (stage.ahead, stage.across) == (ahead, "max")
 
 
 def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
@@ -67,7 +71,6 @@ def _choice(policy: str, speedup: float, loss: float) -> Choice:
     return Choice(policy, speedup, loss, 1.0)
 
 
-EXIT = "single-input-kv:start=16"
 A, B, C = (f"dash:pruning_ratio={ratio}" for ratio in (0.6, 0.7, 0.8))
 MEASURED = [_choice("dense", 1, 0), _choice(A, 1.7, 0.1), _choice(B, 1.8, 0.05), _choice(C, 2.5, 0.3)]
 
@@ -81,7 +84,6 @@ def test_for_each_speed_the_least_loss_is_chosen() -> None:
 def test_of_equal_losses_the_one_that_halts_least_is_chosen() -> None:
     nearly = [_choice(A, 1.7, 0.054), _choice(B, 1.8, 0.05), _choice(C, 2.5, 0.051)]
     assert [choice.policy for choice in choose(nearly, [1.7], None)] == [A]
-    assert [choice.policy for choice in choose([*nearly, _choice(EXIT, 1.7, 0.052)], [1.7], None)] == [EXIT]
     worse = [_choice(A, 1.7, 0.056), *nearly[1:]]
     assert [choice.policy for choice in choose(worse, [1.7], None)] == [B]
 
@@ -131,7 +133,6 @@ def test_for_a_loss_what_cannot_be_reached_is_left_out(loaded_tiny: LoadedModel,
 def test_only_the_layers_asked_for_are_tried(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     samples = [Sample("tide", "The tide is in. " * 28)]
     profile = calibrate(loaded_tiny, samples, [1.5], tmp_path / "rows.jsonl", layers=[1])
-    stages = [stage for line in profile.evidence["tried"] for stage in parse_policy(line["policy"]).stages]
-    assert {stage.start for stage in stages if not isinstance(stage, SingleInputKV)} == {1}
+    assert all("start=1," in line["policy"] and "+" not in line["policy"] for line in profile.evidence["tried"])
     with pytest.raises(InputError, match=r"layers \[5\] cannot decide"):
         calibrate(loaded_tiny, samples, [1.5], tmp_path / "rows.jsonl", layers=[1, 5])

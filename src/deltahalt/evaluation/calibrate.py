@@ -1,8 +1,11 @@
 """Calibration: measure candidate policies on a model, keep the best for each speed that is asked for."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -24,12 +27,12 @@ from deltahalt.profile import Choice, Profile, Signature, attention_policy
 
 DEEPEST = 0.62  # of the depth: a decision later than that saves too little
 HIGHEST = 0.95  # ratio that a stage may have
-BEST = 3  # layers that are tried with exits, and plans with other settings
+BEST = 3  # layers that are tried with other settings, and in pairs
 Settings = dict[str, Any]  # options of window attention
 ALL: Settings = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer: lost least where it was measured
 OTHERS: tuple[Settings, ...] = (ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 12}, {"ahead": 6}, {})
 NOISE = 0.005  # losses that differ by less, in nats a token, are equal
-ANSWER = 48  # tokens of each answer that are judged
+ANSWER = 24  # tokens of each answer that are judged
 
 
 def calibrate(
@@ -49,9 +52,8 @@ def calibrate(
     fastest of those measured that lose no more. layers: try these only. rows: JSONL that every measurement goes to; a
     calibration that was cut short goes on from it. tick: told what is measured, before each sample.
 
-    Every layer first, at the ratio that gives the target, and exits alone; then exits behind the best layers; then
-    other chunks and shorter looks ahead for the best of all. Raises InputError where no policy reaches a target, none
-    keeps the loss, or a layer cannot decide.
+    Every layer first, at the ratio that gives the target; then other chunks, shorter looks ahead and a second decision
+    for the best. Raises InputError where no policy reaches a target, none keeps the loss, or a layer cannot decide.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
@@ -60,29 +62,27 @@ def calibrate(
     measured: dict[str, Choice] = {}
     begin = perf_counter()
 
-    def measure(plans: Iterable[Plan], target: float, what: str) -> list[Plan]:
-        """Rate the plans that reach the target, and return them, best first."""
-        found = {policy: plan for plan in plans if (policy := plan.policy(target, depth))}
-        new = [policy for policy in found if policy not in measured]
+    def measure(policies: Iterable[str | None], what: str) -> list[Choice]:
+        """Rate the policies that there are, best first."""
+        wanted = list(dict.fromkeys(policy for policy in policies if policy))
+        new = [policy for policy in wanted if policy not in measured]
         tick(what)
-        rated = rate(sweep(loaded, own, new, rows, way, tick=lambda: tick(what))) if new else []
-        measured.update((choice.policy, choice) for choice in rated)
-        return [found[policy] for policy in sorted(found, key=lambda policy: measured[policy].loss)]
+        found = rate(sweep(loaded, own, new, rows, way, tick=lambda: tick(what))) if new else []
+        measured.update((choice.policy, choice) for choice in found)
+        return sorted((measured[policy] for policy in wanted), key=lambda choice: choice.loss)
 
-    depth, able = len(decoder.layers), deciding_layers(decoder)
-    exits = [] if any(family_of(decoder.config).windows(decoder.config)) else exit_layers(depth)
+    depth = len(decoder.layers)
+    able = deciding_layers(decoder)
     if unable := sorted(set(layers or ()).difference(able)):
         raise InputError(f"layers {unable} cannot decide: choose among {able}")
     for target in targets:
-        alone = [Plan(None, place) for place in exits]
-        ranked = measure([*alone, *(Plan(layer) for layer in layers or able)], target, f"{target}x: which layer")
+        ranked = measure((single(layer, target, depth, ALL) for layer in layers or able), f"{target}x: which layer")
         if not ranked and max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
-        first = [plan.layer for plan in ranked if plan.layer is not None][:BEST]
-        both = [Plan(layer, place) for layer in first for place in exits]
-        ranked = measure([*ranked, *both], target, f"{target}x: with an exit")
-        best = [plan for plan in ranked if plan.layer is not None][:BEST]
-        measure([replace(plan, settings=other) for plan in best for other in OTHERS], target, f"{target}x: settings")
+        best = [choice.policy for choice in ranked[:BEST]]
+        varied = [single(layer_of(policy), target, depth, other) for policy in best for other in OTHERS]
+        both = [pair(first, last, target, depth) for first, last in permutations(best, 2)]
+        measure([*varied, *both], f"{target}x: other settings, two decisions")
 
     return Profile(
         model=loaded.name,
@@ -124,7 +124,7 @@ def _mean(tasks: Sequence[PolicySummary]) -> Choice:
 def choose(measured: Sequence[Choice], targets: Sequence[float], max_loss: float | None) -> tuple[Choice, ...]:
     """For each target the least loss at that speed or above; or, with `max_loss`, the fastest that loses no more.
 
-    Of equal losses the one that forgets the smallest share of the tokens: real prompts are harder than generated ones.
+    Of equal losses the one that halts the smallest share of the tokens: real prompts are harder than generated ones.
     Raises InputError if there is none.
     """
     if max_loss is not None:
@@ -144,8 +144,8 @@ def choose(measured: Sequence[Choice], targets: Sequence[float], max_loss: float
 
 
 def _halted_share(policy: str) -> float:
-    """Share of the tokens that deeper layers cannot read."""
-    return max((stage.pruning_ratio for stage in parse_policy(policy).stages if not stage.serves_halted), default=0.0)
+    stages = parse_policy(policy).stages
+    return stages[-1].pruning_ratio if stages else 0.0
 
 
 def deciding_layers(decoder: Any) -> list[int]:
@@ -161,37 +161,45 @@ def deciding_layers(decoder: Any) -> list[int]:
     return layers
 
 
-def exit_layers(depth: int) -> list[int]:
-    """Layers at which all but the latest tokens may stop: every second one from 3/5 to 7/8 of the depth."""
-    return list(range(3 * depth // 5, min(depth - depth // 8, depth - 2) + 1, 2))
+def single(layer: int, target: float, depth: int, settings: Settings) -> str | None:
+    """One decision at `layer` with the ratio that gives `target`, in a model `depth` layers deep; None if none does."""
+    ahead = min(settings.get("ahead", 0), depth - 1 - layer)
+    return _solve(lambda ratio: attention_policy(layer, ratio, **settings | {"ahead": ahead}), target, depth)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One way to be fast: attention with `settings` halts at `layer`, all but the latest stop at `leave`, or both."""
-
-    layer: int | None
-    leave: int | None = None
-    settings: Settings = field(default_factory=lambda: ALL)
-
-    def policy(self, target: float, depth: int) -> str | None:
-        """The policy that gives `target` in a model `depth` layers deep; None if none does.
-
-        None, too, where the exit alone is fast enough and attention would have nothing to do.
-        """
-        end = "" if self.leave is None else f"single-input-kv:start={self.leave}"
-        enough = bool(end) and reference_speedup(parse_policy(end), depth) >= target
-        if self.layer is None:
-            return end if enough else None
-        if enough:
-            return None
-        layer, last = self.layer, end and f"+{end}"
-        settings = self.settings | {"ahead": min(self.settings.get("ahead", 0), depth - 1 - layer)}
-        return _solve(lambda ratio: attention_policy(layer, ratio, **settings) + last, target, depth)
+def layer_of(policy: str) -> int:
+    """The layer at which a policy of one decision takes it."""
+    (stage,) = parse_policy(policy).stages
+    assert isinstance(stage.start, int)
+    return stage.start
 
 
-def _solve(policy: Callable[[float], str], target: float, depth: int) -> str | None:
+def pair(first: str, last: str, target: float, depth: int) -> str | None:
+    """Two decisions that give `target` together, at the layers of two single ones; None if none do.
+
+    The first halts half of what it would alone, or three quarters where half is too little; the second does the rest.
+    """
+    before, after = parse_policy(first).stages[0], parse_policy(last).stages[0]
+    if before.start >= after.start:
+        return None
+    for share in (0.5, 0.75):
+        ratio = round(share * before.pruning_ratio, 3)
+        both = _solve(partial(_join, _with_ratio(first, ratio), last), target, depth, ratio)
+        if both is not None:
+            return both
+    return None
+
+
+def _join(first: str, last: str, ratio: float) -> str:
+    return f"{first}+{_with_ratio(last, ratio)}"
+
+
+def _with_ratio(policy: str, ratio: float) -> str:
+    return re.sub(r"pruning_ratio=[\d.]+", f"pruning_ratio={ratio}", policy)
+
+
+def _solve(policy: Callable[[float], str], target: float, depth: int, lowest: float = 0.0) -> str | None:
     """`policy` with the smallest ratio, in steps of 0.005, whose schedule is at least as fast as `target`."""
-    ratios = [step / 200 for step in range(1, int(HIGHEST * 200) + 1)]
+    ratios = [step / 200 for step in range(int(lowest * 200) + 1, int(HIGHEST * 200) + 1)]
     at = bisect_left(ratios, target, key=lambda ratio: reference_speedup(parse_policy(policy(ratio)), depth))
     return policy(ratios[at]) if at < len(ratios) else None
