@@ -90,7 +90,7 @@ def loogle(folder: Path, _: random.Random, longest: int) -> list[Row]:
     for file, task in (("shortdep_qa", "loogle_short_qa"), ("longdep_qa", "loogle_long_qa")):
         for row in _read(folder / f"loogle/{file}.jsonl"):
             text = row["input"][:longest]
-            for pair in ast.literal_eval(row["qa_pairs"])[:4]:
+            for pair in ast.literal_eval(row["qa_pairs"]):
                 inside = task == "loogle_long_qa" or pair.get("S", "")[:60] in text
                 if inside and len(row["input"]) <= 120_000:
                     question = f"Question: {pair['Q']}\nAnswer:"

@@ -5,6 +5,7 @@ a mask written out by hand. So a halted run agrees with it only if compaction, p
 all right.
 """
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -58,9 +59,9 @@ class Feed:
 class Oracle(Feed):
     """Feeds the stock model, under masks that forbid deeper layers to read what `report` says was halted.
 
-    windows: by layer, how many columns back it attends. frozen: halted tokens may be read after all, but their hidden
-    states stay at their last value. inside: the layers whose tokens halt between attention and FFN. blocks: [B, T] the
-    image of a prompt's token within which it sees all others; -1 for none.
+    windows: by layer, how many columns back it attends. serving: the layers whose halted tokens may be read after
+    all, but stay at their last hidden state. inside: the layers whose tokens halt between attention and FFN.
+    blocks: [B, T] the image of a prompt's token within which it sees all others; -1 for none.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class Oracle(Feed):
         windows: Windows,
         report: Report,
         *,
-        frozen: bool = False,
+        serving: Collection[int] = (),
         inside: tuple[int, ...] = (),
         blocks: torch.Tensor | None = None,
     ) -> None:
         super().__init__(model, DynamicCache())  # without a config: every layer stores every column
-        self.windows, self.report, self.frozen, self.inside, self.blocks = windows, report, frozen, inside, blocks
+        self.windows, self.report, self.serving, self.inside, self.blocks = windows, report, serving, inside, blocks
         self.active: list[torch.Tensor] = []  # [B, columns] of the tokens that enter each layer, and leave the last
+        self.readable: list[torch.Tensor] = []  # the same, with those that serve K/V
 
     def __call__(
         self,
@@ -91,18 +93,22 @@ class Oracle(Feed):
         if self.active:
             read = new if dropped is None else new & ~dropped
             self.active = [torch.cat([active, read], dim=1) for active in self.active]
+            self.readable = [torch.cat([readable, read], dim=1) for readable in self.readable]
         else:
-            self.active = self._after_halting(new)
+            self.active = self._after_halting(new, ())
+            self.readable = self._after_halting(new, self.serving)
         with ExitStack() as undo:
             for index, layer in enumerate(self.model.get_decoder().layers):
                 self._mask(index, layer, ids.shape[1], undo)
-                if self.frozen:
+                if self.serving:
                     self._freeze(index, layer, ids.shape[1], undo)
             return super().__call__(ids, mask, positions, **options)
 
-    def _after_halting(self, real: torch.Tensor) -> list[torch.Tensor]:
+    def _after_halting(self, real: torch.Tensor, without: Collection[int]) -> list[torch.Tensor]:
         active = [real.clone() for _ in range(len(self.windows) + 1)]
         for decided, kept in self.report.stages:
+            if decided in without:
+                continue
             for row, positions in enumerate(kept):
                 padding = int((~real[row]).sum())
                 for deeper in active[decided + 1 :]:
@@ -112,7 +118,7 @@ class Oracle(Feed):
 
     def _mask(self, index: int, layer: nn.Module, new: int, undo: ExitStack) -> None:
         """Replace the mask that the host hands to a layer by one of [B, 1, new, columns]."""
-        readable = self.active[0] if self.frozen else self.active[index]
+        readable = self.readable[index]
         key = torch.arange(readable.shape[1])
         query = key[-new:, None]
         visible = key <= query

@@ -313,7 +313,9 @@ def test_several_samples_of_padded_prompts(halted_kv: Any) -> None:
             return_dict_in_generate=True,
         )
     assert len({tuple(row) for row in ours.sequences[:, 40:].tolist()}) > 3  # the samples differ
-    oracle = Oracle(model, FULL, halted.report, frozen=halted_kv == "frozen")
+    oracle = Oracle(
+        model, FULL, halted.report, serving=[layer for layer, _ in halted.report.stages if halted_kv == "frozen"]
+    )
     theirs = [oracle(ours.sequences[:, :40], mask.repeat_interleave(3, dim=0))[:, -1]]
     theirs += [oracle(ours.sequences[:, place : place + 1])[:, -1] for place in range(40, 43)]
     assert close(torch.stack(ours.logits), torch.stack(theirs))

@@ -15,6 +15,7 @@ from deltahalt import (
     Policy,
     Progressive,
     Random,
+    SingleInputKV,
     Uniform,
     WindowAttention,
     halting,
@@ -63,7 +64,11 @@ def gap(
         tiny(variant, attention),  # anew: dynamic RoPE remembers the longest input
         VARIANTS[variant].windows,
         halted.report,
-        frozen=options.get("halted_kv") == "frozen",
+        serving=[
+            layer
+            for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
+            if stage.serves_halted or options.get("halted_kv") == "frozen"
+        ],
         inside=tuple(
             layer
             for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
@@ -113,6 +118,25 @@ def test_two_stages(variant: str, attention: str) -> None:
 @pytest.mark.parametrize("variant", FULL_VARIANTS)
 def test_frozen_kv(variant: str, policy: Policy | Progressive, attention: str) -> None:
     assert gap(variant, attention, policy, (40, 29), halted_kv="frozen") < TOLERANCE
+
+
+EXIT = SingleInputKV(start=3, keep_last=4)
+EXITS = {
+    "alone": EXIT,
+    "inside": SingleInputKV(start=3, keep_last=4, boundary="attention"),
+    "behind another": Progressive([Dash(**HALF), EXIT]),
+    "in two steps": Progressive([SingleInputKV(start=1, keep_last=4, pruning_ratio=0.5), EXIT]),
+}
+
+
+@pytest.mark.parametrize("lengths", [(40,), (40, 29), (40, 4)], ids=str)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("exit_", EXITS)
+@pytest.mark.parametrize("variant", FULL_VARIANTS)
+def test_an_exit_reads_the_prompt_from_where_it_stopped(
+    variant: str, exit_: str, attention: str, lengths: tuple[int, ...]
+) -> None:
+    assert gap(variant, attention, EXITS[exit_], lengths) < TOLERANCE
 
 
 @pytest.mark.parametrize("halted_kv", ["drop", "frozen"])

@@ -15,14 +15,17 @@ from deltahalt import (
     LastTokenAttention,
     PolicyError,
     Random,
+    SingleInputKV,
     Uniform,
     UnsupportedError,
     WindowAttention,
+    halting,
     parse_policy,
 )
 from deltahalt.decision import Decision
 from deltahalt.policies import POLICIES
 from deltahalt.policy import LayerView, Policy, Stage
+from tiny import tiny
 from views import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, layer_view
 
 SCORING = [policy for name, policy in POLICIES.items() if name != "dense"]
@@ -305,3 +308,15 @@ def test_uniform_leaves_as_much_before_the_first_token_as_after_the_last(tokens:
 
 def test_uniform_of_nothing_is_nothing() -> None:
     assert Uniform().select(torch.zeros(10), 0).tolist() == []
+
+
+@pytest.mark.parametrize("option", [{"keep_first": 4}, {"scope": "text"}, {"chunk": 16}])
+def test_an_exit_leaves_no_active_token_before_a_halted_one(option: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="the latest tokens"):
+        SingleInputKV(**option)
+
+
+def test_an_exit_needs_a_cache_to_serve_from() -> None:
+    model = tiny()
+    with halting(model, SingleInputKV(start=1, keep_last=4)), pytest.raises(UnsupportedError, match="use_cache"):
+        model(input_ids=torch.arange(1, 41)[None], use_cache=False, logits_to_keep=1)

@@ -26,7 +26,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("start", True),
         ("start", math.nan),
         ("pruning_ratio", -0.1),
-        ("pruning_ratio", 1.0),
+        ("pruning_ratio", 1.01),
         ("pruning_ratio", math.nan),
         ("keep_first", -1),
         ("keep_last", 0),

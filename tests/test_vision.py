@@ -92,7 +92,7 @@ def gap(name: str, attention: str, policy: Policy | Progressive, rows: tuple[Row
         model,
         VISION[name].windows,
         halted.report,
-        frozen=options.get("halted_kv") == "frozen",
+        serving=[layer for layer, _ in halted.report.stages if options.get("halted_kv") == "frozen"],
         blocks=prompts.blocks if name == "gemma3" else None,
     )
     theirs = logits_of(oracle, prompts)

@@ -23,7 +23,7 @@ def run_layers(
 ) -> tuple[TokenStream, Trace]:
     """Run numbered layers of the host, halting tokens at each of `stages` (DASH, Alg. 1); fills the call's cache.
 
-    freeze: halted tokens go on serving K and V of their last hidden state. min_tokens: shorter prompts stay whole.
+    freeze: all halted tokens go on serving K and V of their last hidden state. min_tokens: shorter prompts stay whole.
     Returns the tokens that are still active, and the trace of the run.
     """
     trace, decision = Trace.begin(stream, dropped=call.dropped), None

@@ -1,6 +1,6 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from deltahalt.families import family_of
 from deltahalt.families.base import Module
 from deltahalt.flops import ModelShape
 from deltahalt.handover import WANTED, Handover
-from deltahalt.policy import AnyPolicy, place
+from deltahalt.policy import AnyPolicy, Stage, place
 from deltahalt.report import Report
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
@@ -29,12 +29,18 @@ Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from
 POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 
 
-def freezes(halted_kv: str, shape: ModelShape) -> bool:
-    """Whether halted tokens go on serving K/V. Raises PolicyError for an unknown word, UnsupportedError for windows."""
+def freezes(halted_kv: str, shape: ModelShape, stages: Iterable[Stage]) -> bool:
+    """Whether the tokens that any stage halts go on serving K/V.
+
+    Raises PolicyError for an unknown word, and UnsupportedError for windows where tokens of one of `stages` do.
+    """
     if halted_kv not in get_args(HaltedKV):
         raise PolicyError(f"halted_kv is {halted_kv!r}; choose one of {', '.join(get_args(HaltedKV))}")
-    if halted_kv == "frozen" and any(shape.windows):
-        raise UnsupportedError('halted_kv="frozen" is not supported on sliding-window layers: use "drop"')
+    if any(shape.windows) and (halted_kv == "frozen" or any(stage.serves_halted for stage in stages)):
+        raise UnsupportedError(
+            'halted_kv="frozen" and single-input-kv are not supported on sliding-window layers: use "drop", and '
+            "another policy"
+        )
     return halted_kv == "frozen"
 
 
@@ -58,7 +64,7 @@ class Halted:
         self.family = family_of(config)
         self.stages = place(policy, config.num_hidden_layers, vision=handover is not None)
         self.shape = ModelShape.of(config)
-        self.freeze = freezes(halted_kv, self.shape)
+        self.freeze = freezes(halted_kv, self.shape, self.stages)
         self.min_prompt_tokens, self.timed, self.depth = min_prompt_tokens, timed, depth
         self._report: Report | None = None
 
@@ -90,6 +96,8 @@ class Halted:
         kwargs |= dict(zip(POSITIONAL, args, strict=False))
         stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
         stages = tuple(stage for stage in self.stages if decide(stage, call, stream, self.min_prompt_tokens))
+        if call.cache is None and any(stage.serves_halted for stage in stages):
+            raise UnsupportedError("single-input-kv needs a cache: leave use_cache on")
         compacted = bool(stages) or call.dropped
         tail = 1 if call.dropped else min((stage.tail for stage in stages), default=0)
         if compacted and wanted is not None and not 0 < wanted <= tail:

@@ -124,21 +124,23 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
     paper: as in the paper's Eq. 7, where layer l_s runs on the kept tokens already; Alg. 1, and this engine, run it
     in full.
     """
-    loads, active, placed = [], tokens, place(policy, layers)
+    loads, active, serving, placed = [], tokens, 0, place(policy, layers)
     stages = {stage.last: policy for stage in placed for policy in stage.policies}
     for layer in range(layers):
         before = attended = fed = active
+        frozen = serving
         if layer in stages and stages[layer].kept(tokens) < before:
             active = stages[layer].kept(tokens)
             attended = active if paper else before
             fed = active if paper or stages[layer].boundary == "attention" else before
+            serving += (before - active) * stages[layer].serves_halted
         looked = before * sum(
             stage.ahead(policy, layer, layers)
             for stage in placed
             for policy in stage.policies
             if policy.kept(tokens) < before
         )
-        loads.append(LayerLoad(attended, fed, looked=looked))
+        loads.append(LayerLoad(attended, fed, frozen, looked))
     return loads
 
 

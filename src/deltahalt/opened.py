@@ -52,7 +52,8 @@ class OpenedLayer:
         decision.observe(partial(view_layer, self.index, self.call, before, update, after, stream.hidden))
         if self.index == decision.stage.last:
             active = decision.active_sets(stream)
-            stream = self.trace.halt(self.index, active, decision.row_scores(), stream, freeze=self.freeze)
+            freeze = self.freeze or decision.stage.serves_halted
+            stream = self.trace.halt(self.index, active, decision.row_scores(), stream, freeze=freeze)
         if inside:
             stream = self.fed = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.after = stream

@@ -58,7 +58,7 @@ class Policy:
     """A method that halts prompt tokens once, at its start layer.
 
     start: the layer l_s that decides, as an index or as a fraction of the L layers, floor(start * L).
-    pruning_ratio: share rho of the prompt's eligible tokens that is halted from l_s on, in [0, 1).
+    pruning_ratio: share rho of the prompt's eligible tokens that is halted from l_s on, in [0, 1].
     keep_first, keep_last: tokens at either end of the prompt that are never halted; keep_last >= 1, since the
         last token yields the logits.
     scope: which tokens are eligible: "all", "text", or in vision-language models "visual", "image" or "video". The
@@ -90,8 +90,8 @@ class Policy:
         check_types(self)
         if not 0 <= self.start < (math.inf if isinstance(self.start, int) else 1):
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
-        if not 0 <= self.pruning_ratio < 1:
-            raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
+        if not 0 <= self.pruning_ratio <= 1:
+            raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1]")
         if self.keep_first < 0:
             raise PolicyError(f"keep_first is {self.keep_first!r}; it must be 0 or more")
         if self.keep_last < 1:
@@ -118,6 +118,14 @@ class Policy:
     def layers_ahead(self) -> int:
         """How many deeper layers a score looks ahead at, where there are as many."""
         return 0
+
+    @property
+    def serves_halted(self) -> bool:
+        """Whether tokens that this policy halts go on serving K/V of their last hidden state in deeper layers.
+
+        Such a policy halts no token that comes after one that stays active.
+        """
+        return False
 
     def score(self, view: LayerView) -> torch.Tensor:
         """Score of each of the n tokens, [n]; the highest stay active."""
@@ -229,6 +237,11 @@ class Stage:
     def tail(self) -> int:
         """So many of a prompt's last tokens stay active in any case."""
         return min(policy.ends[1] for policy in self.policies)
+
+    @property
+    def serves_halted(self) -> bool:
+        """Whether tokens halted here go on serving K/V: see `Policy.serves_halted`."""
+        return self.policies[0].serves_halted
 
     def ahead(self, policy: Policy, layer: int, layers: int) -> int:
         """How many of the `layers` layers one of the policies looks ahead at from `layer`."""

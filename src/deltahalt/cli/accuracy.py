@@ -78,7 +78,7 @@ def calibrate(
         float | None, typer.Option(help="Choose the fastest policy that loses no more nats a token, of 1.3x to 2.5x.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
-    data: Annotated[str, typer.Option(help="generated:COUNT, or JSONL as for sweep.")] = "generated:16",
+    data: Annotated[str, typer.Option(help="generated:COUNT, or JSONL as for sweep.")] = "generated:18",
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
     rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,

@@ -67,6 +67,40 @@ def generate_samples(count: int, characters: int, seed: int = 0) -> list[Sample]
 
 CITIES = ["Lisbon", "Oslo", "Quito", "Hanoi", "Tunis", "Perth", "Turin", "Leeds", "Ghent", "Osaka", "Lagos", "Cusco"]
 PEOPLE = ["Amara", "Bruno", "Chloe", "Dmitri", "Elena", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaori", "Liam"]
+FAMILIES = ["Adler", "Brandt", "Costa", "Dupont", "Eriksen", "Ferro", "Gruber", "Horvat", "Ivanov", "Jansen", "Keller"]
+TRADES = ["baker", "surveyor", "dentist", "weaver", "pilot", "locksmith", "botanist", "tailor", "plumber", "editor"]
+INSTRUMENTS = ["cello", "flute", "banjo", "organ", "trumpet", "harp", "accordion", "viola", "clarinet", "mandolin"]
+DISHES = [
+    "lentil soup",
+    "plum cake",
+    "grilled eel",
+    "onion tart",
+    "rice pudding",
+    "fish stew",
+    "rye bread",
+    "dumplings",
+]
+FEARS = ["thunder", "deep water", "spiders", "heights", "geese", "lifts", "clowns", "tunnels", "needles", "crowds"]
+REASONS = [
+    "an aunt fell ill",
+    "the mill burned down",
+    "the harbour silted up",
+    "a cousin found work",
+    "rents had doubled",
+]
+PORTRAIT = [
+    "The family of {name} had left {city} in {year}, when {reason}.",
+    "By trade a {trade}, {name} keeps a small workshop behind the station.",
+    "On Sundays the neighbours of {name} hear the {instrument} through the wall.",
+    "Guests are given {dish}, whatever the season.",
+    "Nobody in the street knows how much {name} fears {fear}.",
+]
+ASKED = [
+    ("Why did the family of the {trade} who plays the {instrument} move away from their city?", "{reason}"),
+    ("What does the {trade} who plays the {instrument} serve to visitors?", "{dish}"),
+    ("What is the {trade} who plays the {instrument} afraid of?", "{fear}"),
+    ("In which year did the family of the {trade} who plays the {instrument} leave their city?", "{year}"),
+]
 RIVERS = ["Danube", "Tagus", "Volta", "Mekong", "Loire", "Ebro", "Tiber", "Elbe", "Niger", "Thames", "Ural", "Yukon"]
 LABELS = {
     "fruit": ["apple", "pear", "plum", "fig", "lemon", "cherry", "quince"],
@@ -161,6 +195,29 @@ def _two_facts(draw: random.Random, characters: int) -> Sample:
     )
 
 
+def _portraits(draw: random.Random, characters: int) -> Sample:
+    """Paragraphs on people who never were, all alike; the one asked for is known by trade and instrument alone."""
+    names = [f"{first} {last}" for first in PEOPLE for last in FAMILIES]
+    known_by = [(trade, instrument) for trade in TRADES for instrument in INSTRUMENTS]
+    count = min(len(known_by), max(1, characters // 380))
+    people = [
+        {
+            "name": name,
+            "trade": trade,
+            "instrument": instrument,
+            "city": draw.choice(CITIES),
+            "year": draw.randrange(1960, 2020),
+            "dish": draw.choice(DISHES),
+            "fear": draw.choice(FEARS),
+            "reason": draw.choice(REASONS),
+        }
+        for name, (trade, instrument) in zip(draw.sample(names, count), draw.sample(known_by, count), strict=True)
+    ]
+    paragraphs = [" ".join(draw.sample(PORTRAIT, len(PORTRAIT))).format(**person) for person in people]
+    asked, (question, answer) = draw.choice(people), draw.choice(ASKED)
+    return Sample("portraits", "\n\n".join(paragraphs), answer.format(**asked), question=question.format(**asked))
+
+
 def _code(draw: random.Random, characters: int) -> Sample:
     files = sorted(path for path in Path(json.__file__).parents[1].glob("*.py") if path.stat().st_size > 20_000)
     lines = draw.choice(files).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -181,6 +238,7 @@ TASKS: list[Callable[[random.Random, int], Sample]] = [
     _few_shot,
     _copy,
     _two_facts,
+    _portraits,
     _code,
     _summary,
 ]

@@ -146,7 +146,8 @@ class PromptSweep:
 
     def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int], halted_kv: str = "drop") -> None:
         self.decoder = model.get_decoder()
-        self.freeze = freezes(halted_kv, ModelShape.of(self.decoder.config))
+        self.shape, self.halted_kv = ModelShape.of(self.decoder.config), halted_kv
+        self.freeze = freezes(halted_kv, self.shape, ())
         self.layers = list(enumerate(self.decoder.layers))
         cache, family = DynamicCache(config=model.config), family_of(self.decoder.config)
         stream, self.call = prepare(
@@ -163,6 +164,7 @@ class PromptSweep:
         """The prefill that halts at `stages`."""
         if not stages:
             return self.full
+        freezes(self.halted_kv, self.shape, stages)
         first = stages[0].first
         cache = fork(self.full.cache)
         cache.layers[first:] = DynamicCache(config=self.decoder.config).layers[first:]

@@ -14,6 +14,7 @@ from deltahalt.policies.fastv import FastV
 from deltahalt.policies.key_norm import KeyNorm
 from deltahalt.policies.last_token_attention import LastTokenAttention
 from deltahalt.policies.random import Random
+from deltahalt.policies.single_input_kv import SingleInputKV
 from deltahalt.policies.sparse_vlm import SparseVLM
 from deltahalt.policies.uniform import Uniform
 from deltahalt.policies.v2drop import V2Drop
@@ -32,6 +33,7 @@ POLICIES: dict[str, type[Policy]] = {
         Dart,
         V2Drop,
         SparseVLM,
+        SingleInputKV,
         Random,
         Uniform,
         Dense,
@@ -48,6 +50,7 @@ __all__ = [
     "KeyNorm",
     "LastTokenAttention",
     "Random",
+    "SingleInputKV",
     "SparseVLM",
     "Uniform",
     "V2Drop",

@@ -1,0 +1,214 @@
+"""Time every method of Table 7 on a model of Qwen2-VL-7B's shape with random weights.
+
+usage: vision_efficiency.py ROWS.jsonl [--images N] [--side PIXELS] [--new-tokens N] [--repeats N] [--retain SHARE,...]
+                            [--small]
+
+One prompt: N images of SIDE x SIDE pixels (4 of 1,280), a question behind them, and what is generated after it (32
+tokens). `vision-dash/dash` at 0.35 is ViT 35 % / LLM 35 %. Each run is paired with one of the plain host. --small: a tiny
+model in float32, to see that everything runs.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+import deltahalt
+from deltahalt import Dense, halting, parse_policy
+from deltahalt.clock import clock
+from deltahalt.evaluation.pictures.combinations import Combination, combinations
+from deltahalt.machine import machine_name
+from deltahalt.rows import Row, append_rows
+
+METHODS = [
+    "dart-vit",
+    "tome",
+    "tofu",
+    "visionzip",
+    "prumerge-plus",
+    "vision-dash",
+    "fastv",
+    "dart",
+    "v2drop",
+    "sparsevlm",
+    "dash",
+    "vision-dash/dash",
+    "visionzip/window-attention:heads=max,kernel=1",
+]
+IMAGE, VIDEO, START, END = 151655, 151656, 151652, 151653
+PATCH, MERGE = 14, 2
+BIG: dict[str, Any] = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+BIG |= {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+TOWER: dict[str, Any] = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 3584}
+SMALL: dict[str, Any] = BIG | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 12}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL_TOWER: dict[str, Any] = {"depth": 12, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}
+
+
+@dataclass(frozen=True)
+class VisionBenchRow(Row):
+    """One method at one share of visual tokens, against the plain host on the same prompt.
+
+    prefill, total: seconds until the first and the last new token, medians; full_prefill, full_total: of the host.
+    prefill_share, total_share: median of method / host over pairs of runs. tflops, kv_mb: of the prefill, ViT included,
+    and of K and V after it; full_tflops, full_kv_mb: of the full model. visual: visual tokens of the full prompt.
+    """
+
+    kind: ClassVar[str] = "vision-bench"
+
+    model: str
+    method: str
+    retain: float
+    images: int
+    visual: int
+    new_tokens: int
+    prefill: float
+    total: float
+    full_prefill: float
+    full_total: float
+    prefill_share: float
+    total_share: float
+    tflops: float
+    full_tflops: float
+    kv_mb: float
+    full_kv_mb: float
+    repeats: int
+    dtype: str
+    attention: str
+    machine: str
+    deltahalt: str
+    transformers: str
+    torch: str
+
+
+def build(small: bool, device: str) -> Any:
+    """The model, with random weights."""
+    text, tower = (SMALL, SMALL_TOWER) if small else (BIG, TOWER)
+    heads = text["hidden_size"] // text["num_attention_heads"] // 2
+    sections = [heads // 4, (heads - heads // 4) // 2, heads - heads // 4 - (heads - heads // 4) // 2]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    config = Qwen2VLConfig(
+        text_config=text | {"rope_parameters": rope, "max_position_embeddings": 32768},
+        vision_config=tower | {"patch_size": PATCH, "spatial_merge_size": MERGE},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if small else torch.bfloat16)
+    try:
+        with torch.device(device):
+            return Qwen2VLForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(default)
+
+
+def prompt(model: Any, images: int, side: int) -> dict[str, torch.Tensor]:
+    """What the host's processor would make of the images and a question of 64 tokens."""
+    cells = max(1, round(side / (PATCH * MERGE)))
+    rows, tokens = cells * MERGE, cells * cells
+    draw = torch.Generator().manual_seed(1)
+    ids = [*([1] * 16), *([START, *([IMAGE] * tokens), END] * images), *range(100, 164)]
+    return {
+        "input_ids": torch.tensor([ids], device=model.device),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+        "pixel_values": torch.randn(images * rows * rows, 3 * 2 * PATCH * PATCH, generator=draw).to(
+            model.device, model.dtype
+        ),
+        "image_grid_thw": torch.tensor([[1, rows, rows]] * images, device=model.device),
+        "mm_token_type_ids": (torch.tensor([ids], device=model.device) == IMAGE).long(),
+    }
+
+
+def timed(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> float:
+    """Seconds of generating exactly so many tokens."""
+    begin = clock()
+    model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    return clock() - begin
+
+
+def context_of(model: Any, combination: Combination) -> Callable[[], AbstractContextManager[Any]]:
+    """The model under a method."""
+    policy = Dense() if combination.policy is None else parse_policy(combination.policy)
+    vision = combination.vision_policy or "uniform-groups:retain=1"
+    return lambda: halting(model, policy, vision=vision)
+
+
+def measure(
+    model: Any, name: str, combination: Combination, inputs: dict[str, torch.Tensor], tokens: int, repeats: int
+) -> VisionBenchRow:
+    """Run method and host in turn, after one warm-up of each."""
+    runs: dict[str, list[tuple[float, float]]] = {"full": [], "method": []}
+    contexts = {"full": nullcontext, "method": context_of(model, combination)}
+    for _ in range(repeats + 1):
+        for way, context in contexts.items():
+            with context() as halted:
+                runs[way].append((timed(model, inputs, 1), timed(model, inputs, tokens)))
+                if halted is not None:
+                    report, tower = halted.report, halted.vision_report
+    full, ours = runs["full"][1:], runs["method"][1:]
+    visual = int((inputs["input_ids"] == IMAGE).sum())
+    length = inputs["input_ids"].shape[1]
+    entry = 2 * report.shape.kv_heads * report.shape.head_dim * model.dtype.itemsize * report.shape.layers
+    with halting(model, Dense(), vision="uniform-groups:retain=1") as whole:
+        timed(model, inputs, 1)
+    full_flops = whole.report.flops + whole.vision_report.flops
+    return VisionBenchRow(
+        model=name,
+        method=combination.method,
+        retain=combination.retain,
+        images=len(inputs["image_grid_thw"]),
+        visual=visual,
+        new_tokens=tokens,
+        prefill=median(one for one, _ in ours),
+        total=median(all_ for _, all_ in ours),
+        full_prefill=median(one for one, _ in full),
+        full_total=median(all_ for _, all_ in full),
+        prefill_share=median(a / b for (a, _), (b, _) in zip(ours, full, strict=True)),
+        total_share=median(a / b for (_, a), (_, b) in zip(ours, full, strict=True)),
+        tflops=(report.flops + tower.flops) / 1e12,
+        full_tflops=full_flops / 1e12,
+        kv_mb=report.cache_bytes / 1e6,
+        full_kv_mb=entry * length / 1e6,
+        repeats=repeats,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=model.config._attn_implementation,
+        machine=machine_name(model.device),
+        deltahalt=deltahalt.__version__,
+        transformers=transformers.__version__,
+        torch=torch.__version__,
+    )
+
+
+def main() -> None:
+    """Measure every method and print its line."""
+    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--side", type=int, default=1280)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--retain", default="0.35,0.2")
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args()
+    model = build(given.small, "cuda" if torch.cuda.is_available() else "cpu")
+    name = "tiny Qwen2-VL" if given.small else "Qwen2-VL-7B's shape"
+    inputs = prompt(model, given.images, given.side)
+    for combination in combinations(METHODS, [float(share) for share in given.retain.split(",")]):
+        row = measure(model, name, combination, inputs, given.new_tokens, given.repeats)
+        append_rows(given.rows, [row])
+        took = f"prefill {row.prefill:.3f} s, {row.prefill_share:.1%}; total {row.total_share:.1%}"
+        print(f"{row.method} at {row.retain}: {took}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
