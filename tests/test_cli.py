@@ -125,7 +125,7 @@ def test_a_missing_document_is_named(tiny_folder: Path, capsys: pytest.CaptureFi
     ("options", "complaint"),
     [
         (["--policy", "snap"], "there is no policy 'snap'"),
-        (["--policy", "dash", "--pruning-ratio", "1"], "pruning_ratio is 1"),
+        (["--policy", "dash", "--pruning-ratio", "1.5"], "pruning_ratio is 1.5"),
         (["--policy", "dash", "--start", "-3"], "start is -3"),
         (["--policy", "dash", "--start", "99"], "leaves no deeper layer"),
         (["--policy", "dash", "--scope", "visual"], "needs a vision-language model"),

@@ -255,7 +255,7 @@ def test_a_cascade_hands_its_settings_to_every_stage() -> None:
     assert {(stage.scope, stage.ratio_of) for stage in policy.stages} == {("image", "prompt")}
 
 
-@pytest.mark.parametrize("settings", [{"second_ratio": 0.5}, {"third_ratio": 1.0}, {"second_start": 1.5}], ids=str)
+@pytest.mark.parametrize("settings", [{"second_ratio": 0.5}, {"third_ratio": 1.01}, {"second_start": 1.5}], ids=str)
 def test_a_cascade_refuses_settings_of_any_stage(settings: dict[str, Any]) -> None:
     with pytest.raises(PolicyError):
         V2Drop(**settings)

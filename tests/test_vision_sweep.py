@@ -105,7 +105,9 @@ def test_shares_of_several_stages_fall_evenly_and_own_options_win() -> None:
     assert own.vision_policy == "vision-dash:retain=0.7"
 
 
-@pytest.mark.parametrize("name", [name for name in (*POLICIES, *VISION_POLICIES) if name != "dense"])
+@pytest.mark.parametrize(
+    "name", [name for name in (*POLICIES, *VISION_POLICIES) if name not in ("dense", "single-input-kv")]
+)
 def test_every_method_takes_a_share(name: str) -> None:
     (one,) = combinations([name], [0.35])
     if one.policy is None:
@@ -114,7 +116,9 @@ def test_every_method_takes_a_share(name: str) -> None:
         assert parse_policy(one.policy).stages[-1].pruning_ratio == 0.65
 
 
-@pytest.mark.parametrize("name", ["dash/tome", "dash/dash", "tome/dash/dash", "tome/tome", "snapkv", "dash:odd=1"])
+@pytest.mark.parametrize(
+    "name", ["dash/tome", "dash/dash", "tome/dash/dash", "tome/tome", "snapkv", "dash:odd=1", "single-input-kv"]
+)
 def test_what_is_no_combination_is_refused(name: str) -> None:
     with pytest.raises(PolicyError):
         combinations([name], [0.5])
