@@ -1,5 +1,6 @@
 """The README's commands and code run, and its figures are those of the committed rows."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -117,7 +118,7 @@ def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
         assert line in written
 
 
-@pytest.mark.parametrize("rows", ["frontier-qwen2.5-coder-1.5b", "frontier-qwen2.5-coder-0.5b", "heldout-smollm2-135m"])
+@pytest.mark.parametrize("rows", ["heldout-qwen2.5-coder-1.5b", "frontier-qwen2.5-coder-0.5b", "heldout-smollm2-135m"])
 def test_what_auto_keeps_is_what_the_committed_rows_say(rows: str) -> None:
     measured = read_sweep(ROOT / "results" / f"{rows}.jsonl")
     profile = next(profile for profile in shipped() if profile.model == measured[0].model)
@@ -144,3 +145,22 @@ def test_what_images_keep_is_what_the_committed_rows_say() -> None:
         *kept("dash"),
         *kept("random"),
     ]
+
+
+def test_the_savings_on_images_are_those_of_the_committed_rows() -> None:
+    page = (ROOT / "docs" / "vision-evaluate.md").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (ROOT / "results" / "images-h100.jsonl").read_text().splitlines()]
+    for row in rows:
+        shares = f"{100 * row['prefill_share']:.1f} | {100 * row['total_share']:.1f}"
+        sums = f"{row['tflops']:.1f} | {row['kv_mb']:.0f}"
+        line = f"| `{row['method']}` | {row['retain']:.0%} | {row['prefill']:.3f} s | {shares} | {sums} |"
+        assert line in page
+    assert min(row["prefill_share"] for row in rows if row["retain"] == 0.35) < 0.5
+
+
+def test_what_a_look_ahead_costs_is_what_the_committed_rows_say() -> None:
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    rows = read_rows(ROOT / "results" / "bench-ahead-h100.jsonl", BenchRow)
+    for tokens in {row.prompt for row in rows}:
+        gains = " | ".join(f"{row.gain.prefill:.2f}x" for row in rows if row.prompt == tokens)
+        assert f"| {tokens:,} | {gains} |" in page
