@@ -282,3 +282,15 @@ def test_smoke_samples_ask_for_what_is_in_them(tmp_path: Path, loaded_tiny: Load
     assert ",".join(names) in smoke
     lines = (tmp_path / "one" / "longbench" / "multifieldqa_en_e.jsonl").read_text().splitlines()
     assert len({json.loads(line)["context"] for line in lines}) == 3
+
+
+def test_table_7_is_timed_against_the_host(recipe: Callable[[str], ModuleType]) -> None:
+    efficiency = recipe("vision_efficiency")
+    model = efficiency.build(small=True, device="cpu")
+    inputs = efficiency.prompt(model, images=2, side=112)
+    (combination,) = efficiency.combinations(["vision-dash/dash"], [0.35])
+    row = efficiency.measure(model, "tiny", combination, inputs, tokens=2, repeats=1)
+    assert row.visual == 32
+    assert 0 < row.tflops < row.full_tflops
+    assert 0 < row.kv_mb < row.full_kv_mb
+    assert row.prefill < row.total
