@@ -9,6 +9,7 @@ tiny model in float32, to see that everything runs.
 """
 
 import argparse
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -118,15 +119,18 @@ def prompt(model: Any, images: int, side: int) -> dict[str, torch.Tensor]:
     rows, tokens = cells * MERGE, cells * cells
     draw = torch.Generator().manual_seed(1)
     ids = [*([1] * 16), *([START, *([IMAGE] * tokens), END] * images), *range(100, 164)]
-    return {
-        "input_ids": torch.tensor([ids], device=model.device),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+    tokens_in = torch.tensor([ids], device=model.device)
+    inputs = {
+        "input_ids": tokens_in,
+        "attention_mask": torch.ones_like(tokens_in),
         "pixel_values": torch.randn(images * rows * rows, 3 * 2 * PATCH * PATCH, generator=draw).to(
             model.device, model.dtype
         ),
         "image_grid_thw": torch.tensor([[1, rows, rows]] * images, device=model.device),
-        "mm_token_type_ids": (torch.tensor([ids], device=model.device) == IMAGE).long(),
     }
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:  # newer hosts alone
+        inputs["mm_token_type_ids"] = (tokens_in == IMAGE).long()
+    return inputs
 
 
 def timed(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> float:
