@@ -36,7 +36,7 @@ FOLLOWING = (SnapKVPress, TOVAPress, KnormPress, KeyDiffPress, StreamingLLMPress
 class DeltaPress(BasePress):
     """Halt prompt tokens by their attention-branch delta, ||U_t||_2 (DASH, Eq. 1-3), while kvpress runs a context.
 
-    compression_ratio: share rho of the eligible tokens that is halted, in [0, 1). start_ratio: the layer that decides,
+    compression_ratio: share rho of the eligible tokens that is halted, in [0, 1]. start_ratio: the layer that decides,
     floor(start_ratio * L). keep_first_n, keep_last_n: tokens at either end that are never halted. then: a KV press that
     compresses what each layer still holds, one of `FOLLOWING`.
 
