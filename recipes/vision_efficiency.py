@@ -161,11 +161,6 @@ def measure(
                     report, tower = halted.report, halted.vision_report
     full, ours = runs["full"][1:], runs["method"][1:]
     visual = int((inputs["input_ids"] == IMAGE).sum())
-    length = inputs["input_ids"].shape[1]
-    entry = 2 * report.shape.kv_heads * report.shape.head_dim * model.dtype.itemsize * report.shape.layers
-    with halting(model, Dense(), vision="uniform-groups:retain=1") as whole:
-        timed(model, inputs, 1)
-    full_flops = whole.report.flops + whole.vision_report.flops
     return VisionBenchRow(
         model=name,
         method=combination.method,
@@ -180,9 +175,9 @@ def measure(
         prefill_share=median(a / b for (a, _), (b, _) in zip(ours, full, strict=True)),
         total_share=median(a / b for (_, a), (_, b) in zip(ours, full, strict=True)),
         tflops=(report.flops + tower.flops) / 1e12,
-        full_tflops=full_flops / 1e12,
+        full_tflops=(report.full_flops + tower.full_flops) / 1e12,
         kv_mb=report.cache_bytes / 1e6,
-        full_kv_mb=entry * length / 1e6,
+        full_kv_mb=report.full_cache_bytes / 1e6,
         repeats=repeats,
         dtype=str(model.dtype).removeprefix("torch."),
         attention=model.config._attn_implementation,
