@@ -40,7 +40,7 @@ class HaltedTower:
         for flag in self.family.flags:
             if options.pop(flag, None) or getattr(self.tower.config, flag, False):
                 raise UnsupportedError(f"{flag} of a ViT is not supported with halting: its blocks hold fewer groups")
-        if self.tower.training and getattr(self.tower, "gradient_checkpointing", False):
+        if self.tower.training and any(getattr(part, "gradient_checkpointing", False) for part in self.tower.modules()):
             raise UnsupportedError("gradient checkpointing recomputes blocks on other groups: call model.eval() first")
         feed = self.family.feed(self.tower, *args, **options)
         run = TowerRun(self.tower, self.family, self.policy, feed)

@@ -26,11 +26,12 @@ class BlockLoad:
 class TowerShape:
     """FLOPs of a ViT's linear layers. embed, attention, mlp: for a patch; merger: for a group.
 
-    unit: patches in a group. width: of the hidden states. taps: numbers of blocks with a merger of their own behind
-    them.
+    unit: patches in a group. lead: class tokens of an image. width: of the hidden states. taps: numbers of blocks with
+    a merger of their own behind them.
     """
 
     unit: int
+    lead: int
     width: int
     embed: int
     attention: int
@@ -44,6 +45,7 @@ class TowerShape:
         block = family.blocks(tower)[0]
         return cls(
             unit=family.unit(tower),
+            lead=family.lead,
             width=family.norm(block).weight.numel(),
             embed=2 * family.patch_embedding(tower).weight.numel(),
             attention=_linear_flops(family.attn(block)),
@@ -61,7 +63,8 @@ def tower_flops(shape: TowerShape, loads: Sequence[BlockLoad], left: int) -> int
     """FLOPs of one pass with these loads; left: groups behind the last block."""
     total = shape.unit * loads[0].attended * shape.embed + left * shape.merger
     for load in loads:
-        pairs = sum((shape.unit * groups) ** 2 for groups in load.segments)
-        total += shape.unit * (load.attended * shape.attention + load.fed * shape.mlp) + 4 * shape.width * pairs
+        leads = shape.lead * len(load.segments)
+        total += (shape.unit * load.attended + leads) * shape.attention + (shape.unit * load.fed + leads) * shape.mlp
+        total += 4 * shape.width * sum((shape.unit * groups + shape.lead) ** 2 for groups in load.segments)
     entering = [*(load.attended for load in loads), left]
     return total + shape.merger * sum(entering[number] for number in shape.taps)

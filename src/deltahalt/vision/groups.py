@@ -36,7 +36,7 @@ class Segments:
 class GroupStream:
     """The active groups of a pack of images, G in all; a group is the u patches that become one visual token.
 
-    The blocks run on S rows: the patches of all groups.
+    The blocks run on S rows: the patches of all groups, behind each image's class token if the tower has one.
     """
 
     hidden: torch.Tensor  # [S, D] states of the rows
@@ -46,11 +46,27 @@ class GroupStream:
     segments: Mapping[str, Segments]  # "image", "frame", and what each kind of block keeps apart
     rotary: tuple[torch.Tensor, ...]  # cos and sin of the rows, each [S, d]
     sizes: torch.Tensor | None = None  # [G] how many groups each stands for, where that counts
+    images: int | None = None  # where the host's blocks take a batch of images, which are equally long: how many
 
     @property
     def unit(self) -> int:
         """u, the patches in a group."""
         return self.members.shape[1]
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """States as the host's blocks take them: [S, D], or [images, S / images, D]."""
+        return self.hidden if self.images is None else self.hidden.unflatten(0, (self.images, -1))
+
+    @property
+    def lead(self) -> int:
+        """Rows of an image that belong to no group: its class token. They come first and always stay."""
+        return 0 if self.images is None else (len(self.hidden) - self.members.numel()) // self.images
+
+    def class_rows(self, image: int) -> slice:
+        """Rows of the image's class token."""
+        first = 0 if self.images is None else image * (len(self.hidden) // self.images)
+        return slice(first, first + self.lead)
 
     @property
     def groups(self) -> torch.Tensor:
@@ -59,19 +75,19 @@ class GroupStream:
 
     @property
     def row_sizes(self) -> torch.Tensor:
-        """How many patches each row stands for, [S]."""
+        """How many rows each row stands for, [S]."""
         assert self.sizes is not None
         sizes = self.sizes[:, None].expand(-1, self.unit)
         return self.sizes.new_ones(len(self.hidden)).index_put((self.members.to(sizes.device),), sizes)
 
     def advance(self, hidden: torch.Tensor) -> "GroupStream":
-        """The same groups after a block, whose output is `hidden`."""
-        return replace(self, hidden=hidden)
+        """The same groups with new states of the rows, in the form of `rows` or [S, D]."""
+        return replace(self, hidden=hidden.reshape(-1, hidden.shape[-1]))
 
     def as_features(self, features: torch.Tensor) -> "GroupStream":
         """The same groups with a feature for each, [G, D], in place of patches."""
         members = torch.arange(len(features), device=self.members.device)[:, None]
-        return replace(self, hidden=features, origin=self.places, members=members, rotary=())
+        return replace(self, hidden=features, origin=self.places, members=members, rotary=(), images=None)
 
     def keep(self, index: torch.Tensor, groups: torch.Tensor, sizes: torch.Tensor | None) -> "GroupStream":
         """The groups at `index`, ascending, with the states [k, u, D] and sizes given for them."""
@@ -89,6 +105,7 @@ class GroupStream:
             segments={kind: segments.keep(index) for kind, segments in self.segments.items()},
             rotary=tuple(part[rows.to(part.device)] for part in self.rotary),
             sizes=sizes,
+            images=self.images,
         )
 
     def spread(self, count: int, filler: float) -> torch.Tensor:

@@ -47,7 +47,7 @@ class TowerRun:
             counts = self._counts() if index in looked else self._lengths()
             whole = counts == self._lengths() and self.stream.sizes is None
             layer = block if whole else within_hook(block, partial(self._halves, index, counts))
-            hidden = layer(self.stream.hidden, **self.family.block_inputs(self.feed, index, self.stream))
+            hidden = layer(self.stream.rows, **self.family.block_inputs(self.feed, index, self.stream))
             self.stream = self.stream.advance(hidden)
             inside = self.policy.cut == "attention"
             self.loads.append(BlockLoad(segments, len(self.stream.places) if inside else sum(segments)))
@@ -72,25 +72,25 @@ class TowerRun:
         if before.sizes is None:
             update, projected = self.family.attention(block, hidden, **inputs)
         else:
-            lengths = [length * before.unit for length in before.segments[kind].lengths]
+            lengths = [before.lead + length * before.unit for length in before.segments[kind].lengths]
             update, projected = self.family.sized_attention(block, hidden, before.row_sizes, lengths, **inputs)
-        shown = ShownBlock(self.family, blocks, index, kind, before, update, projected)
+        shown = ShownBlock(self.family, blocks, index, kind, before, update.flatten(0, -2), projected.flatten(0, -2))
         views = list(self._views(shown, counts))
         self.stream = before.advance(hidden + update)
         if self.policy.cut == "attention":
             self._reduce(views, counts)
-        self.stream = self.stream.advance(self.family.feed_forward(block, self.stream.hidden))
+        self.stream = self.stream.advance(self.family.feed_forward(block, self.stream.rows))
         if self.policy.cut == "block":
             self._reduce(views, counts)
         if self.policy.cut == "features":
             self.observed = views
-        return self.stream.hidden
+        return self.stream.rows
 
     def _views(self, shown: ShownBlock, counts: tuple[int, ...]) -> Iterator[GroupView | None]:
         """What the policy is shown of each image or frame; None where nothing is to go."""
         start = 0
-        for total, length, count in zip(self.totals, self._lengths(), counts, strict=True):
-            yield None if count == length else shown.view(slice(start, start + length), total)
+        for number, (total, length, count) in enumerate(zip(self.totals, self._lengths(), counts, strict=True)):
+            yield None if count == length else shown.view(number, slice(start, start + length), total)
             start += length
 
     def _reduce(self, views: Sequence[GroupView | None], counts: tuple[int, ...]) -> None:

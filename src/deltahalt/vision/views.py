@@ -27,12 +27,13 @@ class ShownBlock:
     update: torch.Tensor
     projected: torch.Tensor
 
-    def view(self, own: slice, total: int) -> GroupView:
-        """The groups `own` of the stream, without the rest. total: groups that their image or frame began with."""
+    def view(self, number: int, own: slice, total: int) -> GroupView:
+        """The groups `own` of image or frame `number`, without the rest. total: groups that it began with."""
         stream, block = self.stream, self.blocks[self.index]
         members, places = stream.members[own].to(stream.hidden.device), stream.places[own]
         rows = members.flatten()
         queries, keys, _ = self.family.heads(block, self.projected[rows])
+        class_queries, class_keys, _ = self.family.heads(block, self.projected[stream.class_rows(number)])
         rotary = tuple(part[rows.to(part.device)].to(rows.device) for part in stream.rotary)
         runs = torch.unique_consecutive(stream.segments[self.kind].owner[own], return_counts=True)[1]
         deeper = self.blocks[min(self.index + 1, len(self.blocks) - 1)]
@@ -45,6 +46,8 @@ class ShownBlock:
             queries=lambda: self.family.rotate(queries, keys, *rotary)[0].transpose(0, 1),
             keys=lambda: self.family.rotate(queries, keys, *rotary)[1].transpose(0, 1),
             raw_keys=lambda: keys.transpose(0, 1),
+            class_queries=class_queries.transpose(0, 1),
+            class_keys=class_keys.transpose(0, 1),
             scaling=self.family.scaling(block),
             segments=tuple(runs.tolist()),
             sizes=torch.ones(len(places), device=rows.device) if stream.sizes is None else stream.sizes[own],

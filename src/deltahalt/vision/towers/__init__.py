@@ -10,11 +10,7 @@ from deltahalt.vision.towers.base import Tower
 
 # Why a model whose visual tokens can be halted in its decoder is refused here.
 REFUSED = {
-    "llava": "its ViT runs batches with a class token, which the loop does not",
     "llava_onevision": "it resamples features behind its ViT, so a patch has no place of its own in the prompt",
-    "gemma3": "it pools patches behind its ViT, and the loop runs packed images only",
-    "idefics3": "it shuffles patches of several rows into a token behind its ViT",
-    "smolvlm": "it shuffles patches of several rows into a token behind its ViT",
 }
 
 
@@ -37,9 +33,9 @@ def tower_of(config: Any) -> Tower:
     Raises UnsupportedError, naming the known ones, for another.
     """
     kind: Any = getattr(config, "model_type", None)
-    tower = known_towers().get(kind)
-    if tower is None:
+    tower = known_towers()[kind](config) if kind in known_towers() else None
+    reason = tower.unsupported() if tower else REFUSED.get(kind, "its tower is not known")
+    if tower is None or reason:
         known = ", ".join(sorted(known_towers()))
-        reason = REFUSED.get(kind, "its tower is not known")
         raise UnsupportedError(f"ViT-stage methods do not work in {kind!r}: {reason}; known: {known}")
-    return tower(config)
+    return tower

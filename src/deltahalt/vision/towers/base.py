@@ -44,8 +44,14 @@ class Tower:
     projections: ClassVar[tuple[str, ...]]  # names in the attention: into queries, keys and values, and out of heads
     out_name: ClassVar[str]
 
+    lead: int = 0  # class tokens before an image's patches
+
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def unsupported(self) -> str | None:
+        """Why groups cannot be halted in this model's tower, or None."""
+        return None
 
     # What differs between kinds of towers
 
