@@ -23,6 +23,8 @@ def group_view(n: int, *, total: int | None = None, seed: int = 0, **fields: Any
         "places": torch.arange(n) + 7,  # behind another image
         "hidden_in": draw(n, UNIT, WIDTH),
         "update": draw(n, UNIT, WIDTH),
+        "class_queries": torch.empty(HEADS, 0, HEAD_DIM),
+        "class_keys": torch.empty(HEADS, 0, HEAD_DIM),
         "scaling": HEAD_DIM**-0.5,
         "segments": (n,),
         "sizes": torch.ones(n),

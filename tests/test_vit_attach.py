@@ -182,25 +182,23 @@ def test_the_report_tells_what_is_kept_and_what_each_block_ran_on() -> None:
 
 def test_a_model_without_a_known_tower_is_answered_with_the_known_ones() -> None:
     with (
-        pytest.raises(UnsupportedError, match=r"'llama'.*known: qwen2_5_vl, qwen2_vl, qwen3_vl"),
+        pytest.raises(UnsupportedError, match=r"'llama'.*known: gemma3, idefics3, llava, qwen2_5_vl, .*, smolvlm"),
         halting_vision(tiny(), DASH),
     ):
         pass
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "vision", "reason"),
     [
-        ("llava", "a class token"),
-        ("llava_onevision", "resamples features behind its ViT"),
-        ("gemma3", "pools patches"),
-        ("idefics3", "shuffles patches"),
-        ("smolvlm", "shuffles patches"),
+        ("llava_onevision", "siglip_vision_model", "resamples features behind its ViT"),
+        ("llava", "pixtral", "its ViT is a 'pixtral', not CLIP or SigLIP"),
+        ("gemma3", "mobilenet", "its ViT is a 'mobilenet', not SigLIP"),
     ],
 )
-def test_a_model_that_cannot_be_served_is_told_why(kind: str, reason: str) -> None:
+def test_a_model_that_cannot_be_served_is_told_why(kind: str, vision: str, reason: str) -> None:
     model: Any = nn.Module()
-    model.config = SimpleNamespace(model_type=kind)
+    model.config = SimpleNamespace(model_type=kind, vision_config=SimpleNamespace(model_type=vision))
     with pytest.raises(UnsupportedError, match=reason), halting_vision(model, DASH):
         pass
 

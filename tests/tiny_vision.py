@@ -33,7 +33,7 @@ IMAGE, VIDEO, START, END = 120, 121, 122, 123
 PATCH, SIDE = 4, 16  # pixels
 PIXELS = 3 * 2 * PATCH * PATCH  # of a patch of two frames, as Qwen takes them
 
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 2}
 TOWER |= {"patch_size": PATCH, "num_channels": 3}
 QWEN_TOWER = {"depth": 4, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN_TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
@@ -128,11 +128,24 @@ VISION = {
 MROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 
-def tiny_vision(name: str = "qwen2_vl", attention: str = "sdpa", *, seed: int = 0, **options: Any) -> Any:
-    """A tiny vision-language model, a name of VISION; the same weights for the same seed. options: for its decoder."""
+def tiny_vision(
+    name: str = "qwen2_vl",
+    attention: str = "sdpa",
+    *,
+    seed: int = 0,
+    tower: dict[str, Any] | None = None,
+    whole: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """A tiny vision-language model, a name of VISION; the same weights for the same seed.
+
+    options, tower, whole: for the configuration of its decoder, of its ViT, and its own.
+    """
     variant = VISION[name]
     text = {**SIZES, **variant.text, **options}
-    config = variant.config(text_config=text, vision_config=dict(variant.tower), **variant.options)
+    config = variant.config(
+        text_config=text, vision_config=variant.tower | (tower or {}), **variant.options | (whole or {})
+    )
     for part in (config, config.text_config):
         part.bos_token_id = part.eos_token_id = None  # so that generate() takes every step it is asked for
         part.pad_token_id = 0

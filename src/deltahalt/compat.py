@@ -34,6 +34,12 @@ def layer_output(output: Any) -> torch.Tensor:
     return hidden
 
 
+def bare_tower(tower: Any) -> Any:
+    """The module that runs the blocks of a CLIP or SigLIP tower."""
+    # Older versions wrap it in a module that only passes things on.
+    return getattr(tower, "vision_model", tower)
+
+
 def merged_mrope(rotary: tuple[torch.Tensor, ...], config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of M-RoPE with the sections of the three planes side by side, [B, n, d]."""
     cos, sin = rotary

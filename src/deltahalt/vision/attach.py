@@ -37,10 +37,10 @@ def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[Hal
 
 def find_tower(model: Module) -> Module:
     """The ViT of a host's model. Raises UnsupportedError where groups cannot be halted in it."""
-    tower_of(getattr(model, "config", None))
-    tower = getattr(getattr(model, "model", model), "visual", None)
+    home = tower_of(getattr(model, "config", None)).home
+    tower = getattr(getattr(model, "model", model), home, None)
     if tower is None:
-        raise UnsupportedError(f"{type(model).__name__} has no ViT at `model.visual`: give the whole model")
+        raise UnsupportedError(f"{type(model).__name__} has no ViT at `model.{home}`: give the whole model")
     if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in (model, tower)):
         raise UnsupportedError("this model or its ViT is compiled as a whole: compile its blocks in place of it")
     for name in ("forward", "_old_forward"):

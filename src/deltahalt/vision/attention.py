@@ -8,6 +8,19 @@ from deltahalt.vision.policy import GroupView
 QUERIES = 128  # at once
 
 
+def attention_on_groups(view: GroupView) -> torch.Tensor:
+    """What counts as attention on each group, [n] float32: the class token's; without one, that of all patches."""
+    return class_attention(view) if view.class_queries.shape[1] else received_attention(view)
+
+
+def class_attention(view: GroupView) -> torch.Tensor:
+    """Attention weight of the class token on each group: summed over its patches, mean over heads, [n] float32."""
+    keys = torch.cat([view.class_keys, view.keys()], dim=1).float()
+    weights = (view.class_queries.float() @ keys.transpose(1, 2) * view.scaling).softmax(dim=-1)
+    on_patches = weights[:, 0, view.class_keys.shape[1] :].mean(dim=0)
+    return on_patches.unflatten(0, (len(view.places), -1)).sum(dim=1)
+
+
 def received_attention(view: GroupView) -> torch.Tensor:
     """Attention weight that each group receives: summed over queries and its patches, mean over heads, [n] float32.
 

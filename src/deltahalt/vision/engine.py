@@ -12,14 +12,14 @@ from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.loop import TowerRun
 from deltahalt.vision.policy import VisionPolicy
 from deltahalt.vision.report import VisionReport
-from deltahalt.vision.towers.base import Feed, PackedTower
+from deltahalt.vision.towers.base import Feed, Tower
 
 
 class HaltedTower:
     """A ViT under `halting_vision`: its forward while attached, and the report of the latest pack of images."""
 
-    def __init__(self, tower: Module, family: PackedTower, policy: VisionPolicy) -> None:
-        policy.blocks(len(tower.blocks))  # refuses what does not fit
+    def __init__(self, tower: Module, family: Tower, policy: VisionPolicy) -> None:
+        policy.blocks(len(family.blocks(tower)))  # refuses what does not fit
         self.tower, self.family, self.policy = tower, family, policy
         self.shape = TowerShape.of(tower, family)
         self._report: VisionReport | None = None
@@ -31,24 +31,22 @@ class HaltedTower:
             raise InputError("there is no report yet: give the model an image inside `with halting_vision(...)` first")
         return self._report
 
-    def forward(
-        self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, *, return_dict: bool | None = None, **options: Any
-    ) -> Any:
-        """Stand in for the tower's forward, with the same arguments, and features of the same shape.
+    def forward(self, *args: Any, return_dict: bool | None = None, **options: Any) -> Any:
+        """Stand in for the tower's forward, with the same arguments, and output of the same shape.
 
-        Features of groups that are gone are NaN, for the decoder's seam to find; their deepstack features are 0.
+        What the host makes features of is NaN for groups that are gone, for the decoder's seam to find.
         Raises UnsupportedError for what halting cannot serve.
         """
-        for flag in ("output_hidden_states", "output_attentions"):
+        for flag in self.family.flags:
             if options.pop(flag, None) or getattr(self.tower.config, flag, False):
                 raise UnsupportedError(f"{flag} of a ViT is not supported with halting: its blocks hold fewer groups")
-        if self.tower.training and getattr(self.tower, "gradient_checkpointing", False):
+        if self.tower.training and any(getattr(part, "gradient_checkpointing", False) for part in self.tower.modules()):
             raise UnsupportedError("gradient checkpointing recomputes blocks on other groups: call model.eval() first")
-        feed = self.family.feed(self.tower, hidden_states, grid_thw, **options)
+        feed = self.family.feed(self.tower, *args, **options)
         run = TowerRun(self.tower, self.family, self.policy, feed)
         last = run.blocks()
         stream = run.features()
-        self._fill(feed, run, last, stream)
+        output = self.family.output(feed, last, stream, run.taps)
         full = [feed.stream.segments[kind].lengths for kind in feed.kinds]
         self._report = VisionReport(
             shape=self.shape,
@@ -58,19 +56,7 @@ class HaltedTower:
             full_loads=tuple(BlockLoad(segments, sum(segments)) for segments in full),
             left=len(last.places),
         )
-        return feed.output.to_tuple() if return_dict is False else feed.output
-
-    def _fill(self, feed: Feed, run: TowerRun, last: GroupStream, stream: GroupStream) -> None:
-        """Put what the tower computed into the host's output object, in full length."""
-        groups = len(feed.order)
-        feed.output.pooler_output = stream.spread(stream.hidden.flatten(1), groups, torch.nan)
-        states = last.spread(last.hidden, groups, torch.nan)
-        feed.output.last_hidden_state = states[feed.stream.places].flatten(0, 1)
-        if run.taps:
-            feed.output.deepstack_features = []
-            for tapped, rows in run.taps:
-                gone = ~torch.isin(tapped.places, stream.places).to(rows.device)
-                feed.output.deepstack_features.append(tapped.spread(rows.masked_fill(gone[:, None], 0), groups, 0))
+        return output.to_tuple() if return_dict is False else output
 
 
 def _kept(feed: Feed, stream: GroupStream) -> tuple[torch.Tensor, ...]:

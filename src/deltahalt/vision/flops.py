@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from deltahalt.families.base import Module
-from deltahalt.vision.towers.base import PackedTower
+from deltahalt.vision.towers.base import Tower
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ class BlockLoad:
 class TowerShape:
     """FLOPs of a ViT's linear layers. embed, attention, mlp: for a patch; merger: for a group.
 
-    unit: patches in a group. width: of the hidden states. taps: blocks with a merger of their own behind them.
+    unit: patches in a group. lead: class tokens of an image. width: of the hidden states. taps: numbers of blocks with
+    a merger of their own behind them.
     """
 
     unit: int
+    lead: int
     width: int
     embed: int
     attention: int
@@ -38,17 +40,18 @@ class TowerShape:
     taps: tuple[int, ...]
 
     @classmethod
-    def of(cls, tower: Module, family: PackedTower) -> "TowerShape":
+    def of(cls, tower: Module, family: Tower) -> "TowerShape":
         """The shape of a host's ViT, whose blocks are all alike."""
-        block = tower.blocks[0]
+        block = family.blocks(tower)[0]
         return cls(
-            unit=tower.spatial_merge_size**2,
-            width=block.attn.dim,
-            embed=2 * tower.patch_embed.proj.weight.numel(),
-            attention=_linear_flops(block.attn),
+            unit=family.unit(tower),
+            lead=family.lead,
+            width=family.norm(block).weight.numel(),
+            embed=2 * family.patch_embedding(tower).weight.numel(),
+            attention=_linear_flops(family.attn(block)),
             mlp=_linear_flops(block.mlp),
-            merger=_linear_flops(tower.merger),
-            taps=tuple(family.taps(tower)),
+            merger=_linear_flops(family.merger(tower)),
+            taps=tuple(family.mergers(tower)),
         )
 
 
@@ -59,9 +62,9 @@ def _linear_flops(module: nn.Module) -> int:
 def tower_flops(shape: TowerShape, loads: Sequence[BlockLoad], left: int) -> int:
     """FLOPs of one pass with these loads; left: groups behind the last block."""
     total = shape.unit * loads[0].attended * shape.embed + left * shape.merger
-    for index, load in enumerate(loads):
-        pairs = sum((shape.unit * groups) ** 2 for groups in load.segments)
-        total += shape.unit * (load.attended * shape.attention + load.fed * shape.mlp) + 4 * shape.width * pairs
-        if index in shape.taps:
-            total += shape.merger * (loads[index + 1].attended if index + 1 < len(loads) else left)
-    return total
+    for load in loads:
+        leads = shape.lead * len(load.segments)
+        total += (shape.unit * load.attended + leads) * shape.attention + (shape.unit * load.fed + leads) * shape.mlp
+        total += 4 * shape.width * sum((shape.unit * groups + shape.lead) ** 2 for groups in load.segments)
+    entering = [*(load.attended for load in loads), left]
+    return total + shape.merger * sum(entering[number] for number in shape.taps)

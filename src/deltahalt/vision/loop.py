@@ -13,7 +13,7 @@ from deltahalt.stand_in import within_hook
 from deltahalt.vision.flops import BlockLoad
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
-from deltahalt.vision.towers.base import Feed, PackedTower
+from deltahalt.vision.towers.base import Feed, Tower
 from deltahalt.vision.views import ShownBlock
 
 
@@ -21,16 +21,16 @@ from deltahalt.vision.views import ShownBlock
 class TowerRun:
     """One pass of a pack of images through a ViT, under a policy.
 
-    stream: the groups that are active. loads: what each block computed. taps: the groups that features were taken of in
-    mid-tower, and the features. observed: what a policy that acts behind the tower has seen in it.
+    stream: the groups that are active. loads: what each block computed. taps: what was taken of the groups in
+    mid-tower. observed: what a policy that acts behind the tower has seen in it.
     """
 
     tower: Module
-    family: PackedTower
+    family: Tower
     policy: VisionPolicy
     feed: Feed
     loads: list[BlockLoad] = field(default_factory=list)
-    taps: list[tuple[GroupStream, torch.Tensor]] = field(default_factory=list)
+    taps: list[GroupStream] = field(default_factory=list)
     observed: list[GroupView | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -39,52 +39,58 @@ class TowerRun:
 
     def blocks(self) -> GroupStream:
         """Run the blocks. Returns the groups that are left behind the last one, with their states."""
-        looked, taps = self.policy.blocks(len(self.tower.blocks)), self.family.taps(self.tower)
-        for index, block in enumerate(self.tower.blocks):
+        blocks = self.family.blocks(self.tower)
+        looked = self.policy.blocks(len(blocks))
+        for index, block in enumerate(blocks):
+            self._tap(index)
             segments = self.stream.segments[self.feed.kinds[index]].lengths
             counts = self._counts() if index in looked else self._lengths()
             whole = counts == self._lengths() and self.stream.sizes is None
             layer = block if whole else within_hook(block, partial(self._halves, index, counts))
-            hidden = layer(self.stream.patches, **self.feed.block_inputs(index, self.stream))
+            hidden = layer(self.stream.rows, **self.family.block_inputs(self.feed, index, self.stream))
             self.stream = self.stream.advance(hidden)
             inside = self.policy.cut == "attention"
             self.loads.append(BlockLoad(segments, len(self.stream.places) if inside else sum(segments)))
-            if index in taps:
-                self.taps.append((self.stream, taps[index](self.stream.patches)))
+        self._tap(len(blocks))
         return self.stream
 
     def features(self) -> GroupStream:
-        """Merge groups into features. Returns those that are left, with features [G, 1, D] in place of states."""
-        self.stream = self.stream.advance(self.tower.merger(self.stream.patches))
+        """What the tower gives of the groups that are left in the end."""
+        self.stream = self.family.features(self.tower, self.stream, self.taps)
         self._reduce(self.observed, self._counts())
         return self.stream
 
+    def _tap(self, number: int) -> None:
+        """Take what is to be taken of the groups behind so many blocks."""
+        if number in self.feed.taps:
+            self.taps.append(self.feed.taps[number](self.stream))
+
     def _halves(self, index: int, counts: tuple[int, ...], hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Run block number `index` in its two halves, and leave `counts` groups of each image or frame."""
-        before, block, kind = self.stream.advance(hidden), self.tower.blocks[index], self.feed.kinds[index]
+        blocks = self.family.blocks(self.tower)
+        before, block, kind = self.stream.advance(hidden), blocks[index], self.feed.kinds[index]
         if before.sizes is None:
             update, projected = self.family.attention(block, hidden, **inputs)
         else:
-            sizes = before.sizes.repeat_interleave(before.unit)
-            rows = [length * before.unit for length in before.segments[kind].lengths]
-            update, projected = self.family.sized_attention(block, hidden, sizes, rows, inputs["position_embeddings"])
-        shown = ShownBlock(self.family, self.tower.blocks, index, kind, before, update, projected)
+            lengths = [before.lead + length * before.unit for length in before.segments[kind].lengths]
+            update, projected = self.family.sized_attention(block, hidden, before.row_sizes, lengths, **inputs)
+        shown = ShownBlock(self.family, blocks, index, kind, before, update.flatten(0, -2), projected.flatten(0, -2))
         views = list(self._views(shown, counts))
         self.stream = before.advance(hidden + update)
         if self.policy.cut == "attention":
             self._reduce(views, counts)
-        self.stream = self.stream.advance(self.family.feed_forward(block, self.stream.patches))
+        self.stream = self.stream.advance(self.family.feed_forward(block, self.stream.rows))
         if self.policy.cut == "block":
             self._reduce(views, counts)
         if self.policy.cut == "features":
             self.observed = views
-        return self.stream.patches
+        return self.stream.rows
 
     def _views(self, shown: ShownBlock, counts: tuple[int, ...]) -> Iterator[GroupView | None]:
         """What the policy is shown of each image or frame; None where nothing is to go."""
         start = 0
-        for total, length, count in zip(self.totals, self._lengths(), counts, strict=True):
-            yield None if count == length else shown.view(slice(start, start + length), total)
+        for number, (total, length, count) in enumerate(zip(self.totals, self._lengths(), counts, strict=True)):
+            yield None if count == length else shown.view(number, slice(start, start + length), total)
             start += length
 
     def _reduce(self, views: Sequence[GroupView | None], counts: tuple[int, ...]) -> None:
@@ -92,7 +98,7 @@ class TowerRun:
         if not any(views):
             return
         stream, parts, start = self.stream, [], 0
-        for view, states, count in zip(views, stream.hidden.split(self._lengths()), counts, strict=True):
+        for view, states, count in zip(views, stream.groups.split(self._lengths()), counts, strict=True):
             part = Reduced(torch.arange(count, device=states.device), states)
             if view is not None:
                 part = self.policy.reduce(view, states, count)

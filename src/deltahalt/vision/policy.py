@@ -28,6 +28,8 @@ class GroupView:
     queries: Callable[[], torch.Tensor]  # [heads, n * u, d], after rotary embedding
     keys: Callable[[], torch.Tensor]  # [heads, n * u, d], after rotary embedding
     raw_keys: Callable[[], torch.Tensor]  # [heads, n * u, d], as projected
+    class_queries: torch.Tensor  # [heads, c, d] of the class token; c is 1 or, without one, 0
+    class_keys: torch.Tensor  # [heads, c, d]
     scaling: float  # factor on q.k
     segments: tuple[int, ...]  # how many groups each run has that attends only to itself
     sizes: torch.Tensor  # [n] how many groups each stands for, in float32
@@ -56,7 +58,7 @@ class Reduced:
 class VisionPolicy:
     """A method that leaves fewer groups of an image, from some block of the ViT on.
 
-    A group is the patches that become one visual token (2x2 in the Qwen models); groups stay or go whole.
+    A group is the patches that become one visual token (2x2 in the Qwen models, one in LLaVA); groups stay or go whole.
 
     retain: share of an image's groups that is kept, in (0, 1], rounded; at least one group of each image stays.
     start: the block that decides, as an index (negative from the end) or a fraction of the depth, floor(start * depth).

@@ -8,7 +8,7 @@ import torch
 from deltahalt.families.base import Module
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.policy import GroupView
-from deltahalt.vision.towers.base import PackedTower
+from deltahalt.vision.towers.base import Tower
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ShownBlock:
     its attention. projected: [S, 3 * D] queries, keys and values on the way.
     """
 
-    family: PackedTower
+    family: Tower
     blocks: Sequence[Module]
     index: int
     kind: str
@@ -27,26 +27,29 @@ class ShownBlock:
     update: torch.Tensor
     projected: torch.Tensor
 
-    def view(self, own: slice, total: int) -> GroupView:
-        """The groups `own` of the stream, without the rest. total: groups that their image or frame began with."""
-        stream, attention = self.stream, self.blocks[self.index].attn
-        hidden, places = stream.hidden[own], stream.places[own]
-        rows = slice(own.start * stream.unit, own.stop * stream.unit)
-        queries, keys, _ = self.family.heads(self.blocks[self.index], self.projected[rows])
-        cos, sin = (part[own].flatten(0, 1).to(hidden.device) for part in stream.rotary)
+    def view(self, number: int, own: slice, total: int) -> GroupView:
+        """The groups `own` of image or frame `number`, without the rest. total: groups that it began with."""
+        stream, block = self.stream, self.blocks[self.index]
+        members, places = stream.members[own].to(stream.hidden.device), stream.places[own]
+        rows = members.flatten()
+        queries, keys, _ = self.family.heads(block, self.projected[rows])
+        class_queries, class_keys, _ = self.family.heads(block, self.projected[stream.class_rows(number)])
+        rotary = tuple(part[rows.to(part.device)].to(rows.device) for part in stream.rotary)
         runs = torch.unique_consecutive(stream.segments[self.kind].owner[own], return_counts=True)[1]
         deeper = self.blocks[min(self.index + 1, len(self.blocks) - 1)]
         return GroupView(
             block=self.index,
             total=total,
-            places=places.to(hidden.device),
-            hidden_in=hidden,
-            update=self.update[rows].unflatten(0, (-1, stream.unit)),
-            queries=lambda: self.family.rotate(queries, keys, cos, sin)[0].transpose(0, 1),
-            keys=lambda: self.family.rotate(queries, keys, cos, sin)[1].transpose(0, 1),
+            places=places.to(rows.device),
+            hidden_in=stream.hidden[members],
+            update=self.update[members],
+            queries=lambda: self.family.rotate(queries, keys, *rotary)[0].transpose(0, 1),
+            keys=lambda: self.family.rotate(queries, keys, *rotary)[1].transpose(0, 1),
             raw_keys=lambda: keys.transpose(0, 1),
-            scaling=attention.scaling,
+            class_queries=class_queries.transpose(0, 1),
+            class_keys=class_keys.transpose(0, 1),
+            scaling=self.family.scaling(block),
             segments=tuple(runs.tolist()),
-            sizes=torch.ones(len(hidden), device=hidden.device) if stream.sizes is None else stream.sizes[own],
-            normed=deeper.norm1,
+            sizes=torch.ones(len(places), device=rows.device) if stream.sizes is None else stream.sizes[own],
+            normed=self.family.norm(deeper),
         )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
 from deltahalt.selection import evenly
-from deltahalt.vision.attention import received_attention
+from deltahalt.vision.attention import attention_on_groups
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
 
 ROWS = 128  # kept groups compared with all at once
@@ -16,16 +16,18 @@ ROWS = 128  # kept groups compared with all at once
 
 @dataclass(frozen=True, kw_only=True)
 class PruMergePlus(VisionPolicy):
-    """Keep groups whose received attention is an outlier, Q3 + 1.5 IQR, then evenly spaced ones up to the budget.
+    """Keep groups whose attention is an outlier, Q3 + 1.5 IQR, then evenly spaced ones up to the budget.
 
     All blocks run in full; what shrinks is the tower's output. To each kept feature its `neighbours` nearest (cosine of
     raw keys, averaged over heads and patches) are added, each times its share of the image's attention. With more
-    outliers than the budget, the most attended stay.
+    outliers than the budget, the most attended stay. Attention is the class token's, where the tower has one.
     """
 
     name: ClassVar[str] = "prumerge-plus"
     summary: ClassVar[str] = "attention outliers and evenly spaced groups stay, with their neighbours merged in"
-    source: ClassVar[str] = "LLaVA-PruMerge (arXiv 2403.15388); without a CLS token, attention received counts"
+    source: ClassVar[str] = (
+        "LLaVA-PruMerge (arXiv 2403.15388); attention of the CLS token, or received from all patches"
+    )
     cut: ClassVar[Literal["attention", "block", "features"]] = "features"
 
     start: float | int = -2
@@ -37,7 +39,7 @@ class PruMergePlus(VisionPolicy):
             raise PolicyError(f"neighbours is {self.neighbours}; give 0 or more")
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
-        attention = received_attention(view)
+        attention = attention_on_groups(view)
         attention = attention / attention.sum()
         index = self.choose(attention, view.raster, count)
         keys = F.normalize(view.per_group(view.raw_keys().float().mean(dim=0)), dim=-1)

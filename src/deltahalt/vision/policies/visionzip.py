@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
-from deltahalt.vision.attention import received_attention
+from deltahalt.vision.attention import attention_on_groups
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
 
 ROWS = 1024  # groups compared at once
@@ -19,13 +19,14 @@ class VisionZip(VisionPolicy):
 
     All blocks run in full; what shrinks is the tower's output. A group that takes up others is its own feature plus the
     mean of theirs, and keeps its coordinates. Likeness is the cosine of raw keys, averaged over heads and patches.
+    Attention is the class token's, where the tower has one.
 
     contextual: share of the kept groups that stands for the rest (10 of 64 as published).
     """
 
     name: ClassVar[str] = "visionzip"
     summary: ClassVar[str] = "most attended groups stay, a few take up the rest"
-    source: ClassVar[str] = "VisionZip (arXiv 2412.04467); without a CLS token, attention received counts"
+    source: ClassVar[str] = "VisionZip (arXiv 2412.04467); attention of the CLS token, or received from all patches"
     cut: ClassVar[Literal["attention", "block", "features"]] = "features"
 
     start: float | int = -2
@@ -38,7 +39,7 @@ class VisionZip(VisionPolicy):
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
         targets = int(self.contextual * count)
-        dominant = received_attention(view).argsort(descending=True, stable=True)[: count - targets]
+        dominant = attention_on_groups(view).argsort(descending=True, stable=True)[: count - targets]
         if targets:
             rest = view.raster[~torch.isin(view.raster, dominant)]
             keys = F.normalize(view.per_group(view.raw_keys().float().mean(dim=0)), dim=-1)

@@ -1,124 +1,142 @@
-"""What the loop asks of a ViT, answered for the packed towers of the Qwen family; a file states what differs."""
+"""What the loop asks of a ViT with pre-norm blocks of attention and MLP; a kind of tower states what differs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from deltahalt.families.base import Module, Rotary
+from deltahalt.families.base import Module
 from deltahalt.stand_in import shell_of
 from deltahalt.vision.attention import sized_attention
-from deltahalt.vision.groups import GroupStream, Segments
+from deltahalt.vision.groups import GroupStream
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What the host feeds to its blocks, and how it orders what comes out.
+    """What the host feeds to its blocks.
 
     inputs: keyword arguments of each block. kinds: the name of the segments in `stream` that each block keeps apart.
-    order: [G] the group of `stream` that each row of the output is of. output: the host's own, to be filled.
+    taps: what becomes of the groups in mid-tower, by the number of blocks before it. output: the host's own, to be
+    filled.
     """
 
     stream: GroupStream
     inputs: tuple[dict[str, Any], ...]
     kinds: tuple[str, ...]
-    order: torch.Tensor
+    taps: Mapping[int, Callable[[GroupStream], GroupStream]]
     output: Any
 
-    def block_inputs(self, block: int, stream: GroupStream) -> dict[str, Any]:
-        """Keyword arguments for a block that runs on `stream`."""
-        inputs = self.inputs[block]
-        if len(stream.places) == len(self.order):
-            return inputs
-        segments, (cos, sin) = stream.segments[self.kinds[block]], stream.rotary
-        inputs = inputs | {
-            "cu_seqlens": segments.cu_seqlens(stream.unit),
-            "position_embeddings": (cos.flatten(0, 1), sin.flatten(0, 1)),
-        }
-        if inputs.get("max_seqlen") is not None:  # only where the host's attention asks for it
-            inputs["max_seqlen"] = max(segments.lengths) * stream.unit
-        return inputs
 
+class Tower:
+    """The ViT of a vision-language model, whose configuration is `config`.
 
-class PackedTower:
-    """A ViT that runs a pack of images, [S, D], in blocks of `norm1`, `attn` (`qkv`, `proj`), `norm2` and `mlp`.
-
-    The patches of a group are consecutive; `merger` makes a feature of them. A subclass in a file of its own names the
-    `model_types` of the models that have it (as in `config.model_type`) and overrides what differs.
+    A subclass in a file of its own names the `model_types` of the models that have it (as in `config.model_type`) and
+    overrides what differs. `tower` is the host's module, and `block` one of its blocks.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]]  # the host's apply_rotary_pos_emb_vision, a staticmethod
+    home: ClassVar[str]  # name of the tower in the host's base model
+    flags: ClassVar[tuple[str, ...]]  # outputs of the host that are refused
+    attn_name: ClassVar[str]  # names of a block's parts
+    norm_names: ClassVar[tuple[str, str]]
+    projections: ClassVar[tuple[str, ...]]  # names in the attention: into queries, keys and values, and out of heads
+    out_name: ClassVar[str]
 
-    def taps(self, tower: Module) -> Mapping[int, Module]:
-        """Mergers of states in mid-tower, by the block that they come behind."""
+    lead: int = 0  # class tokens before an image's patches
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def unsupported(self) -> str | None:
+        """Why groups cannot be halted in this model's tower, or None."""
+        return None
+
+    # What differs between kinds of towers
+
+    def blocks(self, tower: Module) -> Sequence[Module]:
+        """The blocks that the loop runs."""
+        raise NotImplementedError
+
+    def unit(self, tower: Module) -> int:
+        """Patches in a group."""
+        raise NotImplementedError
+
+    def patch_embedding(self, tower: Module) -> Module:
+        """The convolution that makes states of pixels."""
+        raise NotImplementedError
+
+    def merger(self, tower: Module) -> Module:
+        """What runs behind the last block."""
+        raise NotImplementedError
+
+    def mergers(self, tower: Module) -> Mapping[int, Module]:
+        """Mergers of states in mid-tower, by the number of blocks before them."""
         return {}
 
-    def stand_ins(self, tower: Module) -> dict[str, nn.Module]:
-        """Parts of the host that do nothing, for the mergers of `taps`."""
-        return {}
+    def scaling(self, block: Module) -> float:
+        """Factor on q.k."""
+        raise NotImplementedError
 
-    def feed(self, tower: Module, pixels: torch.Tensor, grid: torch.Tensor, **options: Any) -> Feed:
-        """Run the host's own forward, with blocks that only note what they are given.
+    def rotate(
+        self, queries: torch.Tensor, keys: torch.Tensor, *rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys [S, heads, d] after rotary embedding, if there is one."""
+        raise NotImplementedError
 
-        So embeddings, positions, windows and their order are the host's business in every version of it.
-        pixels: as the host's processor makes them; grid: [images, 3] of frames, rows and columns of patches.
-        """
-        unit = tower.spatial_merge_size**2
-        blocks = [Note() for _ in tower.blocks]
-        parts = {"blocks": nn.ModuleList(blocks), "merger": Number(unit), **self.stand_ins(tower)}
-        output = type(tower).forward(shell_of(tower, **parts), pixels, grid_thw=grid, **options)
-        order, hidden = output.pooler_output.squeeze(1), blocks[0].hidden
-        kinds = tuple(str(id(block.inputs["cu_seqlens"])) for block in blocks)  # blocks that attend alike share them
-        segments = _images_and_frames(grid.cpu(), unit, hidden.device)
-        first = torch.arange(len(order), device=hidden.device) * unit  # patch of each group
-        for kind, block in zip(kinds, blocks, strict=True):
-            if kind not in segments:
-                ends = block.inputs["cu_seqlens"][1:]
-                segments[kind] = Segments.of(torch.bucketize(first, ends, right=True))
-        cos, sin = blocks[0].inputs["position_embeddings"]
-        stream = GroupStream(
-            hidden=hidden.unflatten(0, (-1, unit)),
-            places=order.argsort(),
-            segments=segments,
-            rotary=(cos.unflatten(0, (-1, unit)), sin.unflatten(0, (-1, unit))),
-        )
-        return Feed(stream, tuple(block.inputs for block in blocks), kinds, order, output)
+    def feed(self, tower: Module, *args: Any, **options: Any) -> Feed:
+        """What the host makes of the arguments of the tower's forward, before its first block."""
+        raise NotImplementedError
+
+    def block_inputs(self, feed: Feed, index: int, stream: GroupStream) -> dict[str, Any]:
+        """Keyword arguments for block number `index`, which runs on `stream`."""
+        raise NotImplementedError
+
+    def features(self, tower: Module, last: GroupStream, taps: Sequence[GroupStream]) -> GroupStream:
+        """What the tower gives of groups that are left behind the last block."""
+        raise NotImplementedError
+
+    def output(self, feed: Feed, last: GroupStream, final: GroupStream, taps: Sequence[GroupStream]) -> Any:
+        """The output of the tower's forward, in full length. final: what is left of `features`."""
+        raise NotImplementedError
+
+    # What all have in common
+
+    def attn(self, block: Module) -> Module:
+        """The block's attention."""
+        return getattr(block, self.attn_name)
+
+    def norm(self, block: Module) -> Module:
+        """The norm before the block's attention."""
+        return getattr(block, self.norm_names[0])
 
     def attention(self, block: Module, hidden: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention output before the residual addition, [S, D], and what `qkv` projected on the way, [S, 3 * D]."""
-        projection = Keep(block.attn.qkv)
-        update = shell_of(block.attn, qkv=projection)(block.norm1(hidden), **inputs)
-        return update, projection.output
+        """Attention output before the residual addition, and queries, keys and values on the way, [..., 3 * D]."""
+        parts = {name: Keep(getattr(self.attn(block), name)) for name in self.projections}
+        update = shell_of(self.attn(block), **parts)(self.norm(block)(hidden), **inputs)
+        update = update[0] if isinstance(update, tuple) else update
+        return update, torch.cat([part.output for part in parts.values()], dim=-1)
 
     def sized_attention(
-        self, block: Module, hidden: torch.Tensor, sizes: torch.Tensor, rows: list[int], rotary: Rotary
+        self, block: Module, hidden: torch.Tensor, sizes: torch.Tensor, lengths: Sequence[int], **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`attention` in which each patch [S] counts as often as its size says; rows: patches in each segment."""
-        projected = block.attn.qkv(block.norm1(hidden))
+        """`attention` in which each row [S] counts as often as its size says; lengths: rows in each segment."""
+        attn, normed = self.attn(block), self.norm(block)(hidden).flatten(0, -2)
+        projected = torch.cat([getattr(attn, name)(normed) for name in self.projections], dim=-1)
         queries, keys, values = self.heads(block, projected)
-        queries, keys = self.rotate(queries, keys, *rotary)
-        mixed = sized_attention(queries, keys, values, sizes, rows, block.attn.scaling)
-        return block.attn.proj(mixed), projected
+        queries, keys = self.rotate(queries, keys, *inputs.get("position_embeddings", ()))
+        mixed = sized_attention(queries, keys, values, sizes, list(lengths), self.scaling(block))
+        return getattr(attn, self.out_name)(mixed).view_as(hidden), projected
 
     def heads(self, block: Module, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values before rotary embedding, each [S, heads, d]."""
-        return projected.unflatten(-1, (3, block.attn.num_heads, -1)).unbind(dim=1)
+        return projected.unflatten(-1, (3, self.attn(block).num_heads, -1)).unbind(dim=1)
 
     def feed_forward(self, block: Module, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the block's MLP, residual included."""
-        out: torch.Tensor = hidden + block.mlp(block.norm2(hidden))
+        out: torch.Tensor = hidden + block.mlp(getattr(block, self.norm_names[1])(hidden))
         return out
-
-
-def _images_and_frames(grid: torch.Tensor, unit: int, device: torch.device) -> dict[str, Segments]:
-    """Which image and which frame each group belongs to; grid as in `feed`."""
-    frames, groups = grid[:, 0], grid[:, 1:].prod(dim=1) // unit  # of each image, and of each of its frames
-    image = torch.arange(len(grid)).repeat_interleave(frames * groups)
-    frame = torch.arange(int(frames.sum())).repeat_interleave(groups.repeat_interleave(frames))
-    return {"image": Segments.of(image.to(device)), "frame": Segments.of(frame.to(device))}
 
 
 class Note(nn.Module):
@@ -130,17 +148,6 @@ class Note(nn.Module):
     def forward(self, hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
         self.hidden, self.inputs = hidden, inputs
         return hidden
-
-
-class Number(nn.Module):
-    """A merger that gives each group its own number in place of a feature, [G, 1]."""
-
-    def __init__(self, unit: int) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.arange(len(hidden) // self.unit, device=hidden.device)[:, None]
 
 
 class Keep(nn.Module):

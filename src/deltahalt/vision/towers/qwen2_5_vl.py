@@ -2,7 +2,7 @@
 
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from deltahalt.vision.towers.base import PackedTower
+from deltahalt.vision.towers.packed import PackedTower
 
 
 class Qwen25VLTower(PackedTower):

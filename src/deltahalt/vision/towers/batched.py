@@ -1,0 +1,147 @@
+"""The batched towers of the CLIP and SigLIP kind: images of one size, side by side; a file states what differs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from deltahalt.compat import bare_tower
+from deltahalt.errors import UnsupportedError
+from deltahalt.families.base import Module
+from deltahalt.stand_in import shell_of
+from deltahalt.vision.groups import GroupStream, Segments
+from deltahalt.vision.towers.base import Feed, Note, Tower
+
+
+class BatchedTower(Tower):
+    """A ViT that runs a batch of images, [B, s, D], in layers of `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`.
+
+    Patches lie in raster order. What the tower gives are their states; the host's projector makes a feature of each
+    square of `side` x `side`, which is a group.
+    """
+
+    home = "vision_tower"
+    flags = ("output_attentions",)
+    attn_name = "self_attn"
+    norm_names = ("layer_norm1", "layer_norm2")
+    projections = ("q_proj", "k_proj", "v_proj")
+    out_name = "out_proj"
+
+    @property
+    def side(self) -> int:
+        """Patches along a group."""
+        raise NotImplementedError
+
+    def blocks(self, tower: Module) -> Sequence[Module]:
+        blocks: Sequence[Module] = bare_tower(tower).encoder.layers
+        return blocks
+
+    def unit(self, tower: Module) -> int:
+        return self.side**2
+
+    def patch_embedding(self, tower: Module) -> Module:
+        return bare_tower(tower).embeddings.patch_embedding
+
+    def merger(self, tower: Module) -> Module:
+        return bare_tower(tower).post_layernorm
+
+    def scaling(self, block: Module) -> float:
+        return float(block.self_attn.scale)
+
+    def rotate(
+        self, queries: torch.Tensor, keys: torch.Tensor, *rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return queries, keys  # positions are in the states
+
+    def feed(
+        self,
+        tower: Module,
+        pixel_values: torch.Tensor,
+        *,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> Feed:
+        """Run the host's own forward, with blocks that only note what they are given.
+
+        pixel_values: [B, channels, height, width]. output_hidden_states: which are wanted, by the number of blocks
+        before them (negative from the end); True for all. Raises UnsupportedError where patches are masked.
+        """
+        core = bare_tower(tower)
+        blocks = [MaskedNote() for _ in core.encoder.layers]
+        parts = {"encoder": shell_of(core.encoder, layers=nn.ModuleList(blocks)), "head": nn.Identity()}
+        type(core).forward(shell_of(core, **parts), pixel_values, **options)
+        if any(block.inputs["attention_mask"] is not None for block in blocks):
+            raise UnsupportedError(
+                "padding inside an image is not supported: give whole images or tiles, as the processor makes them, "
+                "and load the model with sdpa, eager or FlashAttention"
+            )
+        images, length, _ = blocks[0].hidden.shape
+        squares = _squares(length - self.lead, self.side).to(blocks[0].hidden.device)
+        first = torch.arange(images, device=squares.device) * length + self.lead  # patch of each image
+        places = torch.arange(images * len(squares), device=squares.device)
+        stream = GroupStream(
+            hidden=blocks[0].hidden.flatten(0, 1),
+            origin=torch.arange(images * length, device=squares.device),
+            members=(first[:, None, None] + squares).flatten(0, 1),
+            places=places,
+            segments=dict.fromkeys(("image", "frame"), Segments.of(places // len(squares))),
+            rotary=(),
+            images=images,
+        )
+        if output_hidden_states is None:
+            output_hidden_states = getattr(tower.config, "output_hidden_states", False)
+        taps = dict.fromkeys(_wanted(output_hidden_states, len(blocks) + 1), _unchanged)
+        return Feed(stream, tuple(block.inputs for block in blocks), ("image",) * len(blocks), taps, None)
+
+    def block_inputs(self, feed: Feed, index: int, stream: GroupStream) -> dict[str, Any]:
+        return feed.inputs[index]
+
+    def features(self, tower: Module, last: GroupStream, taps: Sequence[GroupStream]) -> GroupStream:
+        """The tower's output, and beside it in the last dimension the hidden states that are wanted."""
+        own = self.merger(tower)(last.rows).flatten(0, 1)
+        taken = [tap.hidden[torch.isin(tap.origin, last.origin).to(tap.hidden.device)] for tap in taps]
+        return last.advance(torch.cat([own, *(states.to(own.device) for states in taken)], dim=-1))
+
+    def output(self, feed: Feed, last: GroupStream, final: GroupStream, taps: Sequence[GroupStream]) -> Any:
+        """States of groups that are gone are NaN. There is no pooled output."""
+        full = final.spread(len(feed.stream.hidden), torch.nan).unflatten(0, (feed.stream.images, -1))
+        own, *taken = full.split(feed.stream.hidden.shape[-1], dim=-1)
+        states = dict(zip(feed.taps, taken, strict=True))
+        wanted = tuple(states.get(number) for number in range(len(feed.inputs) + 1)) if states else None
+        return BaseModelOutputWithPooling(last_hidden_state=own, hidden_states=wanted)  # type: ignore[arg-type]
+
+
+class MaskedNote(Note):
+    """A Note that is given its mask without a name."""
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+        return super().forward(hidden, attention_mask=attention_mask, **inputs)
+
+
+def _unchanged(stream: GroupStream) -> GroupStream:
+    return stream
+
+
+def _wanted(layers: bool | int | Sequence[int], states: int) -> list[int]:
+    """Numbers of the hidden states that `output_hidden_states` asks for, ascending, out of `states`."""
+    if isinstance(layers, bool):
+        return list(range(states)) if layers else []
+    chosen = [layers] if isinstance(layers, int) else layers
+    return sorted({layer % states for layer in chosen if -states <= layer < states})
+
+
+def _squares(patches: int, side: int) -> torch.Tensor:
+    """The patches of each square of `side` x `side`, squares and patches in raster order, [squares, side**2].
+
+    Raises UnsupportedError where an image cannot be divided.
+    """
+    numbers = torch.arange(patches)
+    if side == 1:
+        return numbers[:, None]
+    columns = math.isqrt(patches)
+    if columns**2 != patches or columns % side:
+        raise UnsupportedError(f"an image of {patches} patches cannot be divided into squares of {side} x {side}")
+    return numbers.view(columns // side, side, -1, side).transpose(1, 2).flatten(2).flatten(0, 1)
