@@ -1,20 +1,34 @@
 """The engine on CUDA devices; the same ideas as the tests on the CPU, which CI runs."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import dispatch_model
+from transformers.utils import import_utils
 
-from deltahalt import Dash, Policy, Report, WindowAttention, halting
+from deltahalt import Dash, Dense, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
 from deltahalt.bench.measure import measure
 from deltahalt.bench.prompts import random_prompts
+from deltahalt.vision import UniformGroups
 from oracle import Feed, Oracle
 from tiny import FULL, LAYERS, prompts, tiny
+from tiny_vision import BATCH, tiny_vision, vision_prompts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+FLASH = next(
+    (
+        f"flash_attention_{number}"
+        for number in (4, 3, 2)
+        if getattr(import_utils, f"is_flash_attn_{number}_available", bool)()
+    ),
+    None,
+)
+flash_attention = pytest.mark.skipif(FLASH is None, reason="needs FlashAttention")
 
 POLICIES = [Dash(keep_first=2, keep_last=8), WindowAttention(keep_first=2, keep_last=8, window=8, chunk=4)]
 IDS, MASK = prompts(150, 130)
@@ -76,6 +90,56 @@ def test_layers_on_cpu_and_gpu_halt_as_on_one() -> None:
     spread = _halt(dispatch_model(tiny("qwen2"), places, main_device="cuda:0"), policy)
     for one, two in zip(whole.kept, spread.kept, strict=True):
         assert torch.equal(one, two)
+
+
+@flash_attention
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_halted_is_the_host_with_flash_attention_bit_for_bit(padded: bool) -> None:
+    model = tiny("qwen2", FLASH, torch.bfloat16).cuda()
+    expected = _logits(model, padded)
+    with halting(model, Dash(pruning_ratio=0.0)):
+        assert torch.equal(_logits(model, padded), expected)
+
+
+@flash_attention
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("policy", [Uniform(start=1, keep_first=2, keep_last=8), SingleInputKV(start=1, keep_last=8)])
+def test_flash_attention_is_as_near_to_float32_as_sdpa(policy: Policy, padded: bool) -> None:
+    def logits(attention: str, dtype: torch.dtype) -> torch.Tensor:
+        model = tiny("qwen2", attention, dtype).cuda()
+        with halting(model, policy):
+            return _logits(model, padded)
+
+    _as_near(logits)
+
+
+@flash_attention
+@pytest.mark.parametrize("policy", [Dense(), Uniform(start=1, scope="visual")], ids=lambda policy: policy.name)
+def test_flash_attention_in_vit_and_decoder_is_as_near_to_float32_as_sdpa(policy: Policy) -> None:
+    def logits(attention: str, dtype: torch.dtype) -> torch.Tensor:
+        model = tiny_vision("qwen2_vl", attention)
+        prompt = vision_prompts(model, "qwen2_vl", BATCH)
+        inputs = {name: part.cuda() for name, part in prompt.call().items()}
+        model.to(dtype).cuda()
+        with torch.no_grad(), halting(model, policy, vision=UniformGroups(retain=0.5)):
+            return model(**inputs, logits_to_keep=1).logits
+
+    _as_near(logits)
+
+
+def _logits(model: Any, padded: bool) -> torch.Tensor:
+    """Logits of the last prompt token and of three that follow, [B, 4, V]."""
+    feed, mask = Feed(model), MASK if padded else torch.ones_like(IDS)
+    feed.mask = feed.mask.cuda()
+    return torch.cat([feed(IDS.cuda(), mask.cuda(), logits_to_keep=1), feed(IDS[:, :3].cuda())], dim=1)
+
+
+def _as_near(logits: Callable[[str, torch.dtype], torch.Tensor]) -> None:
+    """FlashAttention errs no more than twice as much as sdpa does in the same precision."""
+    assert FLASH is not None
+    exact = logits("sdpa", torch.float32)
+    errors = [(logits(name, torch.bfloat16) - exact).norm() for name in ("sdpa", FLASH)]
+    assert 0 < errors[1] < 2 * errors[0] < exact.norm() / 2
 
 
 def _halt(model: torch.nn.Module, policy: Policy, device: str = "cuda:0") -> Report:
