@@ -21,11 +21,13 @@ from matplotlib.transforms import Bbox
 from deltahalt import InputError
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.comparison import Point, compare, frontier
-from deltahalt.figures.house import check_plot, drawn
+from deltahalt.figures.house import check_plot, drawn, looks
 from deltahalt.figures.labels import Sheet, Spot, place_labels
 from deltahalt.figures.names import method, short
 from deltahalt.figures.pareto import pareto
+from deltahalt.methods import METHODS
 from deltahalt.policies import POLICIES
+from deltahalt.vision.policies import VISION_POLICIES
 
 DASH, KEYS = "dash:start=11,pruning_ratio=0.667", "key-norm:pruning_ratio=0.5,start=0.25,keep_first=8"
 STAGES = "key-norm:start=7,pruning_ratio=0.5+window-attention:start=14,pruning_ratio=0.9,chunk=16"
@@ -221,8 +223,17 @@ def test_each_method_has_its_own_colour_and_marker(draw: Callable[[list[SweepRow
     methods = [line for line in legend.get_lines() if line.get_label() not in {"frontier", "full model"}]
     assert len(methods) == len(names) + 2
     assert len({line.get_color() for line in methods}) == len({line.get_marker() for line in methods}) == len(methods)
-    (alone,) = draw([row(names[-1])]).legends
-    assert alone.get_lines()[0].get_color() == legend.get_lines()[len(names) - 1].get_color()
+
+
+def test_a_method_of_any_stage_looks_the_same_in_every_figure_and_unlike_all_others() -> None:
+    def look(name: str, *drawn_with: str) -> tuple[str, str]:
+        line = looks([*drawn_with, f"{name}:start=3"])[name]
+        return line.get_color(), line.get_marker()
+
+    every = [name for name in (*METHODS, *VISION_POLICIES) if name != "dense"]
+    alone = [look(name) for name in every]
+    assert alone == [look(name, STAGES, *every) for name in every]
+    assert len({(line.get_color(), line.get_marker()) for line in looks([*every, STAGES]).values()}) == len(every) + 1
 
 
 def test_policies_that_meet_on_the_frontier_share_a_label(tmp_path: Path) -> None:
