@@ -9,20 +9,25 @@ from statistics import fmean, median, stdev
 
 import pytest
 import typer.main
+from rich.console import Console
 
-from deltahalt import cli
+from deltahalt import cli, parse_policy
+from deltahalt.ask import Answer
 from deltahalt.bench.row import BenchRow
 from deltahalt.bench.table import markdown as bench_table
+from deltahalt.demo import FACT
 from deltahalt.evaluation import summary as accuracy
 from deltahalt.evaluation.pictures.row import VisionRow
 from deltahalt.evaluation.pictures.table import adr, full_of
 from deltahalt.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
+from deltahalt.flops import KNOWN_SHAPES, dense_loads, policy_loads, true_flops
 from deltahalt.harness.equality import EqualityRow
 from deltahalt.harness.equality import markdown as equality_table
 from deltahalt.profile import Profile, shipped
 from deltahalt.rows import read_rows
+from deltahalt.show import show_answers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +61,34 @@ def test_the_python_example_runs(tiny_folder: Path, tmp_path: Path) -> None:
     exec(compile(example, "README.md", "exec"), names)
     report = names["halted"].report  # type: ignore[attr-defined]
     assert report.lengths[0][-1] < report.lengths[0][0]
+
+
+def test_the_demo_s_output_is_what_its_policy_saves_save_for_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds are taken from the paste; all else follows from its prompt's length and the profile of the model."""
+    (paste,) = re.findall(r"```\n(prompt of .*?)\n```", README, re.DOTALL)
+    tokens = int(re.match(r"prompt of ([\d,]+)", paste)[1].replace(",", ""))
+    seconds = [re.findall(r"(\d+\.\d\d)(?= | \()", line) for line in paste.splitlines() if "seconds" in line]
+    shape = KNOWN_SHAPES["smollm2-135m"]
+    profile = next(profile for profile in shipped() if profile.model == "smollm2-135m")
+    halted = policy_loads(parse_policy(profile.choices[0].policy), shape.layers, tokens)
+    answers = {
+        name: Answer(
+            text=FACT,
+            prompt_tokens=tokens,
+            new_tokens=25,
+            lengths=tuple(load.attended for load in loads),
+            prefill_seconds=float(prefill),
+            decode_seconds=float(decode),
+            flops=true_flops(shape, loads, tokens),
+            cache_bytes=sum(load.attended for load in loads) * 2 * shape.kv_heads * shape.head_dim * 4,
+        )
+        for name, loads, prefill, decode in zip(
+            ("full model", "auto"), (dense_loads(shape.layers, tokens), halted), *seconds, strict=True
+        )
+    }
+    show_answers(Console(width=len(paste.splitlines()[1])), answers)
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "\n".join(shown) == paste, "paste: make demo"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("prefill-*.jsonl")), ids=lambda file: file.name)
@@ -108,7 +141,7 @@ def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
         assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
 
 
-@pytest.mark.parametrize("profile", shipped(), ids=lambda profile: profile.model)
+@pytest.mark.parametrize("profile", list(shipped()), ids=lambda profile: profile.model)
 def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
     written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     for choice in profile.choices:
