@@ -18,14 +18,12 @@ from statistics import median
 from typing import Any, ClassVar
 
 import torch
-import transformers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-import deltahalt
 from deltahalt import Dense, halting, parse_policy
 from deltahalt.clock import clock
 from deltahalt.evaluation.pictures.combinations import Combination, combinations
-from deltahalt.machine import machine_name
+from deltahalt.machine import ran_on
 from deltahalt.rows import Row, append_rows
 
 METHODS = [
@@ -179,12 +177,7 @@ def measure(
         kv_mb=report.cache_bytes / 1e6,
         full_kv_mb=report.full_cache_bytes / 1e6,
         repeats=repeats,
-        dtype=str(model.dtype).removeprefix("torch."),
-        attention=model.config._attn_implementation,
-        machine=machine_name(model.device),
-        deltahalt=deltahalt.__version__,
-        transformers=transformers.__version__,
-        torch=torch.__version__,
+        **ran_on(model),
     )
 
 
