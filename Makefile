@@ -58,8 +58,9 @@ table5 table6 table7: $(VENV)/.installed-dev ## the same on images, with lmms-ev
 	$(VENV)/bin/python recipes/vision_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
-results: $(VENV)/.installed ## write docs/results.md from the rows in results/
+results: $(VENV)/.installed ## write docs/results.md and the tables of the other pages from the rows in results/
 	$(VENV)/bin/python recipes/results_page.py > docs/results.md
+	$(VENV)/bin/python recipes/page_tables.py
 
 clean: ## remove what these targets made; downloaded models stay
 	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
