@@ -15,7 +15,7 @@ from PIL import Image
 from browser import Page, browsing, find_browser
 from deltahalt import InputError, halting
 from deltahalt.documents import build_prompt
-from deltahalt.evaluation.pictures.inputs import pictures_inputs
+from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.evaluation.pictures.samples import held_out_pictures
 from deltahalt.models import LoadedModel, LoadedVisionModel, load_vision
 from deltahalt.viewer.page import render
@@ -386,7 +386,7 @@ def visual(album: PromptRecord) -> list[int]:
 def test_a_picture_s_tokens_have_no_text_and_the_text_around_them_stays(
     album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]
 ) -> None:
-    ids = pictures_inputs(small.model, small.tokenizer, small.image_processor, scenes, "What is the number?")
+    ids = picture_inputs(small.model, small.tokenizer, small.image_processor, [scenes], ["What is the number?"])
     found = (ids["input_ids"][0] == small.model.config.image_token_id).nonzero().flatten().tolist()
     assert visual(album) == found
     assert [(image.rows, image.columns) for image in album.images] == GRIDS
@@ -399,7 +399,7 @@ def test_a_picture_s_tokens_have_no_text_and_the_text_around_them_stays(
 def test_which_visual_tokens_halt_in_the_vit_and_in_the_decoder_is_what_both_stages_report(
     album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]
 ) -> None:
-    ids = pictures_inputs(small.model, small.tokenizer, small.image_processor, scenes, "What is the number?")
+    ids = picture_inputs(small.model, small.tokenizer, small.image_processor, [scenes], ["What is the number?"])
     vision, policy = SEEN[1].split("/")
     with halting(small.model, policy, vision=vision) as halted, torch.no_grad():
         small.model(**ids, use_cache=False, logits_to_keep=1)

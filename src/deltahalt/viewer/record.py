@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from deltahalt.attach import halting
 from deltahalt.documents import build_prompt, to_device
 from deltahalt.errors import InputError
-from deltahalt.evaluation.pictures.inputs import pictures_inputs
+from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.kinds import DROPPED, IMAGE, TEXT
 from deltahalt.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies import Dense, parse_policy
@@ -95,13 +95,13 @@ def record_pictures(
 ) -> PromptRecord:
     """As `record_prompt`, with pictures before the text; each policy as in `split_stages`.
 
-    Raises what `pictures_inputs` and `halting` raise, and InputError for an empty question.
+    Raises what `picture_inputs` and `halting` raise, and InputError for an empty question.
     """
     if not question.strip():
         raise InputError("the question is empty: ask something about the picture")
     model: Any = loaded.model
     text = f"{document}\n\n{question}" if document else question
-    inputs = pictures_inputs(model, loaded.tokenizer, loaded.image_processor, pictures, text)
+    inputs = picture_inputs(model, loaded.tokenizer, loaded.image_processor, [pictures], [text])
     ids = inputs["input_ids"][0].cpu()
     visual = ids == model.config.image_token_id
     records = [_prefill(model, dict(inputs), policy, torch.where(visual, IMAGE, TEXT)) for policy in policies]
