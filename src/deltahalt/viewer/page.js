@@ -88,7 +88,8 @@ function buildText() {
   for (let begin = 0; begin < count; ) {
     let end = Math.min(begin + BLOCK, count);
     while (end < count && end < begin + 5 * BLOCK && !record.tokens[end - 1].endsWith("\n")) end++;
-    for (let cut; (cut = end < count && imageOf(end)) && cut.begin < end; ) end = endOf(cut);
+    const cut = end < count && imageOf(end);
+    if (cut && cut.begin < end) end = endOf(cut); // a picture is in one row
     const row = make("div", { className: "row" });
     for (const policy of policies) {
       const cell = make("div", { className: "cell" });
@@ -333,7 +334,7 @@ function find(wanted) {
   const ends = [];
   let text = "";
   for (const token of record.tokens) ends.push((text += token.toLowerCase()).length);
-  const tokenAt = (place) => {
+  const tokenOf = (place) => {
     let low = 0;
     for (let high = count - 1; low < high; ) {
       const middle = (low + high) >> 1;
@@ -344,7 +345,7 @@ function find(wanted) {
   };
   const needle = wanted.toLowerCase();
   for (let at = needle ? text.indexOf(needle) : -1; at >= 0; at = text.indexOf(needle, at + needle.length)) {
-    matches.push([tokenAt(at), tokenAt(at + needle.length - 1)]);
+    matches.push([tokenOf(at), tokenOf(at + needle.length - 1)]);
   }
   paint();
   go(1);
