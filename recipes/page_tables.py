@@ -3,8 +3,8 @@
 usage: page_tables.py
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
-`.jsonl`. Kinds: `rows`, all of them; `frontier`, those of policies that none beats; `auto`, what the profiles' first
-choices keep; `reached`, how the best policies stand to what was aimed at.
+`.jsonl`. Kinds: `rows`, all of them; `frontier`, those of policies that none beats; `profiles`, what calibration chose;
+`auto`, what its first choices keep; `reached`, how the best policies stand to what was aimed at.
 """
 
 import re
@@ -17,6 +17,8 @@ from reached import auto_table, reached_table
 
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.figures.comparison import on_frontier
+from deltahalt.markdown import table
+from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
 from deltahalt.tables import KINDS, markdown
 
@@ -47,9 +49,25 @@ def frontier_table(name: str) -> str:
     return brief(markdown(rows), (row.policy for row in rows))
 
 
+def profiles_table() -> str:
+    """The choices of the shipped profiles, with what calibration saw."""
+    choices = [(profile.model, choice) for profile in shipped() for choice in profile.choices]
+    shown = table(
+        {
+            "model": [model for model, _ in choices],
+            "policy": [f"`{choice.policy}`" for _, choice in choices],
+            "speedup": [f"{choice.speedup:.2f}x" for _, choice in choices],
+            "NLL change": [f"{choice.loss:+.3f}" for _, choice in choices],
+            "same answers": [f"{choice.exact:.2f}" for _, choice in choices],
+        }
+    )
+    return brief(shown, (choice.policy for _, choice in choices))
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "rows": rows_table,
     "frontier": frontier_table,
+    "profiles": lambda _: profiles_table(),
     "auto": lambda _: auto_table(),
     "reached": lambda _: reached_table(),
 }

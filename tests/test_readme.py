@@ -20,7 +20,7 @@ from deltahalt.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.flops import KNOWN_SHAPES, dense_loads, policy_loads, true_flops
 from deltahalt.harness.equality import EqualityRow
 from deltahalt.harness.equality import markdown as equality_table
-from deltahalt.profile import Profile, shipped
+from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
 from deltahalt.show import show_answers
 
@@ -103,16 +103,6 @@ def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
         own = [row for row in rows if row.batch_size == batch]
         assert sum(row.samples for row in own) >= 100
         assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
-
-
-@pytest.mark.parametrize("profile", list(shipped()), ids=lambda profile: profile.model)
-def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
-    written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    for choice in profile.choices:
-        line = (
-            f"| {profile.model} | `{choice.policy}` | {choice.speedup:.2f}x | {choice.loss:+.3f} | {choice.exact:.2f} |"
-        )
-        assert line in written
 
 
 def test_what_images_keep_is_what_the_committed_rows_say() -> None:

@@ -63,6 +63,8 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows(recipe: C
     shown = {name for page in written.values() for _, _, name, _ in tables.MARKED.findall(page)}
     sweeps = ("frontier", "frozen", "heldout", "methods", "prefill", "query-free", "signals")
     assert {file.stem for kind in sweeps for file in tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
+    kinds = {kind for page in written.values() for _, kind, *_ in tables.MARKED.findall(page)}
+    assert kinds == set(tables.TABLES)
 
 
 def test_a_page_keeps_what_is_around_its_tables(
