@@ -241,6 +241,17 @@ def test_policies_that_meet_on_the_frontier_share_a_label(tmp_path: Path) -> Non
     assert f">{short(DASH)} or 1 more</text>" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
 
 
+def test_what_all_policies_share_is_said_once_and_on_no_label(draw: Callable[[list[SweepRow]], Figure]) -> None:
+    tails = ("start=7,chunk=16,keep_first=8", "chunk=16,start=3,keep_first=8")
+    figure = draw(
+        [row(f"dash:{tails[0]}"), row(f"dash:{tails[1]}+key-norm:{tails[0]}", reference_speedup=3.0, nll=2.0)]
+    )
+    assert {text.get_text() for text in figure.axes[1].texts} == {"l7", "l3\n+ l7"}
+    assert figure.legends[0].get_title().get_text().endswith("\nall policies: chunk 16 keep first 8")
+    (alone,) = draw([row(f"dash:{tails[0]}")]).axes[0].texts
+    assert alone.get_text() == "l7 chunk 16 keep first 8"
+
+
 def test_a_suffix_names_the_format(tmp_path: Path) -> None:
     pareto(ROWS, tmp_path / "plot.PNG")
     assert (tmp_path / "plot.PNG").read_bytes().startswith(b"\x89PNG")
