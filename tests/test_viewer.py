@@ -417,6 +417,17 @@ def test_which_visual_tokens_halt_in_the_vit_and_in_the_decoder_is_what_both_sta
     assert len(deciding.scores) == len(album.tokens) - sum(stage == 0 for stage in own.halted)
 
 
+def test_policies_that_decide_at_one_layer_are_about_both_scopes_and_have_no_single_cut(
+    small: LoadedVisionModel, scenes: list[Image.Image]
+) -> None:
+    ends = "keep_first=4,keep_last=6"
+    both = f"dash:scope=visual,start=4,pruning_ratio=0.7+dash:scope=text,start=4,pruning_ratio=0.2,{ends}"
+    record = record_pictures(small, scenes[:1], "word " * 20, "What is the number?", [both])
+    (stage,) = record.policies[0].stages
+    count = len(record.tokens)
+    assert (stage.scope, stage.eligible, stage.cut) == ([(0, count)], [(4, count - 6)], None)
+
+
 def test_the_page_shows_a_grid_over_each_picture(pictured: Page, album: PromptRecord) -> None:
     loaded = pictured.run("Promise.all([...document.images].map((e) => e.decode())).then(() => document.images.length)")
     assert loaded == len(GRIDS) * len(SEEN)
