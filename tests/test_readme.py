@@ -105,6 +105,14 @@ def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
         assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
 
 
+def test_every_picture_of_rows_is_drawn_by_one_command_of_the_docs() -> None:
+    written = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
+    command = r"^deltahalt plot (results/\S+\.jsonl) (?:--figure \S+ )?--out (docs/\S+\.svg)$"
+    drawn = re.findall(command, written, re.MULTILINE)
+    assert sorted(out for _, out in drawn) == sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.svg"))
+    assert all((ROOT / rows).is_file() for rows, _ in drawn)
+
+
 def test_what_images_keep_is_what_the_committed_rows_say() -> None:
     rows = read_rows(ROOT / "results" / "vision-small-vlm.jsonl", VisionRow)
 
