@@ -3,8 +3,9 @@
 usage: page_tables.py
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
-`.jsonl`. Kinds: `rows`, all of them; `frontier`, those of policies that none beats; `profiles`, what calibration chose;
-`auto`, what its first choices keep; `reached`, how the best policies stand to what was aimed at.
+`.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep whose policies none beats;
+`profiles`, what calibration chose; `auto`, what its first choices keep; `reached`, how the best policies stand to what
+was aimed at.
 """
 
 import re
@@ -15,12 +16,14 @@ from typing import Any
 from briefly import brief
 from reached import auto_table, reached_table
 
-from deltahalt.evaluation.sweep import read_sweep
+from deltahalt.bench.row import BenchRow
+from deltahalt.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.figures.comparison import on_frontier
+from deltahalt.harness.rows import EvalRow
 from deltahalt.markdown import table
 from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
-from deltahalt.tables import KINDS, markdown
+from deltahalt.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -38,8 +41,8 @@ def filled(page: str) -> str:
 
 
 def rows_table(name: str) -> str:
-    """All rows of a file in results/."""
-    rows: list[Any] = read_rows(RESULTS / f"{name}.jsonl", *KINDS)
+    """All rows of a file in results/, which are of policies."""
+    rows: list[Any] = read_rows(RESULTS / f"{name}.jsonl", BenchRow, EvalRow, SweepRow)
     return brief(markdown(rows), (row.policy for row in rows))
 
 
