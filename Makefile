@@ -9,7 +9,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress test-lmms kvpress-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results clean
+.PHONY: help demo test test-kvpress test-lmms kvpress-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,8 +58,12 @@ table5 table6 table7: $(VENV)/.installed-dev ## the same on images, with lmms-ev
 	$(VENV)/bin/python recipes/vision_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
-results: $(VENV)/.installed ## write docs/results.md from the rows in results/
+results: $(VENV)/.installed ## write docs/results.md and the tables of the other pages from the rows in results/
 	$(VENV)/bin/python recipes/results_page.py > docs/results.md
+	$(VENV)/bin/python recipes/page_tables.py
+
+figures: $(VENV)/.installed-dev ## draw the pictures of docs/ from the rows in results/
+	grep -hE '^deltahalt plot results/' docs/*.md | PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh -ex
 
 clean: ## remove what these targets made; downloaded models stay
 	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

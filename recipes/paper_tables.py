@@ -37,8 +37,7 @@ def commands(name: str, only: Sequence[str], which: Sequence[str], options: Sequ
 
 
 def _choose(name: str, known: list[str], wanted: Sequence[str]) -> list[str]:
-    unknown = [word for word in wanted if word not in known]
-    if unknown:
+    if unknown := [word for word in wanted if word not in known]:
         raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(known)}")
     return [word for word in known if word in wanted or not wanted]
 
@@ -60,8 +59,8 @@ def main() -> None:
     """Run the commands one after the other, each printed before."""
     parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--methods", type=_words, default=[])
-    parser.add_argument("--tasks", type=_words, default=[])
+    parser.add_argument("--methods", type=words, default=[])
+    parser.add_argument("--tasks", type=words, default=[])
     given, options = parser.parse_known_args()
     try:
         wanted = commands(given.table, given.methods, given.tasks, options)
@@ -76,7 +75,8 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """What commas separate."""
     return [word.strip() for word in text.split(",")]
 
 

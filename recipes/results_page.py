@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from string import ascii_uppercase
 from typing import Any
 
+from briefly import brief
 from paper_tables import PAPER
 
 from deltahalt import parse_policy
@@ -25,7 +25,6 @@ from deltahalt.tables import KINDS, markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 FULL = "full model"
-LONGEST = 40  # characters of a policy that a table is still easy to read with
 HEAD = """# Results
 
 Written by `make results` from the rows in `results/` and from the paper's numbers in `recipes/paper.json`. What the
@@ -186,18 +185,7 @@ def _listed(files: Sequence[Path]) -> Iterator[str]:
     for file in files:
         yield f"`{file.name}`:"
         rows: list[Any] = read_rows(file, *KINDS)
-        yield from _lettered(markdown(rows), [row.policy for row in rows])
-
-
-def _lettered(tables: str, policies: Iterable[str]) -> Iterator[str]:
-    """What the letters in the tables mean, where there are any, and the tables, with letters for long policies."""
-    long = dict.fromkeys(policy for policy in policies if len(policy) > LONGEST)
-    letters = dict(zip(long, ascii_uppercase, strict=False))
-    if letters:
-        yield "\n".join(f"- **{letter}** is `{policy}`" for policy, letter in letters.items())
-    for policy, letter in letters.items():
-        tables = tables.replace(f"| `{policy}` |", f"| **{letter}** |")
-    yield tables
+        yield brief(markdown(rows), (row.policy for row in rows))
 
 
 def committed() -> list[Path]:

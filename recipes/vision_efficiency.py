@@ -13,19 +13,18 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
 import torch
-import transformers
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
-import deltahalt
-from deltahalt import Dense, halting, parse_policy
+from deltahalt import Dense, halting
 from deltahalt.clock import clock
 from deltahalt.evaluation.pictures.combinations import Combination, combinations
-from deltahalt.machine import machine_name
+from deltahalt.machine import ran_on
 from deltahalt.rows import Row, append_rows
 
 METHODS = [
@@ -92,9 +91,9 @@ class VisionBenchRow(Row):
 def build(small: bool, device: str) -> Any:
     """The model, with random weights."""
     text, tower = (SMALL, SMALL_TOWER) if small else (BIG, TOWER)
-    heads = text["hidden_size"] // text["num_attention_heads"] // 2
-    sections = [heads // 4, (heads - heads // 4) // 2, heads - heads // 4 - (heads - heads // 4) // 2]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    frequencies = text["hidden_size"] // text["num_attention_heads"] // 2
+    side = 3 * frequencies // 8  # for rows and for columns each, as in Qwen2-VL
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [frequencies - 2 * side, side, side]}
     config = Qwen2VLConfig(
         text_config=text | {"rope_parameters": rope, "max_position_embeddings": 32768},
         vision_config=tower | {"patch_size": PATCH, "spatial_merge_size": MERGE},
@@ -104,33 +103,26 @@ def build(small: bool, device: str) -> Any:
         vision_end_token_id=END,
     )
     torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32 if small else torch.bfloat16)
-    try:
-        with torch.device(device):
-            return Qwen2VLForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(default)
+    with torch.device(device):
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.float32 if small else torch.bfloat16)
+    return model.eval()
 
 
 def prompt(model: Any, images: int, side: int) -> dict[str, torch.Tensor]:
     """What the host's processor would make of the images and a question of 64 tokens."""
     cells = max(1, round(side / (PATCH * MERGE)))
-    rows, tokens = cells * MERGE, cells * cells
-    draw = torch.Generator().manual_seed(1)
-    ids = [*([1] * 16), *([START, *([IMAGE] * tokens), END] * images), *range(100, 164)]
-    tokens_in = torch.tensor([ids], device=model.device)
+    rows = cells * MERGE
+    ids = torch.tensor([[*[1] * 16, *[START, *[IMAGE] * cells**2, END] * images, *range(100, 164)]])
+    pixels = torch.randn(images * rows**2, 3 * 2 * PATCH**2, generator=torch.Generator().manual_seed(1))
     inputs = {
-        "input_ids": tokens_in,
-        "attention_mask": torch.ones_like(tokens_in),
-        "pixel_values": torch.randn(images * rows * rows, 3 * 2 * PATCH * PATCH, generator=draw).to(
-            model.device, model.dtype
-        ),
-        "image_grid_thw": torch.tensor([[1, rows, rows]] * images, device=model.device),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pixels.to(model.dtype),
+        "image_grid_thw": torch.tensor([[1, rows, rows]] * images),
     }
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:  # newer hosts alone
-        inputs["mm_token_type_ids"] = (tokens_in == IMAGE).long()
-    return inputs
+        inputs["mm_token_type_ids"] = (ids == IMAGE).long()
+    return {name: values.to(model.device) for name, values in inputs.items()}
 
 
 def timed(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> float:
@@ -140,19 +132,14 @@ def timed(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> float:
     return clock() - begin
 
 
-def context_of(model: Any, combination: Combination) -> Callable[[], AbstractContextManager[Any]]:
-    """The model under a method."""
-    policy = Dense() if combination.policy is None else parse_policy(combination.policy)
-    vision = combination.vision_policy or "uniform-groups:retain=1"
-    return lambda: halting(model, policy, vision=vision)
-
-
 def measure(
     model: Any, name: str, combination: Combination, inputs: dict[str, torch.Tensor], tokens: int, repeats: int
 ) -> VisionBenchRow:
     """Run method and host in turn, after one warm-up of each."""
     runs: dict[str, list[tuple[float, float]]] = {"full": [], "method": []}
-    contexts = {"full": nullcontext, "method": context_of(model, combination)}
+    vision = combination.vision_policy or "uniform-groups:retain=1"  # which keeps all, and counts the ViT's FLOPs
+    method = partial(halting, model, combination.policy or Dense(), vision=vision)
+    contexts: dict[str, Callable[[], AbstractContextManager[Any]]] = {"full": nullcontext, "method": method}
     for _ in range(repeats + 1):
         for way, context in contexts.items():
             with context() as halted:
@@ -168,10 +155,10 @@ def measure(
         images=len(inputs["image_grid_thw"]),
         visual=visual,
         new_tokens=tokens,
-        prefill=median(one for one, _ in ours),
-        total=median(all_ for _, all_ in ours),
-        full_prefill=median(one for one, _ in full),
-        full_total=median(all_ for _, all_ in full),
+        prefill=median(first for first, _ in ours),
+        total=median(last for _, last in ours),
+        full_prefill=median(first for first, _ in full),
+        full_total=median(last for _, last in full),
         prefill_share=median(a / b for (a, _), (b, _) in zip(ours, full, strict=True)),
         total_share=median(a / b for (_, a), (_, b) in zip(ours, full, strict=True)),
         tflops=(report.flops + tower.flops) / 1e12,
@@ -179,12 +166,7 @@ def measure(
         kv_mb=report.cache_bytes / 1e6,
         full_kv_mb=report.full_cache_bytes / 1e6,
         repeats=repeats,
-        dtype=str(model.dtype).removeprefix("torch."),
-        attention=model.config._attn_implementation,
-        machine=machine_name(model.device),
-        deltahalt=deltahalt.__version__,
-        transformers=transformers.__version__,
-        torch=torch.__version__,
+        **ran_on(model),
     )
 
 

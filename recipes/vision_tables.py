@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from paper_tables import PAPER
+from paper_tables import PAPER, words
 
 from deltahalt.markdown import table as markdown
 
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--model", default="Qwen/Qwen2-VL-7B-Instruct")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/tables"))
-    parser.add_argument("--methods", type=lambda text: [word.strip() for word in text.split(",")], default=[])
+    parser.add_argument("--methods", type=words, default=[])
     given, options = parser.parse_known_args()
     try:
         failed = list(failing(given.table, given, options))

@@ -3,14 +3,18 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from deltahalt import cli
+from deltahalt.ask import Answer
 from deltahalt.demo import EXPECTED, FACT
 from deltahalt.methods import METHODS
+from deltahalt.show import show_answers
 from deltahalt.vision import VISION_POLICIES
 
 TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
@@ -83,6 +87,14 @@ def test_the_table_shows_what_was_asked_for(
     shown = capsys.readouterr().out
     for label in ("answer", "prefill seconds", "prefill TFLOPs", "K/V cache MB", "tokens per layer", "full model"):
         assert label in shown
+
+
+def test_what_took_longer_is_said_to_be_more(capsys: pytest.CaptureFixture[str]) -> None:
+    full = Answer("", 9, 1, (9, 9), prefill_seconds=2.0, decode_seconds=0.0, flops=10**12, cache_bytes=10**6)
+    show_answers(Console(width=200), {"full": full, "slow": replace(full, prefill_seconds=5.0, flops=4 * 10**11)})
+    seconds, flops = (line for line in capsys.readouterr().out.splitlines() if "prefill" in line)
+    assert "5.00  (2.50x more)" in seconds
+    assert "0.40  (2.50x less)" in flops
 
 
 def test_options_of_a_policy_reach_it(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:

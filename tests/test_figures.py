@@ -21,11 +21,13 @@ from matplotlib.transforms import Bbox
 from deltahalt import InputError
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.comparison import Point, compare, frontier
-from deltahalt.figures.house import check_plot, drawn
+from deltahalt.figures.house import check_plot, drawn, looks
 from deltahalt.figures.labels import Sheet, Spot, place_labels
 from deltahalt.figures.names import method, short
 from deltahalt.figures.pareto import pareto
+from deltahalt.methods import METHODS
 from deltahalt.policies import POLICIES
+from deltahalt.vision.policies import VISION_POLICIES
 
 DASH, KEYS = "dash:start=11,pruning_ratio=0.667", "key-norm:pruning_ratio=0.5,start=0.25,keep_first=8"
 STAGES = "key-norm:start=7,pruning_ratio=0.5+window-attention:start=14,pruning_ratio=0.9,chunk=16"
@@ -221,13 +223,33 @@ def test_each_method_has_its_own_colour_and_marker(draw: Callable[[list[SweepRow
     methods = [line for line in legend.get_lines() if line.get_label() not in {"frontier", "full model"}]
     assert len(methods) == len(names) + 2
     assert len({line.get_color() for line in methods}) == len({line.get_marker() for line in methods}) == len(methods)
-    (alone,) = draw([row(names[-1])]).legends
-    assert alone.get_lines()[0].get_color() == legend.get_lines()[len(names) - 1].get_color()
+
+
+def test_a_method_of_any_stage_looks_the_same_in_every_figure_and_unlike_all_others() -> None:
+    def look(name: str, *drawn_with: str) -> tuple[str, str]:
+        line = looks([*drawn_with, f"{name}:start=3"])[name]
+        return line.get_color(), line.get_marker()
+
+    every = [name for name in (*METHODS, *VISION_POLICIES) if name != "dense"]
+    alone = [look(name) for name in every]
+    assert alone == [look(name, STAGES, *every) for name in every]
+    assert len({(line.get_color(), line.get_marker()) for line in looks([*every, STAGES]).values()}) == len(every) + 1
 
 
 def test_policies_that_meet_on_the_frontier_share_a_label(tmp_path: Path) -> None:
     pareto([row(DASH), row("uniform:start=12,keep_first=8")], tmp_path / "plot.svg")
     assert f">{short(DASH)} or 1 more</text>" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+
+
+def test_what_all_policies_share_is_said_once_and_on_no_label(draw: Callable[[list[SweepRow]], Figure]) -> None:
+    tails = ("start=7,chunk=16,keep_first=8", "chunk=16,start=3,keep_first=8")
+    figure = draw(
+        [row(f"dash:{tails[0]}"), row(f"dash:{tails[1]}+key-norm:{tails[0]}", reference_speedup=3.0, nll=2.0)]
+    )
+    assert {text.get_text() for text in figure.axes[1].texts} == {"l7", "l3\n+ l7"}
+    assert figure.legends[0].get_title().get_text().endswith("\nall policies: chunk 16 keep first 8")
+    (alone,) = draw([row(f"dash:{tails[0]}")]).axes[0].texts
+    assert alone.get_text() == "l7 chunk 16 keep first 8"
 
 
 def test_a_suffix_names_the_format(tmp_path: Path) -> None:

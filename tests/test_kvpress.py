@@ -26,6 +26,7 @@ from deltahalt.methods import parse_method
 from deltahalt.models import LoadedModel
 from oracle import Feed, Oracle
 from tiny import VARIANTS, VOCAB, attributes, prompts, tiny
+from tiny_vision import SEVERAL, tiny_vision, vision_prompts
 
 kvpress = pytest.importorskip("kvpress", reason="kvpress has an environment of its own: make test-kvpress")
 
@@ -146,6 +147,17 @@ def test_generate_in_the_block_is_that_of_halting() -> None:
 
 
 # Logits of a call that does not say how many it wants
+
+
+def test_a_press_on_a_vision_language_model_is_halting_on_it() -> None:
+    model = tiny_vision()
+    call = vision_prompts(model, "qwen2_vl", SEVERAL).call()
+    press, generated = DeltaPress(**SMALL), []
+    for context in (press(model), halting(model, press.policy)):
+        with context as halted, torch.no_grad():
+            generated.append(model.generate(**call, max_new_tokens=4, do_sample=False))
+        assert halted.report.lengths[0][-1] < call["input_ids"].shape[1]
+    assert torch.equal(*generated)
 
 
 def test_a_prefill_gives_the_last_logits_and_a_continuation_all() -> None:

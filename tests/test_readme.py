@@ -1,28 +1,28 @@
-"""The README's commands and code run, and its figures are those of the committed rows."""
+"""The README's commands and code run; figures in prose, and tables made by hand, are those of the committed rows."""
 
 import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
-from statistics import fmean, median, stdev
 
 import pytest
 import typer.main
+from rich.console import Console
 
-from deltahalt import cli
+from deltahalt import cli, parse_policy
+from deltahalt.ask import Answer
 from deltahalt.bench.row import BenchRow
-from deltahalt.bench.table import markdown as bench_table
-from deltahalt.evaluation import summary as accuracy
+from deltahalt.demo import FACT
 from deltahalt.evaluation.pictures.row import VisionRow
 from deltahalt.evaluation.pictures.table import adr, full_of
 from deltahalt.evaluation.pictures.table import markdown as vision_tables
-from deltahalt.evaluation.sweep import read_sweep
-from deltahalt.figures.comparison import on_frontier
+from deltahalt.flops import KNOWN_SHAPES, dense_loads, policy_loads, true_flops
 from deltahalt.harness.equality import EqualityRow
 from deltahalt.harness.equality import markdown as equality_table
-from deltahalt.profile import Profile, shipped
+from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
+from deltahalt.show import show_answers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,35 +58,32 @@ def test_the_python_example_runs(tiny_folder: Path, tmp_path: Path) -> None:
     assert report.lengths[0][-1] < report.lengths[0][0]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("prefill-*.jsonl")), ids=lambda file: file.name)
-def test_the_speeds_are_those_of_the_committed_rows(file: Path) -> None:
-    assert bench_table(read_rows(file, BenchRow)) in README, f"paste: deltahalt report results/{file.name}"
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("frontier-*.jsonl")), ids=lambda file: file.name)
-def test_the_frontiers_are_those_of_the_committed_rows(file: Path) -> None:
-    written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    table = accuracy.markdown(on_frontier(read_sweep(file)))
-    assert table in written, f"paste: deltahalt report --frontier results/{file.name}"
-
-
-@pytest.mark.parametrize(
-    ("page", "file"),
-    [
-        (page, file)
-        for page, names in {
-            "accuracy": ("heldout", "query-free"),
-            "ablations": ("signals", "frozen"),
-            "baselines": ("methods",),
-        }.items()
-        for name in names
-        for file in sorted((ROOT / "results").glob(f"{name}-*.jsonl"))
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_the_sweeps_are_those_of_the_committed_rows(page: str, file: Path) -> None:
-    written = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    assert accuracy.markdown(read_sweep(file)) in written, f"paste: deltahalt report results/{file.name}"
+def test_the_demo_s_output_is_what_its_policy_saves_save_for_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds are taken from the paste; all else follows from its prompt's length and the profile of the model."""
+    (paste,) = re.findall(r"```\n(prompt of .*?)\n```", README, re.DOTALL)
+    tokens = int(re.match(r"prompt of ([\d,]+)", paste)[1].replace(",", ""))
+    seconds = [re.findall(r"(\d+\.\d\d)(?= | \()", line) for line in paste.splitlines() if "seconds" in line]
+    shape = KNOWN_SHAPES["smollm2-135m"]
+    profile = next(profile for profile in shipped() if profile.model == "smollm2-135m")
+    halted = policy_loads(parse_policy(profile.choices[0].policy), shape.layers, tokens)
+    answers = {
+        name: Answer(
+            text=FACT,
+            prompt_tokens=tokens,
+            new_tokens=25,
+            lengths=tuple(load.attended for load in loads),
+            prefill_seconds=float(prefill),
+            decode_seconds=float(decode),
+            flops=true_flops(shape, loads, tokens),
+            cache_bytes=sum(load.attended for load in loads) * 2 * shape.kv_heads * shape.head_dim * 4,
+        )
+        for name, loads, prefill, decode in zip(
+            ("full model", "auto"), (dense_loads(shape.layers, tokens), halted), *seconds, strict=True
+        )
+    }
+    show_answers(Console(width=len(paste.splitlines()[1])), answers)
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "\n".join(shown) == paste, "paste: make demo"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("vision-*.jsonl")), ids=lambda file: file.name)
@@ -108,28 +105,12 @@ def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
         assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
 
 
-@pytest.mark.parametrize("profile", shipped(), ids=lambda profile: profile.model)
-def test_the_profiles_are_those_that_are_shipped(profile: Profile) -> None:
-    written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    for choice in profile.choices:
-        line = (
-            f"| {profile.model} | `{choice.policy}` | {choice.speedup:.2f}x | {choice.loss:+.3f} | {choice.exact:.2f} |"
-        )
-        assert line in written
-
-
-@pytest.mark.parametrize("rows", ["heldout-qwen2.5-coder-1.5b", "frontier-qwen2.5-coder-0.5b", "heldout-smollm2-135m"])
-def test_what_auto_keeps_is_what_the_committed_rows_say(rows: str) -> None:
-    measured = read_sweep(ROOT / "results" / f"{rows}.jsonl")
-    profile = next(profile for profile in shipped() if profile.model == measured[0].model)
-    own = [row for row in measured if row.policy == profile.choices[0].policy]
-    needles = [row for row in own if row.task == "needle"]
-    lost = [row.nll - row.full_nll for row in own if row.task.startswith(("loogle", "multi_news"))]
-    name = profile.model.title().replace("Smollm2-135M", "SmolLM2-135M")
-    found, full = sum(row.exact for row in needles), sum(row.full_exact for row in needles)
-    change = f"{fmean(lost):+.2f} ± {stdev(lost) / len(lost) ** 0.5:.2f}, median {median(lost):+.2f}"
-    line = f"| {name} | {found} of {len(needles)} ({full}) | {change} |"
-    assert line in README
+def test_every_picture_of_rows_is_drawn_by_one_command_of_the_docs() -> None:
+    written = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
+    command = r"^deltahalt plot (results/\S+\.jsonl) (?:--figure \S+ )?--out (docs/\S+\.svg)$"
+    drawn = re.findall(command, written, re.MULTILINE)
+    assert sorted(out for _, out in drawn) == sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.svg"))
+    assert all((ROOT / rows).is_file() for rows, _ in drawn)
 
 
 def test_what_images_keep_is_what_the_committed_rows_say() -> None:

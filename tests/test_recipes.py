@@ -8,19 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import typer.main
 
 from deltahalt import cli
+from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.harness.rows import EvalRow
 from deltahalt.models import LoadedModel
 from deltahalt.options import with_options
 from deltahalt.policies import parse_policy
+from deltahalt.profile import Choice
 from deltahalt.rows import append_rows
 from deltahalt.vision.policies import parse_vision_policy
+from test_figures import row
 from test_rows import scored
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +53,31 @@ def paper(recipe: Callable[[str], ModuleType]) -> dict[str, Any]:
 def test_the_page_is_that_of_the_committed_rows(recipe: Callable[[str], ModuleType]) -> None:
     page = recipe("results_page")
     assert page.page(page.committed()) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "make results"
+
+
+def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows(recipe: Callable[[str], ModuleType]) -> None:
+    tables = recipe("page_tables")
+    written = {file: file.read_text(encoding="utf-8") for file in tables.pages()}
+    for file, page in written.items():
+        assert tables.filled(page) == page, f"{file.name}: make results"
+    shown = {name for page in written.values() for _, _, name, _ in tables.MARKED.findall(page)}
+    sweeps = ("frontier", "frozen", "heldout", "methods", "prefill", "query-free", "signals")
+    assert {file.stem for kind in sweeps for file in tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
+    kinds = {kind for page in written.values() for _, kind, *_ in tables.MARKED.findall(page)}
+    assert kinds == set(tables.TABLES)
+
+
+def test_a_page_keeps_what_is_around_its_tables(
+    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any
+) -> None:
+    tables = recipe("page_tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    append_rows(tmp_path / "few.jsonl", [scored("dense", 0.5)])
+    marks = ("<!-- table: rows few -->", "<!-- /table -->")
+    page = tables.filled("Before.\n{}\nold{}\nBetween.\n\n{}\n{}\nAfter.\n".format(*marks, *marks))
+    table = f"{marks[0]}\n\n{tables.markdown([scored('dense', 0.5)])}\n\n{marks[1]}"
+    assert page == f"Before.\n{table}\nBetween.\n\n{table}\nAfter.\n"
+    assert tables.filled(page) == page
 
 
 def test_the_papers_numbers_agree_with_each_other(paper: dict[str, Any]) -> None:
@@ -168,13 +196,83 @@ def test_measured_efficiency_is_of_all_a_groups_tasks(
     assert len(table(*full, slow, replace(fast, machine="another"))) == 1
 
 
-def test_long_policies_are_letters_that_are_explained(recipe: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    long = [f"window-attention:start={start},heads=max,keep_first=256" for start in (4, 40)]
-    append_rows(tmp_path / "eval-tiny.jsonl", [scored(policy, 0.5) for policy in ("dense", *long, long[0])])
-    _, legend, content = recipe("results_page")._listed([tmp_path / "eval-tiny.jsonl"])
-    assert legend == f"- **A** is `{long[0]}`\n- **B** is `{long[1]}`"
-    shown = [line.split(" | ")[3] for line in content.splitlines()[2:]]
-    assert shown == ["`dense`", "**A**", "**B**", "**A**"]
+def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:
+    brief = recipe("briefly").brief
+    one, two = (f"window-attention:start={start},heads=max,keep_first=256" for start in (4, 40))
+    stages = "key-norm:keep_first=256,start=1,heads=max+dash:heads=max,keep_first=256"
+    cells = [f"| `{policy}` |" for policy in ("dash", one, two, one, stages)]
+    legend, empty, *shown = brief("\n".join(cells), ["dash", one, two, stages]).splitlines()
+    assert (legend, empty) == ("`\u2026` is `heads=max,keep_first=256`.", "")
+    assert shown == [
+        "| `dash` |",
+        "| `window-attention:start=4,\u2026` |",
+        "| `window-attention:start=40,\u2026` |",
+        "| `window-attention:start=4,\u2026` |",
+        "| `key-norm:start=1,\u2026+dash:\u2026` |",
+    ]
+    for policies in (["dash"], ["dash", one, "random:start=0.5,pruning_ratio=0.667,ratio_of=prompt"]):
+        assert brief(cells[1], policies) == cells[1]
+
+
+FAST, FASTER = "random:start=2", "random:start=1"
+
+
+def sweep_rows(policy: str, *losses: float, exact: str, speedup: float) -> list[SweepRow]:
+    """A needle for each of `exact`, "1" where it is found (the full model finds all), then a document for each loss."""
+    plain = row(policy, task="needle", reference_speedup=speedup)
+    needles = [replace(plain, sample=f"needle {n}", exact=found == "1") for n, found in enumerate(exact)]
+    return needles + [
+        replace(plain, sample=str(n), task=("loogle_summ", "multi_news")[n % 2], nll=1 + loss)
+        for n, loss in enumerate(losses)
+    ]
+
+
+@pytest.fixture
+def reached(recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The recipe, over rows of the model `small` and a profile of its own."""
+    module = recipe("reached")
+    few = [
+        *sweep_rows("dense", 0.0, 0.0, exact="11", speedup=1.0),
+        *sweep_rows(FAST, 0.1, 0.3, exact="11", speedup=1.704),
+        *sweep_rows("uniform", 0.0, 0.0, exact="10", speedup=1.9),
+        *sweep_rows("dash", 0.0, 0.2, exact="11", speedup=1.696),
+        *sweep_rows("key-norm", -1.0, 0.0, exact="11", speedup=1.69),
+    ]
+    append_rows(tmp_path / "frontier-small.jsonl", few)
+    append_rows(tmp_path / "heldout-small.jsonl", sweep_rows(FASTER, 0.4, 0.6, exact="1", speedup=2.5))
+    profile = SimpleNamespace(model="small", choices=[Choice(FAST, 1.7, 0.0, 1.0)], choose={1.7: FAST, 2.5: FASTER}.get)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "shipped", lambda: [profile])
+    return module
+
+
+def test_the_best_policy_is_fast_enough_finds_most_and_then_loses_least(reached: ModuleType) -> None:
+    assert reached.best(reached.Aim("small", 1.7, 0.0)).policy == "dash"
+    assert reached.best(reached.Aim("small", 1.9, 0.0)).policy == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("needles", "nll", "met"),
+    [(0.0, 0.21, "needles, NLL"), (0.1, 0.21, "NLL"), (0.0, 0.1, "needles"), (0.1, 0.1, "nothing")],
+)
+def test_what_is_reached_stands_beside_what_was_aimed_at(
+    needles: float, nll: float, met: str, reached: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aims = [reached.Aim("small", 1.7, needles, nll), reached.Aim("small", 2.5, 0.0, 0.4)]
+    monkeypatch.setattr(reached, "AIMS", aims)
+    profile, best, both = reached.reached_table().splitlines()[2:]
+    figures = "4 | 2 of 2 (2) | +0.20 \u00b1 0.10, median +0.20"
+    assert (
+        profile == f"| small | 1.7x | profile | `{FAST}` | {figures} | needles {needles:+.2f}, NLL {nll:+.2f} | {met} |"
+    )
+    assert best.startswith(
+        "| small | 1.7x | best measured | `dash` | 4 | 2 of 2 (2) | +0.10 \u00b1 0.10, median +0.10 |"
+    )
+    assert both == (
+        f"| small | 2.5x | profile, best measured | `{FASTER}` | 3 | 1 of 1 (1) | +0.50 \u00b1 0.10, median +0.50 "
+        "| needles +0.00, NLL +0.40 | needles |"
+    )
+    assert reached.auto_table().splitlines()[-1] == f"| small | {figures} |"
 
 
 def test_a_run_on_images_without_results_is_named(tmp_path: Path) -> None:

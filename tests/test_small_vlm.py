@@ -13,7 +13,7 @@ from transformers import (
     set_seed,
 )
 
-from deltahalt.errors import InputError
+from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.evaluation.pictures.inputs import picture_inputs
 
 SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
@@ -52,7 +52,7 @@ def picture(height, width):
 
 
 def test_a_row_does_not_depend_on_its_batch_mates(parts):
-    pictures, questions = [picture(32, 64), picture(96, 48)], ["Which?", "How many are there?"]
+    pictures, questions = [[picture(32, 64)], [picture(96, 48)]], ["Which?", "How many are there?"]
     rows = [([each], [question]) for each, question in zip(pictures, questions, strict=True)]
     first = []
     for batch in ((pictures, questions), *rows):
@@ -64,19 +64,39 @@ def test_a_row_does_not_depend_on_its_batch_mates(parts):
 
 
 def test_a_placeholder_for_every_visual_token(parts):
-    inputs = picture_inputs(*parts, [picture(32, 64), picture(96, 48)], ["a", "bc"])
+    inputs = picture_inputs(*parts, [[picture(32, 64)], [picture(96, 48)]], ["a", "bc"])
     assert (inputs["input_ids"] == 2).sum(dim=1).tolist() == [2 * 4, 6 * 3]
     assert inputs["attention_mask"].sum(dim=1).tolist() == [8 + 2 + 1, 18 + 2 + 2]
     assert parts[1].decode(inputs["input_ids"][1, -3:]) == "<|vision_end|>bc"
 
 
-def test_one_question_a_picture(parts):
-    with pytest.raises(InputError, match="one question a picture"):
-        picture_inputs(*parts, [picture(32, 32)], ["a", "b"])
+def test_several_pictures_come_before_their_question(parts):
+    inputs = picture_inputs(*parts, [[picture(32, 64), picture(96, 48)]], ["bc"])
+    assert parts[1].decode(inputs["input_ids"][0]) == "".join(
+        f"<|vision_start|>{'<|image_pad|>' * tokens}<|vision_end|>{text}" for tokens, text in ((8, ""), (18, "bc"))
+    )
+
+
+@pytest.mark.parametrize("pictures", [[[picture(32, 32)]], [[picture(32, 32)], []]])
+def test_each_question_has_pictures(pictures, parts):
+    with pytest.raises(InputError, match="give each of the 2 its own"):
+        picture_inputs(*parts, pictures, ["a", "b"])
+
+
+def test_a_model_that_takes_pictures_in_another_way(parts):
+    model, tokenizer, _ = parts
+    with pytest.raises(UnsupportedError, match="qwen2_vl takes pictures in another way"):
+        picture_inputs(model, tokenizer, object(), [[picture(32, 32)]], ["a"])
+
+
+def test_a_prompt_that_is_longer_than_the_model_takes(parts, monkeypatch):
+    monkeypatch.setattr(parts[0].config.get_text_config(), "max_position_embeddings", 10)
+    with pytest.raises(InputError, match="has 11 tokens, but the model takes 10"):
+        picture_inputs(*parts, [[picture(32, 64)]], ["a"])
 
 
 def test_a_chat_template_without_pictures(parts):
     model, tokenizer, processor = parts
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, chat_template="{{ 'text' }}")
     with pytest.raises(InputError, match="0 times"):
-        picture_inputs(model, plain, processor, [picture(32, 32)], ["a"])
+        picture_inputs(model, plain, processor, [[picture(32, 32)]], ["a"])

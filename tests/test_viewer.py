@@ -15,7 +15,7 @@ from PIL import Image
 from browser import Page, browsing, find_browser
 from deltahalt import InputError, halting
 from deltahalt.documents import build_prompt
-from deltahalt.evaluation.pictures.inputs import pictures_inputs
+from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.evaluation.pictures.samples import held_out_pictures
 from deltahalt.models import LoadedModel, LoadedVisionModel, load_vision
 from deltahalt.viewer.page import render
@@ -87,6 +87,7 @@ def test_scores_are_the_policy_s_and_the_cut_is_between_those_that_stay_and_thos
     own, (stage,) = record.policies[0], record.policies[0].stages
     assert stage.scores == pytest.approx(updates[0].tolist(), rel=1e-4)
     assert stage.ranked is None
+    assert stage.scope == [(0, len(record.tokens))]
     assert stage.eligible == [(4, len(record.tokens) - 8)]
     eligible = range(*stage.eligible[0])
     assert min(stage.scores[token] for token in eligible if own.halted[token] < 0) == stage.cut
@@ -228,6 +229,23 @@ def test_the_mouse_shows_score_rank_and_layer(page: Page, record: PromptRecord) 
         assert [at for at, here in enumerate(spans(page, column, "e.classList.contains('here')")) if here] == [token]
 
 
+def said(page: Page, column: int, token: int) -> str:
+    """What the page says of a token under one policy."""
+    page.run(f"point({token})")
+    return str(page.run(f"document.querySelectorAll('#details .columns > div')[{column}].innerText"))
+
+
+def test_a_token_that_stays_is_protected_or_kept_by_its_score_or_chosen(page: Page, record: PromptRecord) -> None:
+    for column, (policy, kept) in enumerate(
+        zip(record.policies[:3], ("kept by its score",) * 2 + ("chosen",), strict=True)
+    ):
+        begin, end = policy.stages[-1].eligible[0]
+        for token in (token for token, stage in enumerate(policy.halted) if stage < 0):
+            wanted = kept if begin <= token < end else "protected, as the prompt's ends are"
+            assert f"active in all layers: {wanted}\n" in said(page, column, token)
+    assert said(page, 3, 0) == "active in all layers"
+
+
 def here(page: Page) -> int:
     return int(re.search(r"token (\d+) of", page.run("document.getElementById('details').innerText"))[1])
 
@@ -307,7 +325,7 @@ def test_the_histogram_counts_eligible_tokens_and_cuts_where_the_policy_does(pag
     assert drawn[2] == pytest.approx(60 * (stage.cut - min(scores)) / (max(scores) - min(scores)), abs=1e-6)
     captions = page.run("[...document.querySelectorAll('figcaption')].map((e) => e.textContent)")
     assert captions[0].endswith(f"eligible tokens halt after layer 1, cut at {stage.cut:.4g}")
-    assert captions[-1].endswith("after layer 2, chosen without regard to a score")
+    assert captions[-1].endswith("after layer 2, with no single cut")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -368,7 +386,7 @@ def visual(album: PromptRecord) -> list[int]:
 def test_a_picture_s_tokens_have_no_text_and_the_text_around_them_stays(
     album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]
 ) -> None:
-    ids = pictures_inputs(small.model, small.tokenizer, small.image_processor, scenes, "What is the number?")
+    ids = picture_inputs(small.model, small.tokenizer, small.image_processor, [scenes], ["What is the number?"])
     found = (ids["input_ids"][0] == small.model.config.image_token_id).nonzero().flatten().tolist()
     assert visual(album) == found
     assert [(image.rows, image.columns) for image in album.images] == GRIDS
@@ -381,7 +399,7 @@ def test_a_picture_s_tokens_have_no_text_and_the_text_around_them_stays(
 def test_which_visual_tokens_halt_in_the_vit_and_in_the_decoder_is_what_both_stages_report(
     album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]
 ) -> None:
-    ids = pictures_inputs(small.model, small.tokenizer, small.image_processor, scenes, "What is the number?")
+    ids = picture_inputs(small.model, small.tokenizer, small.image_processor, [scenes], ["What is the number?"])
     vision, policy = SEEN[1].split("/")
     with halting(small.model, policy, vision=vision) as halted, torch.no_grad():
         small.model(**ids, use_cache=False, logits_to_keep=1)
@@ -397,6 +415,17 @@ def test_which_visual_tokens_halt_in_the_vit_and_in_the_decoder_is_what_both_sta
     deciding = own.stages[1]
     assert [at for begin, end in deciding.eligible for at in range(begin, end)] == left
     assert len(deciding.scores) == len(album.tokens) - sum(stage == 0 for stage in own.halted)
+
+
+def test_policies_that_decide_at_one_layer_are_about_both_scopes_and_have_no_single_cut(
+    small: LoadedVisionModel, scenes: list[Image.Image]
+) -> None:
+    ends = "keep_first=4,keep_last=6"
+    both = f"dash:scope=visual,start=4,pruning_ratio=0.7+dash:scope=text,start=4,pruning_ratio=0.2,{ends}"
+    record = record_pictures(small, scenes[:1], "word " * 20, "What is the number?", [both])
+    (stage,) = record.policies[0].stages
+    count = len(record.tokens)
+    assert (stage.scope, stage.eligible, stage.cut) == ([(0, count)], [(4, count - 6)], None)
 
 
 def test_the_page_shows_a_grid_over_each_picture(pictured: Page, album: PromptRecord) -> None:
@@ -440,6 +469,35 @@ def test_details_of_a_patch_say_where_it_lies_and_where_it_halted(pictured: Page
         assert f"image 2, line {1 + line}, column {1 + column}" in details
         assert words in details
     assert "halt in the ViT, before layer 0" in pictured.run("document.getElementById('policies').innerText")
+
+
+def test_a_token_that_a_visual_scope_leaves_alone_is_outside_of_it_and_not_protected(
+    pictured: Page, album: PromptRecord
+) -> None:
+    own, seen = album.policies[0].halted, visual(album)
+    for token in (token for token, stage in enumerate(own) if stage < 0):
+        wanted = "kept by its score" if token in seen else "outside the scope"
+        assert f"active in all layers: {wanted}\n" in said(pictured, 0, token)
+    last = len(album.tokens) - 1
+    assert f"{album.policies[0].stages[0].scores[last]:.4g}, outside the scope" in said(pictured, 0, last)
+
+
+@pytest.mark.parametrize("show", ["kept", "halted"])
+def test_covered_patches_are_stepped_over(show: str, pictured: Page, album: PromptRecord) -> None:
+    seen = set(visual(album))
+    gone = [
+        all((policy.halted[at] >= 0) == (show == "kept") for policy in album.policies)
+        for at in range(len(album.tokens))
+    ]
+    assert {gone[at] for at in seen} == {True, False}
+    choose(pictured, "show", show, "change")
+    pictured.run("document.getElementById('text').focus()")
+    pictured.press("Home")
+    walked = [here(pictured)]
+    for _ in album.tokens:
+        pictured.press("ArrowRight")
+        walked.append(here(pictured))
+    assert sorted(seen.intersection(walked)) == [at for at in sorted(seen) if not gone[at]]
 
 
 def test_a_phone_shows_the_page_without_scrolling_sideways(pictured: Page) -> None:

@@ -134,7 +134,7 @@ def one_by_one(loaded: LoadedVisionModel, pictures: int, policy: str, vision: st
     for picture in held_out_pictures(pictures):
         for question in picture.questions:
             image = Image.fromarray(picture.pixels)
-            inputs = picture_inputs(loaded.model, loaded.tokenizer, loaded.image_processor, [image], [question.text])
+            inputs = picture_inputs(loaded.model, loaded.tokenizer, loaded.image_processor, [[image]], [question.text])
             with halting(loaded.model, policy, vision=vision):
                 tokens = loaded.model.generate(**inputs, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
             text = loaded.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -12,7 +12,7 @@ from torch import nn
 from deltahalt import Dash, InputError, PolicyError, UnsupportedError
 from deltahalt.vision import ToMe, VisionDash, VisionZip, halting_vision
 from tiny import attributes, tiny
-from towers import GRID, GROUPS, TOWERS, pixels, tiny_vlm
+from tiny_vision import GRID, GROUPS, MROPE, pixels, tiny_vision
 
 DASH = VisionDash(retain=0.5, start=1)
 
@@ -35,9 +35,9 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("policy", [DASH, ToMe(start=1), VisionZip()])
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_after_the_block_the_model_is_as_before(name: str, policy: Any) -> None:
-    model = tiny_vlm(name)
+    model = tiny_vision(name)
     before, expected = attributes(model), encode(model)
     assert halted(model, policy).isnan().any()
     assert attributes(model) == before
@@ -45,7 +45,7 @@ def test_after_the_block_the_model_is_as_before(name: str, policy: Any) -> None:
 
 
 def test_after_an_exception_the_model_is_as_before() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     before = attributes(model)
 
     def halt_and_fail() -> None:
@@ -60,7 +60,7 @@ def test_after_an_exception_the_model_is_as_before() -> None:
 
 @pytest.mark.parametrize("where", [0, 1, 4])
 def test_after_an_exception_inside_a_block_the_model_is_as_before(where: int) -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
@@ -71,7 +71,7 @@ def test_after_an_exception_inside_a_block_the_model_is_as_before(where: int) ->
         halted(model)
     assert attributes(model) == before
     hook.remove()
-    assert same(halted(model), halted(tiny_vlm()))
+    assert same(halted(model), halted(tiny_vision()))
 
 
 # What others do to the model
@@ -79,7 +79,7 @@ def test_after_an_exception_inside_a_block_the_model_is_as_before(where: int) ->
 
 @pytest.mark.parametrize("policy", [DASH, ToMe(start=1)])
 def test_hooks_on_blocks_and_their_parts_fire_once(policy: Any) -> None:
-    model, calls = tiny_vlm("qwen3_vl"), []
+    model, calls = tiny_vision("qwen3_vl"), []
     visual = model.model.visual
     parts = {"embed": visual.patch_embed, "merger": visual.merger, "deep": visual.deepstack_merger_list[1]}
     parts |= {f"block {index}": block for index, block in enumerate(visual.blocks)}
@@ -98,31 +98,31 @@ def test_accelerate_brings_a_tower_and_its_blocks_to_their_weights() -> None:
             self.calls += 1
             return super().pre_forward(module, *args, **kwargs)
 
-    model = tiny_vlm()
+    model = tiny_vision()
     parts = (model.model.visual, *model.model.visual.blocks)
     for part in parts:
         add_hook_to_module(part, Counting(execution_device="cpu", io_same_device=True))
-    assert same(halted(model), halted(tiny_vlm()))
+    assert same(halted(model), halted(tiny_vision()))
     assert [part._hf_hook.calls for part in parts] == [1] * len(parts)
     before = attributes(model)
-    assert same(halted(model, ToMe(start=1)), halted(tiny_vlm(), ToMe(start=1)))
+    assert same(halted(model, ToMe(start=1)), halted(tiny_vision(), ToMe(start=1)))
     assert attributes(model) == before
 
 
 def test_offloaded_weights() -> None:
     """Weights wait elsewhere and are brought for each part's own run."""
-    model = tiny_vlm("qwen3_vl")
+    model = tiny_vision("qwen3_vl")
     for part in model.model.visual.modules():
         if isinstance(part, (nn.Linear, nn.LayerNorm, nn.Conv3d)):
             weights = {f"{name}": value.detach().clone() for name, value in part.named_parameters()}
             hook = AlignDevicesHook(execution_device="cpu", offload=True, weights_map=weights)
             add_hook_to_module(part, hook)
     for policy in (DASH, ToMe(start=1), VisionZip()):
-        assert same(halted(model, policy), halted(tiny_vlm("qwen3_vl"), policy))
+        assert same(halted(model, policy), halted(tiny_vision("qwen3_vl"), policy))
 
 
 def test_the_model_s_own_way_to_image_features() -> None:
-    model, images = tiny_vlm("qwen3_vl"), GRID[[0, 1, 3]]
+    model, images = tiny_vision("qwen3_vl"), GRID[[0, 1, 3]]
     with halting_vision(model, DASH) as tower, torch.no_grad():
         output = model.model.get_image_features(pixels(images), images)
     assert [len(features) for features in output.pooler_output] == [12, 4, 1]
@@ -133,10 +133,10 @@ def test_the_model_s_own_way_to_image_features() -> None:
 
 def test_two_models_at_once_in_two_threads() -> None:
     policies = {"qwen2_vl": DASH, "qwen2_5_vl": ToMe(start=1), "qwen3_vl": VisionZip()}
-    alone = {name: halted(tiny_vlm(name), policy) for name, policy in policies.items()}
+    alone = {name: halted(tiny_vision(name), policy) for name, policy in policies.items()}
 
     def many(name: str) -> list[torch.Tensor]:
-        model = tiny_vlm(name)
+        model = tiny_vision(name)
         return [halted(model, policies[name]) for _ in range(5)]
 
     with ThreadPoolExecutor(len(policies)) as pool:
@@ -145,7 +145,7 @@ def test_two_models_at_once_in_two_threads() -> None:
 
 
 def test_a_tuple_in_place_of_an_output() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     with halting_vision(model, DASH):
         states, features = encode(model, return_dict=False)
         expected = encode(model)
@@ -154,19 +154,19 @@ def test_a_tuple_in_place_of_an_output() -> None:
 
 
 def test_a_policy_by_its_text() -> None:
-    assert same(halted(tiny_vlm(), "vision-dash:start=1,retain=0.5"), halted(tiny_vlm()))
+    assert same(halted(tiny_vision(), "vision-dash:start=1,retain=0.5"), halted(tiny_vision()))
 
 
 # The report
 
 
 def test_there_is_no_report_before_the_first_image() -> None:
-    with halting_vision(tiny_vlm(), DASH) as tower, pytest.raises(InputError, match="give the model an image"):
+    with halting_vision(tiny_vision(), DASH) as tower, pytest.raises(InputError, match="give the model an image"):
         _ = tower.report
 
 
 def test_the_report_tells_what_is_kept_and_what_each_block_ran_on() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     with halting_vision(model, DASH) as tower:
         features = encode(model).pooler_output
     assert tower.report.groups == GROUPS
@@ -216,13 +216,13 @@ def test_a_language_model_without_its_tower_is_refused() -> None:
 
 
 def test_halting_twice_is_refused() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     with halting_vision(model, DASH), pytest.raises(UnsupportedError, match="halting already"):
         halted(model)
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_anything_runs() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     before = attributes(model)
     with pytest.raises(PolicyError, match="starts at block 5"), halting_vision(model, VisionDash(start=5)):
         pass
@@ -231,13 +231,13 @@ def test_a_policy_that_does_not_fit_is_refused_before_anything_runs() -> None:
 
 def test_a_policy_of_another_stage_is_refused() -> None:
     policy: Any = Dash()
-    with pytest.raises(PolicyError, match="Dash does not act in the ViT"), halting_vision(tiny_vlm(), policy):
+    with pytest.raises(PolicyError, match="Dash does not act in the ViT"), halting_vision(tiny_vision(), policy):
         pass
 
 
 @pytest.mark.parametrize("flag", ["output_hidden_states", "output_attentions"])
 def test_outputs_of_single_blocks_are_refused(flag: str) -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     with halting_vision(model, DASH), pytest.raises(UnsupportedError, match=flag):
         encode(model, **{flag: True})
     with halting_vision(model, DASH):
@@ -245,7 +245,7 @@ def test_outputs_of_single_blocks_are_refused(flag: str) -> None:
 
 
 def test_outputs_of_single_blocks_that_the_configuration_asks_for_are_refused() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     model.model.visual.config.output_hidden_states = True
     with halting_vision(model, DASH), pytest.raises(UnsupportedError, match="output_hidden_states"):
         encode(model)
@@ -253,14 +253,14 @@ def test_outputs_of_single_blocks_that_the_configuration_asks_for_are_refused() 
 
 @pytest.mark.parametrize("part", ["model", "tower"])
 def test_a_compiled_model_is_refused(part: str) -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     (model if part == "model" else model.model.visual).compile()
     with pytest.raises(UnsupportedError, match="compile its blocks"), halting_vision(model, DASH):
         pass
 
 
 def test_gradient_checkpointing_is_refused_while_training() -> None:
-    model = tiny_vlm()
+    model = tiny_vision()
     model.gradient_checkpointing_enable()
     with halting_vision(model, DASH):
         assert encode(model).pooler_output.isnan().any()

@@ -30,7 +30,7 @@ from deltahalt.vision.attention import received_attention
 from deltahalt.vision.merging import match
 from deltahalt.vision.policy import GroupView
 from group_views import HEADS, UNIT, WIDTH, group_view, states_of
-from towers import GRID, TOWERS, pixels, tiny_vlm
+from tiny_vision import GRID, MROPE, pixels, tiny_vision
 
 
 def norm(row: list[float]) -> float:
@@ -334,9 +334,9 @@ def test_prumerge_plus_adds_the_nearest_others_by_their_share_of_attention(neigh
 
 
 @pytest.mark.parametrize("policy", [VisionZip(contextual=0, retain=0.4), PruMergePlus(neighbours=0, retain=0.4)])
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_a_feature_that_takes_up_no_other_is_the_stock_feature_of_its_place(name: str, policy: VisionPolicy) -> None:
-    model = tiny_vlm(name)
+    model = tiny_vision(name)
     with torch.no_grad():
         expected = model.model.visual(pixels(GRID), grid_thw=GRID).pooler_output
         with halting_vision(model, policy):
@@ -486,9 +486,9 @@ def merging(name: str, policy: Any, fuse: Callable[..., Any], prunes: set[int]) 
     ],
     ids=["tome", "tofu"],
 )
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_merging_in_a_tower_equals_merging_by_hand(name: str, policy: Any, fuse: Any, prunes: set[int]) -> None:
-    model, grid = tiny_vlm(name), UNEVEN
+    model, grid = tiny_vision(name), UNEVEN
     with torch.no_grad():
         with halting_vision(model, policy) as tower:
             output = model.model.visual(pixels(grid), grid_thw=grid)

@@ -14,7 +14,7 @@ from deltahalt import PolicyError
 from deltahalt.vision import VISION_POLICIES, UniformGroups, VisionDash, VisionPolicy, halting_vision
 from deltahalt.vision.policy import GroupHalting, GroupView
 from memory import Largest
-from towers import GRID, GROUPS, TOWERS, UNIT, pixels, tiny_vlm
+from tiny_vision import GRID, GROUPS, MROPE, UNIT, pixels, tiny_vision
 
 HALTING = [policy for policy in VISION_POLICIES.values() if policy.cut == "block"]
 
@@ -67,9 +67,9 @@ def places_of(report: Any) -> list[int]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("policy", VISION_POLICIES.values())
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_a_tower_that_keeps_all_equals_the_stock_tower(name: str, policy: Any, attention: str) -> None:
-    model = tiny_vlm(name, attention)
+    model = tiny_vision(name, attention)
     expected = tensors(encode(model))
     output, report = halted(model, policy(retain=1))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors(output), expected, strict=True))
@@ -78,10 +78,10 @@ def test_a_tower_that_keeps_all_equals_the_stock_tower(name: str, policy: Any, a
     assert report.speedup_bound == 1
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_an_opened_block_equals_the_stock_block(name: str) -> None:
     """Methods that shorten the tower's output open a block and leave it as it is."""
-    model = tiny_vlm(name)
+    model = tiny_vision(name)
     expected = encode(model)
     output, _ = halted(model, VISION_POLICIES["visionzip"](retain=0.5, contextual=0))
     assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
@@ -93,9 +93,9 @@ def test_an_opened_block_equals_the_stock_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [*(policy(retain=0.4, start=1) for policy in HALTING), LastGroups(retain=0.4)])
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_halting_equals_a_tower_whose_deeper_blocks_cannot_read_what_halted(name: str, policy: Any) -> None:
-    model = tiny_vlm(name)
+    model = tiny_vision(name)
     output, report = halted(model, policy)
     places = torch.tensor(places_of(report))
     kept = torch.zeros(sum(GROUPS)).index_fill(0, places, 1).repeat_interleave(UNIT)
@@ -116,7 +116,7 @@ def test_halting_equals_a_tower_whose_deeper_blocks_cannot_read_what_halted(name
     assert attended == [sum(GROUPS)] * (policy.start + 1) + [len(places)] * (5 - policy.start)
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_a_method_is_shown_what_the_block_computed(name: str) -> None:
     views, seen = [], {}
 
@@ -126,7 +126,7 @@ def test_a_method_is_shown_what_the_block_computed(name: str) -> None:
             views.append((view, states))
             return super().select(view, states, count)
 
-    model, grid = tiny_vlm(name), GRID[:2]
+    model, grid = tiny_vision(name), GRID[:2]
     visual = model.model.visual
     halted(model, Look(start=1), grid)
 
@@ -164,9 +164,9 @@ def test_a_method_is_shown_what_the_block_computed(name: str) -> None:
         start += view.total
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_states_of_the_last_block_come_in_the_tower_s_own_order(name: str) -> None:
-    model = tiny_vlm(name)
+    model = tiny_vision(name)
     with torch.no_grad():
         output, _ = halted(model, UniformGroups(start=1))
         states = output.last_hidden_state
@@ -187,16 +187,16 @@ def test_a_method_that_leaves_another_number_than_it_said_is_refused() -> None:
             return super().select(view, states, count + 1)
 
     with pytest.raises(PolicyError, match=r"left \[7\] groups of a wanted 6"):
-        halted(tiny_vlm(), OneTooMany())
+        halted(tiny_vision(), OneTooMany())
 
 
 # Positions
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_kept_features_stand_at_their_own_mrope_coordinates(name: str) -> None:
     """The placeholder that a feature goes to has the row and column of its group."""
-    model, grid = tiny_vlm(name), GRID[[0, 1]]
+    model, grid = tiny_vision(name), GRID[[0, 1]]
     output, report = halted(model, VisionDash(retain=0.4), grid)
     image, config = model.config.image_token_id, model.config
     start, end = config.vision_start_token_id, config.vision_end_token_id
@@ -219,9 +219,9 @@ def test_kept_features_stand_at_their_own_mrope_coordinates(name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", VISION_POLICIES.values())
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_an_image_is_encoded_the_same_alone_and_in_a_pack(name: str, policy: Any) -> None:
-    model, start = tiny_vlm(name), 0
+    model, start = tiny_vision(name), 0
     chosen = keeping(policy, 0.35)
     output, report = halted(model, chosen)
     for image, groups in enumerate(GROUPS):
@@ -234,10 +234,10 @@ def test_an_image_is_encoded_the_same_alone_and_in_a_pack(name: str, policy: Any
 
 
 @pytest.mark.parametrize("policy", VISION_POLICIES.values())
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_every_image_keeps_a_feature(name: str, policy: Any) -> None:
     first = policy.start if policy.cut == "features" else 0
-    output, report = halted(tiny_vlm(name), keeping(policy, 0.05, start=first))
+    output, report = halted(tiny_vision(name), keeping(policy, 0.05, start=first))
     frames = 2 if policy.unit == "frame" else 1
     assert [len(kept) for kept in report.kept] == [1, 1, frames, 1]
     assert rows_left(output) == places_of(report)
@@ -245,13 +245,13 @@ def test_every_image_keeps_a_feature(name: str, policy: Any) -> None:
 
 @pytest.mark.parametrize("policy", VISION_POLICIES.values())
 def test_the_count_is_the_share_of_each_image(policy: Any) -> None:
-    _, report = halted(tiny_vlm(), keeping(policy, 0.35))
+    _, report = halted(tiny_vision(), keeping(policy, 0.35))
     assert [len(kept) for kept in report.kept] == [4, 1, 8, 1]  # of 12, 4, two frames of 12, and 1
 
 
 @pytest.mark.parametrize("policy", VISION_POLICIES.values())
 def test_half_precision(policy: Any) -> None:
-    model = tiny_vlm("qwen3_vl").to(torch.bfloat16)
+    model = tiny_vision("qwen3_vl").to(torch.bfloat16)
     with halting_vision(model, keeping(policy, 0.35)):
         output = encode(model, GRID, pixels(GRID).to(torch.bfloat16))
     assert output.pooler_output.dtype == torch.bfloat16
@@ -262,10 +262,10 @@ def test_half_precision(policy: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", VISION_POLICIES.values())
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_the_report_counts_the_flops_that_torch_counts(name: str, policy: Any) -> None:
     """All but the methods' own: scores and similarities."""
-    model = tiny_vlm(name, "eager")
+    model = tiny_vision(name, "eager")
     with FlopCounterMode(display=False) as stock:
         encode(model)
     products = sdpa_kernel(SDPBackend.MATH)  # ToMe's attention too, in steps that are counted
@@ -297,10 +297,10 @@ def flash_attention(
 
 
 @pytest.mark.parametrize("policy", ["vision-dash", "tome", "prumerge-plus"])
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", MROPE)
 def test_flash_attention(name: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash_attention)
-    model = tiny_vlm(name)
+    model = tiny_vision(name)
     expected, _ = halted(model, keeping(VISION_POLICIES[policy], 0.35))
     model.model.visual.config._attn_implementation = "flash_attention_2"
     output, _ = halted(model, keeping(VISION_POLICIES[policy], 0.35))
@@ -311,7 +311,7 @@ def test_flash_attention(name: str, policy: str, monkeypatch: pytest.MonkeyPatch
 
 
 def largest_tensor(policy: VisionPolicy, rows: int) -> int:
-    model = tiny_vlm(depth=4)
+    model = tiny_vision(tower={"depth": 4})
     grid = torch.tensor([[1, rows, 32]])
     with halting_vision(model, policy), Largest() as largest:
         encode(model, grid)

@@ -32,10 +32,13 @@ from tiny import FULL, GEMMA3_WINDOWS, SIZES, WINDOW, Windows, _draw_weights, _k
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
 PATCH, SIDE = 4, 16  # pixels
 PIXELS = 3 * 2 * PATCH * PATCH  # of a patch of two frames, as Qwen takes them
+UNIT = 4  # patches in a group
+GRID = torch.tensor([[1, 6, 8], [1, 4, 4], [2, 8, 6], [1, 2, 2]])  # in patches: three images and a video of two frames
+GROUPS = (12, 4, 24, 1)  # of each
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 2}
 TOWER |= {"patch_size": PATCH, "num_channels": 3}
-QWEN_TOWER = {"depth": 4, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_TOWER = {"depth": 6, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN_TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 QWEN_TOKENS |= {"vision_start_token_id": START, "vision_end_token_id": END}
 
@@ -71,7 +74,7 @@ VISION = {
         _mrope(2, 3, 3),
         QWEN_TOWER
         | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "window_size": 16}
-        | {"fullatt_block_indexes": [1, 3]},
+        | {"fullatt_block_indexes": [2, 5]},
         QWEN_TOKENS,
     ),
     "qwen3_vl": VisionVariant(
@@ -80,7 +83,7 @@ VISION = {
         {"head_dim": 24} | _mrope(4, 4, 4),
         QWEN_TOWER
         | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_position_embeddings": 64}
-        | {"deepstack_visual_indexes": [0, 1, 2]},
+        | {"deepstack_visual_indexes": [0, 2, 4]},
         QWEN_TOKENS,
     ),
     "llava": VisionVariant(
@@ -155,6 +158,12 @@ def tiny_vision(
         model = variant.model(config)
     _draw_weights(model, seed)
     return model.eval()
+
+
+def pixels(grid: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Patches of random images of this grid, [S, PIXELS]."""
+    patches = int(grid.prod(dim=1).sum())
+    return torch.randn(patches, PIXELS, generator=torch.Generator().manual_seed(seed))
 
 
 Row = tuple[int | tuple[int, int], ...]  # a number of text tokens, or an image's height and width in visual tokens

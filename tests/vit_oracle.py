@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-WINDOW = 2  # groups along a window, see towers.py
+WINDOW = 2  # groups along a window, see tiny_vision.py
 
 # Called behind the attention of a block ("attention") or behind the whole block, with its number.
 Change = Callable[[str, int, "Patches"], "Patches"]

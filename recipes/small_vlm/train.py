@@ -145,7 +145,7 @@ def generated_accuracy(out: Path, device: torch.device, images: int) -> float:
             scene = make_scene(seed, 256 if seed % 2 else 192, 256, held_out=True)
             for kind in draw.sample(ASKED, len(ASKED)):
                 if pair := ask(scene, kind, draw):
-                    pictures.append(Image.fromarray(render(scene)))
+                    pictures.append([Image.fromarray(render(scene))])
                     questions.append(pair[0])
                     answers.append(pair[1])
                     break
@@ -165,7 +165,7 @@ def check_forward(net: Batched, tokenizer: Any, maker: Maker) -> float:
     chosen = segment == segment.max()
     logits = net(batch["images"], batch["ids"].long(), batch["segment"])[0][0, chosen]
     picture = Image.fromarray(batch["images"][0].cpu().numpy())
-    inputs = picture_inputs(net.model, tokenizer, build_image_processor(), [picture], [""])
+    inputs = picture_inputs(net.model, tokenizer, build_image_processor(), [[picture]], [""])
     before = int((inputs["input_ids"][0] == net.model.config.vision_end_token_id).nonzero()) + 1
     ids = torch.cat([inputs["input_ids"][0, :before], batch["ids"][0, chosen].long()])[None]
     vision = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}

@@ -3,8 +3,24 @@
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+
+import deltahalt
+
+
+def ran_on(model: Any) -> dict[str, Any]:
+    """What a row says of where and how a model ran: number format, attention, machine, and versions."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "machine": machine_name(model.device),
+        "deltahalt": deltahalt.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
 
 
 def machine_name(device: torch.device) -> str:

@@ -29,7 +29,9 @@ def show_answers(console: Console, answers: dict[str, Answer]) -> None:
 
 
 def _ratio(value: str, full: float, own: float) -> str:
-    return value if own == full else f"{value}  ({full / own:.2f}x less)"
+    if own == full:
+        return value
+    return f"{value}  ({full / own:.2f}x less)" if own < full else f"{value}  ({own / full:.2f}x more)"
 
 
 def _runs(lengths: tuple[int, ...]) -> str:

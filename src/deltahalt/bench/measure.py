@@ -6,10 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import deltahalt
 from deltahalt.applying import Applied, applying
 from deltahalt.bench.prompts import Prompts
 from deltahalt.bench.row import BenchRow, Cost, median_gains, medians
@@ -17,7 +15,7 @@ from deltahalt.clock import clock
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.generation import generate_timed
-from deltahalt.machine import machine_name
+from deltahalt.machine import ran_on
 from deltahalt.methods import AnyMethod
 from deltahalt.policies import Dense
 
@@ -101,12 +99,7 @@ def measure(
             share=gain.prefill / gain.flops,
             repeats=repeats,
             seed=seed,
-            dtype=str(model.dtype).removeprefix("torch."),
-            attention=model.config._attn_implementation,
-            machine=machine_name(model.device),
-            deltahalt=deltahalt.__version__,
-            transformers=transformers.__version__,
-            torch=torch.__version__,
+            **ran_on(model),
         )
         rows.append(row)
     return rows

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from deltahalt.errors import InputError
 from deltahalt.figures.names import method
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policies import POLICIES, Dense
+from deltahalt.methods import METHODS
+from deltahalt.policies import POLICIES
+from deltahalt.vision.policies import VISION_POLICIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +36,9 @@ STYLE = {
 # Ten colours told apart with any colour vision (Petroff 2021, arXiv 2107.02270), and a marker with each.
 COLOURS = ["#3f90da", "#a96b59", "#bd1f01", "#ffa90e", "#94a4a2", "#717581", "#b9ac70", "#832db6", "#e76300", "#92dadd"]
 MARKERS = "osD^vPX<>ph*"
+# A method has the colour and the marker of its place here. Those that halt text come first: bars have no markers.
+ON_TEXT = [name for name, policy in POLICIES.items() if TEXT in SCOPES[policy.scope]]
+ORDER = list(dict.fromkeys([*ON_TEXT, *METHODS, *VISION_POLICIES]))
 FULL: dict[str, Any] = {"color": "0.25", "linewidth": 1, "linestyle": "--"}  # the full model's line
 
 
@@ -65,13 +70,15 @@ def check_plot(out: Path) -> None:
 
 
 def looks(policies: Iterable[str]) -> "dict[str, Line2D]":
-    """A colour and a marker for each method among `policies`; a method of the package has the same in every figure."""
+    """A colour and a marker for each method among `policies`; a method of the project has the same in every figure.
+
+    Stages of several methods come from the other end of colours and markers, as they are met.
+    """
     from matplotlib.lines import Line2D
 
     named = {method(policy) for policy in policies}
-    known = [name for name, policy in POLICIES.items() if name != Dense.name and TEXT in SCOPES[policy.scope]]
-    others = sorted(named.difference(known), key=lambda name: (len(name), name))
-    places = {name: place for place, name in enumerate([*known, *others])}
+    others = sorted(named.difference(ORDER), key=lambda name: (len(name), name))
+    places = {name: place for place, name in enumerate(ORDER)} | {name: -1 - place for place, name in enumerate(others)}
     return {
         name: Line2D(
             [],

@@ -1,5 +1,7 @@
 """Policies in few words, for legends and labels."""
 
+from collections.abc import Collection, Iterable
+
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RHO = "\N{GREEK SMALL LETTER RHO}"
 
@@ -12,12 +14,29 @@ def method(policy: str) -> str:
     return f"{COUNTS.get(len(names), len(names))} stages: {', '.join(dict.fromkeys(names))}"
 
 
+def shared_options(policies: Iterable[str]) -> list[str]:
+    """The options, `name=value`, that every stage of every policy is given."""
+    stages = [_options(stage) for policy in policies for stage in policy.split("+")]
+    return [option for option in stages[0] if all(option in stage for stage in stages)] if stages else []
+
+
+def without(policy: str, options: Collection[str]) -> str:
+    """A policy's text without these options."""
+    stages = []
+    for stage in policy.split("+"):
+        own = ",".join(option for option in _options(stage) if option not in options)
+        stages.append(stage.partition(":")[0] + (f":{own}" if own else ""))
+    return "+".join(stages)
+
+
 def short(policy: str) -> str:
     """A policy's options in few letters, a line a stage: `l14 rho.667 chunk 64`."""
-    stages = [stage.partition(":")[2].split(",") for stage in policy.split("+")]
-    return "\n+ ".join(
-        " ".join(map(_short, sorted(filter(None, options), key=_place))) or "defaults" for options in stages
-    )
+    stages = [sorted(_options(stage), key=_place) for stage in policy.split("+")]
+    return "\n+ ".join(" ".join(map(_short, options)) or "defaults" for options in stages)
+
+
+def _options(stage: str) -> list[str]:
+    return [option for option in stage.partition(":")[2].split(",") if option]
 
 
 def _place(option: str) -> int:

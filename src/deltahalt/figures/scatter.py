@@ -1,14 +1,14 @@
 """Dots, one a policy, how good against how fast: the frontier that no policy beats, with labels, in every panel."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahalt.figures.comparison import Panel, frontier
 from deltahalt.figures.house import FULL, drawn, looks
 from deltahalt.figures.labels import place_labels
-from deltahalt.figures.names import RHO, method, short
+from deltahalt.figures.names import RHO, method, shared_options, short, without
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +20,13 @@ NOTE = f"pale: off the frontier; labels, where there is room: l start layer, {RH
 def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
     """Draw the panels side by side to `out`. Raises InputError as `check_plot` does."""
     with drawn(out, title, (5.25 * max(len(panels), 1.4), 5.4)) as figure:
-        known = looks(point.policy for panel in panels for point in panel.points)
+        policies = list(dict.fromkeys(point.policy for panel in panels for point in panel.points))
+        known, shared = looks(policies), shared_options(policies) if len(policies) > 1 else []
         columns = list(figure.subplots(1, len(panels), sharex=True, squeeze=False)[0])
         lines = [_draw(axes, panel, known) for axes, panel in zip(columns, panels, strict=True)]
         figure.legend(
             handles=[*known.values(), *lines[0]],
-            title=NOTE,
+            title=f"{NOTE}\nall policies: {short('all:' + ','.join(shared))}" if shared else NOTE,
             title_fontsize="medium",
             loc="outside lower center",
             ncols=4,
@@ -34,14 +35,17 @@ def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
         figure.draw_without_rendering()  # the layout settles, and labels are measured in it
         figure.set_layout_engine("none")
         for axes, panel, lines_here in zip(columns, panels, lines, strict=True):
-            place_labels(axes, _labels(panel), [panel.spot(point) for point in panel.points], lines_here)
+            place_labels(axes, _labels(panel, shared), [panel.spot(point) for point in panel.points], lines_here)
 
 
-def _labels(panel: Panel) -> dict[tuple[float, float], str]:
-    """The frontier's labels by where they belong; where policies meet, the shortest is named and the rest counted."""
+def _labels(panel: Panel, shared: Collection[str]) -> dict[tuple[float, float], str]:
+    """The frontier's labels by where they belong; where policies meet, the shortest is named and the rest counted.
+
+    shared: options that all policies have, which go without saying.
+    """
     meeting: dict[tuple[float, float], list[str]] = {}
     for point in frontier(panel.points):
-        meeting.setdefault(panel.spot(point), []).append(short(point.policy))
+        meeting.setdefault(panel.spot(point), []).append(short(without(point.policy, shared)))
     return {
         spot: min(texts, key=len) + (f" or {len(texts) - 1} more" if len(texts) > 1 else "")
         for spot, texts in meeting.items()

@@ -21,6 +21,8 @@ function number(value) {
 
 // --- what the record says, by token ---
 
+const within = (runs, token) => runs.some(([begin, end]) => begin <= token && token < end);
+
 // A stage as arrays over the whole prompt: NaN where a token had halted before, or may not halt.
 function byToken(stage, index, halted) {
   const score = new Float64Array(count).fill(NaN);
@@ -29,7 +31,7 @@ function byToken(stage, index, halted) {
   for (let token = 0; token < count; token++) {
     if (halted[token] >= 0 && halted[token] < index) continue;
     score[token] = stage.scores[next];
-    if (stage.eligible.some(([begin, end]) => begin <= token && token < end)) {
+    if (within(stage.eligible, token)) {
       value[token] = (stage.ranked ?? stage.scores)[next];
     }
     next++;
@@ -86,7 +88,8 @@ function buildText() {
   for (let begin = 0; begin < count; ) {
     let end = Math.min(begin + BLOCK, count);
     while (end < count && end < begin + 5 * BLOCK && !record.tokens[end - 1].endsWith("\n")) end++;
-    for (let cut; (cut = end < count && imageOf(end)) && cut.begin < end; ) end = endOf(cut);
+    const cut = end < count && imageOf(end);
+    if (cut && cut.begin < end) end = endOf(cut); // a picture is in one row
     const row = make("div", { className: "row" });
     for (const policy of policies) {
       const cell = make("div", { className: "cell" });
@@ -198,7 +201,7 @@ function histogram(policy, stage, index) {
     svg.querySelector(".here")?.remove();
     if (!Number.isNaN(value)) svg.append(line("here", value));
   };
-  const cut = stage.cut === null ? "chosen without regard to a score" : `cut at ${number(stage.cut)}`;
+  const cut = stage.cut === null ? "with no single cut" : `cut at ${number(stage.cut)}`;
   const ranked = stage.ranked ? "mean score of chunks" : "score";
   const caption = make("figcaption");
   const name = make("span", { className: `halted ${stageClass(index)}`, textContent: `after layer ${stage.layer}` });
@@ -252,15 +255,21 @@ function fateOf(policy, token) {
   if (stage >= 0 && policy.stages[stage].layer < 0) return "halted in the ViT, before layer 0";
   if (stage >= 0) return `halted after layer ${policy.stages[stage].layer}${record.images.length ? " of the decoder" : ""}`;
   const last = policy.stages.at(-1);
-  if (last && last.layer >= 0 && Number.isNaN(last.value[token])) return "active in all layers: protected";
-  return "active in all layers";
+  return last && last.layer >= 0 ? `active in all layers: ${standing(last, token)}` : "active in all layers";
+}
+
+// Why a stage left a token active.
+function standing(stage, token) {
+  if (!within(stage.scope, token)) return "outside the scope";
+  if (Number.isNaN(stage.value[token])) return "protected, as the prompt's ends are";
+  return stage.cut === null ? "chosen" : "kept by its score";
 }
 
 function scoreOf(stage, token) {
   const where = `at layer ${stage.layer}: `;
   if (Number.isNaN(stage.score[token])) return `${where}halted before`;
   const score = number(stage.score[token]);
-  if (Number.isNaN(stage.value[token])) return `${where}${score}, protected`;
+  if (Number.isNaN(stage.value[token])) return `${where}${score}, ${standing(stage, token)}`;
   const mean = stage.ranked ? `, chunk's mean ${number(stage.value[token])}` : "";
   const rank = 1 + higher(stage.sorted, stage.value[token]);
   return `${where}${score}${mean}, rank ${number(rank)} of ${number(stage.sorted.length)}`;
@@ -268,12 +277,14 @@ function scoreOf(stage, token) {
 
 // --- moving through the text ---
 
-// The element of a token in the first column that shows it, and its box.
-const shown = (token) => policies.map((policy) => policy.cells[token]).find((cell) => cell?.getClientRects().length);
+// The element of a token in the first column that shows it, and its box. Patches that are not to be seen are covered.
+const COVERED = ".only-kept .picture .halted, .only-halted .picture .kept";
+const visible = (cell) => cell?.getClientRects().length && !cell.matches(COVERED);
+const shown = (token) => policies.map((policy) => policy.cells[token]).find(visible);
 const boxOf = (token) => shown(token)?.getClientRects()[0];
 
-function step(by) {
-  let token = here + by;
+function step(by, from = here) {
+  let token = from + by;
   while (token >= 0 && token < count && !shown(token)) token += by;
   return token;
 }
@@ -299,8 +310,8 @@ const MOVES = {
   ArrowLeft: () => step(-1),
   ArrowDown: () => line(1),
   ArrowUp: () => line(-1),
-  Home: () => 0,
-  End: () => count - 1,
+  Home: () => step(1, -1),
+  End: () => step(-1, count),
 };
 
 function onKey(event) {
@@ -323,7 +334,7 @@ function find(wanted) {
   const ends = [];
   let text = "";
   for (const token of record.tokens) ends.push((text += token.toLowerCase()).length);
-  const tokenAt = (place) => {
+  const tokenOf = (place) => {
     let low = 0;
     for (let high = count - 1; low < high; ) {
       const middle = (low + high) >> 1;
@@ -334,7 +345,7 @@ function find(wanted) {
   };
   const needle = wanted.toLowerCase();
   for (let at = needle ? text.indexOf(needle) : -1; at >= 0; at = text.indexOf(needle, at + needle.length)) {
-    matches.push([tokenAt(at), tokenAt(at + needle.length - 1)]);
+    matches.push([tokenOf(at), tokenOf(at + needle.length - 1)]);
   }
   paint();
   go(1);

@@ -8,6 +8,8 @@ from string import Template
 
 from deltahalt.viewer.record import PromptRecord
 
+PARTS = ("page.html", "page.css", "page.js")
+
 
 def render(record: PromptRecord) -> str:
     """The page: style, script and record inside it, and nothing is ever loaded from elsewhere."""
@@ -19,6 +21,3 @@ def render(record: PromptRecord) -> str:
         script=parts["page.js"],
         record=data.replace("<", "\\u003c"),  # so that no text of the prompt can end the script element
     )
-
-
-PARTS = ("page.html", "page.css", "page.js")

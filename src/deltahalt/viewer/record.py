@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from deltahalt.attach import halting
 from deltahalt.documents import build_prompt, to_device
 from deltahalt.errors import InputError
-from deltahalt.evaluation.pictures.inputs import pictures_inputs
+from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.kinds import DROPPED, IMAGE, TEXT
 from deltahalt.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies import Dense, parse_policy
@@ -32,12 +32,14 @@ CONTEXT = 4  # tokens before one that its text may depend on
 class StageRecord:
     """One decision. layer: after which it halts tokens; -1 for the ViT, which shows no scores.
 
-    eligible: runs [begin, end) of positions that it may halt. scores: of each token that is active until then, in the
-    order of the prompt; ranked: what they were ranked by instead, the means of chunks, or None where that is the score.
-    cut: the lowest that stayed; None where ranking does not decide.
+    scope: runs [begin, end) of positions that it is about; eligible: runs of those that may halt, the others being
+    protected. scores: of each token that is active until then, in the order of the prompt; ranked: what they were
+    ranked by instead, the means of chunks, or None where that is the score. cut: the lowest that stayed; None where
+    no single one decides.
     """
 
     layer: int
+    scope: list[tuple[int, int]]
     eligible: list[tuple[int, int]]
     scores: list[float]
     ranked: list[float] | None
@@ -82,7 +84,8 @@ def record_prompt(loaded: LoadedModel, document: str, question: str, policies: S
     model: Any = loaded.model
     prompt = to_device(build_prompt(loaded.tokenizer, model.config, document, question), model.device)
     tokens = pieces(loaded.tokenizer, prompt["input_ids"][0].tolist())
-    records = [_prefill(model, prompt, text, None) for text in policies]
+    kinds = torch.full((len(tokens),), TEXT)
+    records = [_prefill(model, prompt, text, kinds) for text in policies]
     return PromptRecord(loaded.name, _layers(model), question, tokens, records, [])
 
 
@@ -92,13 +95,13 @@ def record_pictures(
 ) -> PromptRecord:
     """As `record_prompt`, with pictures before the text; each policy as in `split_stages`.
 
-    Raises what `pictures_inputs` and `halting` raise, and InputError for an empty question.
+    Raises what `picture_inputs` and `halting` raise, and InputError for an empty question.
     """
     if not question.strip():
         raise InputError("the question is empty: ask something about the picture")
     model: Any = loaded.model
     text = f"{document}\n\n{question}" if document else question
-    inputs = pictures_inputs(model, loaded.tokenizer, loaded.image_processor, pictures, text)
+    inputs = picture_inputs(model, loaded.tokenizer, loaded.image_processor, [pictures], [text])
     ids = inputs["input_ids"][0].cpu()
     visual = ids == model.config.image_token_id
     records = [_prefill(model, dict(inputs), policy, torch.where(visual, IMAGE, TEXT)) for policy in policies]
@@ -132,17 +135,15 @@ def _data_uri(picture: "Image") -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _prefill(model: Any, prompt: dict[str, torch.Tensor], text: str, kinds: torch.Tensor | None) -> PolicyRecord:
-    """kinds: what each token is, [prompt]; None for a prompt of text."""
+def _prefill(model: Any, prompt: dict[str, torch.Tensor], text: str, kinds: torch.Tensor) -> PolicyRecord:
+    """kinds: what each token is, [prompt]."""
     vision, policy = split_stages(text)
     with halting(model, parse_policy(policy), vision=vision) as halted:
         model(**prompt, use_cache=False, logits_to_keep=1)
     return _record(text, halted.report, {stage.last: stage.policies for stage in halted.stages}, kinds)
 
 
-def _record(
-    text: str, report: Report, deciding: dict[int, tuple[Policy, ...]], kinds: torch.Tensor | None
-) -> PolicyRecord:
+def _record(text: str, report: Report, deciding: dict[int, tuple[Policy, ...]], kinds: torch.Tensor) -> PolicyRecord:
     """deciding: the policies that decide at a layer."""
     prompt = report.prompts[0]
     halted = torch.full((prompt,), -1)
@@ -150,11 +151,11 @@ def _record(
     for number, ((layer, (kept,)), (scores,)) in enumerate(zip(report.stages, report.scores, strict=True)):
         stays = torch.isin(active, kept.cpu())
         if scores is None:  # dropped in the ViT: a stage of the decoder is in the report only if it halted something
-            assert kinds is not None
-            stages.append(StageRecord(layer, _runs(kinds == IMAGE), [], None, None))
+            visual = _runs(kinds == IMAGE)
+            stages.append(StageRecord(layer, visual, visual, [], None, None))
             kinds = torch.where(torch.isin(torch.arange(prompt), kept.cpu()), kinds, DROPPED)
         else:
-            stages.append(_stage(layer, deciding[layer], active, scores.float().cpu(), stays, prompt, kinds))
+            stages.append(_stage(layer, deciding[layer], active, scores.float().cpu(), stays, kinds))
         halted[active[~stays]] = number
         active = active[stays]
     return PolicyRecord(text, round(report.speedup_bound, 4), halted.tolist(), stages)
@@ -166,20 +167,22 @@ def _stage(
     active: torch.Tensor,
     scores: torch.Tensor,
     stays: torch.Tensor,
-    prompt: int,
-    kinds: torch.Tensor | None,
+    kinds: torch.Tensor,
 ) -> StageRecord:
     """active: positions [n] until this decision; stays: which of them stay, [n] bool."""
-    every, ranked = torch.zeros(prompt, dtype=torch.bool), scores.clone()
+    scope, every = torch.zeros(2, len(kinds), dtype=torch.bool)
+    ranked = scores.clone()
     for policy in policies:  # each on the tokens of its own scope
-        may = policy.eligible(torch.arange(prompt), prompt, kinds)
+        may = policy.eligible(torch.arange(len(kinds)), len(kinds), kinds)
         ranked[may[active]] = spread_over_chunks(scores[may[active]], policy.chunk)
+        scope |= policy.in_scope(kinds)
         every |= may
     eligible = every[active]
     chosen, dropped = ranked[eligible & stays], ranked[eligible & ~stays]
     decides = len(policies) == 1 and len(chosen) > 0 and chosen.min() >= dropped.max() and chosen.max() > dropped.min()
     return StageRecord(
         layer=layer,
+        scope=_runs(scope),
         eligible=_runs(every),
         scores=_rounded(scores),
         ranked=None if all(policy.chunk == 1 for policy in policies) else _rounded(ranked),

@@ -19,46 +19,18 @@ def picture_inputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     image_processor: Any,
-    pictures: Sequence["Image"],
-    questions: Sequence[str],
-) -> BatchFeature:
-    """What `generate` takes: one question about one picture in each row, padded on the left.
-
-    Raises InputError unless there are as many questions as pictures and the chat template has a place for a picture.
-    """
-    if len(pictures) != len(questions) or not pictures:
-        raise InputError(f"{len(pictures)} pictures and {len(questions)} questions: give one question a picture")
-    return _encode(model, tokenizer, image_processor, [[picture] for picture in pictures], questions)
-
-
-def pictures_inputs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    image_processor: Any,
-    pictures: Sequence["Image"],
-    question: str,
-) -> BatchFeature:
-    """What `generate` takes: one question about one or more pictures, which come before it. Raises as `picture_inputs`.
-
-    Raises UnsupportedError for a model that takes pictures in another way, and InputError for too long a prompt.
-    """
-    if not (hasattr(image_processor, "merge_size") and hasattr(model.config, "image_token_id")):
-        raise UnsupportedError(f"{model.config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
-    inputs = _encode(model, tokenizer, image_processor, [pictures], [question])
-    tokens, limit = inputs["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
-    if tokens > limit:
-        raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give fewer or smaller pictures")
-    return inputs
-
-
-def _encode(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    image_processor: Any,
     pictures: Sequence[Sequence["Image"]],
     questions: Sequence[str],
 ) -> BatchFeature:
-    """A row for each question, with its own pictures before it."""
+    """What `generate` takes: a row for each question, with its own pictures before it, padded on the left.
+
+    Raises UnsupportedError for a model that takes pictures in another way, and InputError unless there are pictures for
+    each question, the chat template has a place for each, and the model takes as long a prompt.
+    """
+    if not (hasattr(image_processor, "merge_size") and hasattr(model.config, "image_token_id")):
+        raise UnsupportedError(f"{model.config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
+    if len(pictures) != len(questions) or not all(pictures):
+        raise InputError(f"a question is without pictures: give each of the {len(questions)} its own")
     inputs = image_processor([picture for own in pictures for picture in own], return_tensors="pt")
     counts = iter((inputs["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist())
     prompts = [
@@ -66,6 +38,9 @@ def _encode(
         for own, text in zip(pictures, questions, strict=True)
     ]
     inputs.update(tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False))
+    tokens, limit = inputs["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
+    if tokens > limit:
+        raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give fewer or smaller pictures")
     inputs.pop("token_type_ids", None)
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()

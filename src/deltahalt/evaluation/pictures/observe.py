@@ -23,7 +23,7 @@ def observe_pictures(
 
 def _observe(loaded: LoadedVisionModel, picture: Picture) -> list[Observation]:
     question, image = picture.questions[0], Image.fromarray(picture.pixels)
-    inputs = picture_inputs(loaded.model, loaded.tokenizer, loaded.image_processor, [image], [question.text])
+    inputs = picture_inputs(loaded.model, loaded.tokenizer, loaded.image_processor, [[image]], [question.text])
     return list(observe_prompt(loaded, inputs, sample=_digest(picture), task=question.kind))
 
 

@@ -43,7 +43,7 @@ def rounds(loaded: LoadedVisionModel, pictures: Sequence[Picture]) -> list[Round
     found = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
-        pixels = [Image.fromarray(picture.pixels) for picture in batch]
+        pixels = [[Image.fromarray(picture.pixels)] for picture in batch]
         for questions in zip(*(picture.questions for picture in batch), strict=True):
             texts = [question.text for question in questions]
             inputs = picture_inputs(loaded.model, loaded.tokenizer, loaded.image_processor, pixels, texts)

@@ -32,22 +32,23 @@ def full_of(row: VisionRow, rows: Sequence[VisionRow]) -> VisionRow:
 
 def markdown(rows: Sequence[VisionRow]) -> str:
     """Two Markdown tables: ADR of each method at each share of visual tokens, and all figures, share by share."""
-    relative = {id(row): adr(row, full_of(row, rows)) for row in rows}
-    return f"{_overview(rows, relative)}\n\n{_details(rows, relative)}"
+    relative = [(row, f"{adr(row, full_of(row, rows)):.1f}") for row in rows]
+    return f"{_overview(relative)}\n\n{_details(relative)}"
 
 
-def _overview(rows: Sequence[VisionRow], relative: dict[int, float]) -> str:
-    compared = [row for row in rows if row.method != FULL.method]
-    retains = sorted({row.retain for row in compared}, reverse=True)
-    cells = {(row.model, row.method, row.retain): f"{relative[id(row)]:.1f}" for row in compared}
-    lines = list(dict.fromkeys((row.model, row.method) for row in compared))
+def _overview(relative: Sequence[tuple[VisionRow, str]]) -> str:
+    """relative: rows, each with its ADR."""
+    cells = {(row.model, row.method, row.retain): shown for row, shown in relative if row.method != FULL.method}
+    retains = sorted({retain for *_, retain in cells}, reverse=True)
+    lines = list(dict.fromkeys((model, method) for model, method, _ in cells))
     columns = {f"{100 * retain:g} %": [cells.get((*line, retain), "") for line in lines] for retain in retains}
     return table({"model": [model for model, _ in lines], "method": [f"`{method}`" for _, method in lines], **columns})
 
 
-def _details(rows: Sequence[VisionRow], relative: dict[int, float]) -> str:
-    ordered = sorted(rows, key=lambda row: -row.retain)
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.asked))
+def _details(relative: Sequence[tuple[VisionRow, str]]) -> str:
+    by_share = sorted(relative, key=lambda pair: -pair[0].retain)
+    ordered = [row for row, _ in by_share]
+    kinds = list(dict.fromkeys(kind for row, _ in relative for kind in row.asked))
     shares = [accuracy(row) for row in ordered]
     return table(
         {
@@ -58,6 +59,6 @@ def _details(rows: Sequence[VisionRow], relative: dict[int, float]) -> str:
             "LLM FLOPs": [f"{100 * row.flops:.0f} %" for row in ordered],
             **{kind: [f"{own[kind]:.0f}" if kind in own else "" for own in shares] for kind in kinds},
             "mean": [f"{fmean(own.values()):.1f}" for own in shares],
-            "ADR": [f"{relative[id(row)]:.1f}" for row in ordered],
+            "ADR": [shown for _, shown in by_share],
         }
     )

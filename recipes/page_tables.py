@@ -1,0 +1,81 @@
+"""Write the tables of README.md and docs/ that come of committed rows.
+
+usage: page_tables.py
+
+A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
+`.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep whose policies none beats;
+`profiles`, what calibration chose; `auto`, what its first choices keep; `reached`, how the best policies stand to what
+was aimed at.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from briefly import brief
+from reached import auto_table, reached_table
+
+from deltahalt.bench.row import BenchRow
+from deltahalt.evaluation.sweep import SweepRow, read_sweep
+from deltahalt.figures.comparison import on_frontier
+from deltahalt.harness.rows import EvalRow
+from deltahalt.markdown import table
+from deltahalt.profile import shipped
+from deltahalt.rows import read_rows
+from deltahalt.tables import markdown
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+MARKED = re.compile(r"(<!-- table: (\S+) ?(\S*) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The pages that hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(page: str) -> str:
+    """The page with its tables written anew. Raises KeyError for an unknown kind, and what reading rows raises."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](found[3])}\n\n{found[4]}", page)
+
+
+def rows_table(name: str) -> str:
+    """All rows of a file in results/, which are of policies."""
+    rows: list[Any] = read_rows(RESULTS / f"{name}.jsonl", BenchRow, EvalRow, SweepRow)
+    return brief(markdown(rows), (row.policy for row in rows))
+
+
+def frontier_table(name: str) -> str:
+    """The rows of a file of sweep rows whose policies none beats."""
+    rows = on_frontier(read_sweep(RESULTS / f"{name}.jsonl"))
+    return brief(markdown(rows), (row.policy for row in rows))
+
+
+def profiles_table() -> str:
+    """The choices of the shipped profiles, with what calibration saw."""
+    choices = [(profile.model, choice) for profile in shipped() for choice in profile.choices]
+    shown = table(
+        {
+            "model": [model for model, _ in choices],
+            "policy": [f"`{choice.policy}`" for _, choice in choices],
+            "speedup": [f"{choice.speedup:.2f}x" for _, choice in choices],
+            "NLL change": [f"{choice.loss:+.3f}" for _, choice in choices],
+            "same answers": [f"{choice.exact:.2f}" for _, choice in choices],
+        }
+    )
+    return brief(shown, (choice.policy for _, choice in choices))
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "rows": rows_table,
+    "frontier": frontier_table,
+    "profiles": lambda _: profiles_table(),
+    "auto": lambda _: auto_table(),
+    "reached": lambda _: reached_table(),
+}
+
+
+if __name__ == "__main__":
+    for file in pages():
+        file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,152 @@
+"""What policies keep on prompts that calibration never saw, from rows of `deltahalt sweep` in results/.
+
+Two figures count: needles found, and the change of the answers' negative log-likelihood on documents, nats a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from briefly import brief
+
+from deltahalt.evaluation.sweep import SweepRow, read_sweep
+from deltahalt.markdown import table
+from deltahalt.profile import shipped
+
+RESULTS = Path(__file__).parents[1] / "results"
+DOCUMENTS = ("loogle", "multi_news")  # tasks whose names begin so
+
+
+@dataclass(frozen=True)
+class Aim:
+    """At a speedup or more: `needles`, change in the share found, or above; `nll`, mean change, or below.
+
+    query_free: measured with the question kept from the policy.
+    """
+
+    model: str
+    speedup: float
+    needles: float
+    nll: float | None = None
+    query_free: bool = False
+
+    @property
+    def shown(self) -> str:
+        return f"needles {self.needles:+.2f}" + ("" if self.nll is None else f", NLL {self.nll:+.2f}")
+
+
+AIMS = [
+    Aim("qwen2.5-coder-1.5b", 1.7, -0.03, 0.05),
+    Aim("qwen2.5-coder-1.5b", 2.5, -0.05, 0.15),
+    Aim("qwen2.5-coder-0.5b", 1.7, -0.05, 0.08),
+    Aim("smollm2-135m", 1.7, -0.05, 0.08),
+    Aim("qwen2.5-coder-1.5b", 1.5, -0.10, query_free=True),
+]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one policy keeps. prompts: of all tasks. losses: NLL changes on documents."""
+
+    policy: str
+    prompts: int
+    found: int
+    full_found: int
+    needles: int
+    losses: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[SweepRow]) -> "Kept":
+        """From the policy's rows on one set of prompts."""
+        needles = [row for row in rows if row.task == "needle"]
+        return cls(
+            policy=rows[0].policy,
+            prompts=len(rows),
+            found=sum(row.exact for row in needles),
+            full_found=sum(row.full_exact for row in needles),
+            needles=len(needles),
+            losses=tuple(row.nll - row.full_nll for row in rows if row.task.startswith(DOCUMENTS)),
+        )
+
+    @property
+    def loss(self) -> str:
+        """The mean loss and one standard error, and the median."""
+        error = stdev(self.losses) / len(self.losses) ** 0.5
+        return f"{fmean(self.losses):+.2f} ± {error:.2f}, median {median(self.losses):+.2f}"
+
+    def meets(self, aim: Aim) -> str:
+        """Which parts of the aim are met."""
+        parts = {"needles": (self.found - self.full_found) / self.needles >= aim.needles}
+        if aim.nll is not None:
+            parts["NLL"] = fmean(self.losses) <= aim.nll
+        return ", ".join(part for part, met in parts.items() if met) or "nothing"
+
+
+def auto_table() -> str:
+    """What the first choice of each shipped profile keeps, where it was measured."""
+    found = {profile.model: measured(profile.model, profile.choices[0].policy) for profile in shipped()}
+    kept = {model: one for model, one in found.items() if one is not None}
+    return table({"model": list(kept), **_figures(list(kept.values()))})
+
+
+def reached_table() -> str:
+    """For each aim a line for the profile's policy, if there is one, and one for the best measured."""
+    lines = [(aim, *line) for aim in AIMS for line in _lines(aim)]
+    policies = [policy for _, _, policy, _ in lines]
+    shown = table(
+        {
+            "model": [aim.model + (", query-free" if aim.query_free else "") for aim, *_ in lines],
+            "at least": [f"{aim.speedup}x" for aim, *_ in lines],
+            "": [which for _, which, *_ in lines],
+            "policy": [f"`{policy}`" for policy in policies],
+            **_figures([kept for *_, kept in lines]),
+            "aimed at": [aim.shown for aim, *_ in lines],
+            "met": ["" if kept is None else kept.meets(aim) for aim, *_, kept in lines],
+        }
+    )
+    return brief(shown, policies)
+
+
+def measured(model: str, policy: str) -> Kept | None:
+    """What a policy keeps, on the largest set of prompts that it was measured on; None if it was on none."""
+    return next((Kept.of(rows[policy]) for rows in _sets(model, "heldout", "frontier") if policy in rows), None)
+
+
+def best(aim: Aim) -> Kept:
+    """Of policies that are fast enough the one that finds most needles, and then loses least, on most prompts."""
+    sets = _sets(aim.model, *(["query-free"] if aim.query_free else ["heldout", "frontier"]))
+    fast = ([own for own in rows.values() if round(own[0].reference_speedup, 2) >= aim.speedup] for rows in sets)
+    return max(map(Kept.of, next(filter(None, fast))), key=lambda kept: (kept.found, -fmean(kept.losses)))
+
+
+def _lines(aim: Aim) -> list[tuple[str, str, Kept | None]]:
+    """What a policy is, the policy, and what it keeps; None where that was not measured."""
+    top = best(aim)
+    profile = next((profile for profile in shipped() if profile.model == aim.model and not aim.query_free), None)
+    if profile is None:
+        return [("best measured", top.policy, top)]
+    own = profile.choose(aim.speedup)
+    if own == top.policy:
+        return [("profile, best measured", own, top)]
+    return [("profile", own, measured(aim.model, own)), ("best measured", top.policy, top)]
+
+
+def _sets(model: str, *kinds: str) -> list[dict[str, list[SweepRow]]]:
+    """The rows of each of the model's files by policy, those on most prompts first."""
+    sets = []
+    for rows in filter(None, (read_sweep(RESULTS / f"{kind}-{model}.jsonl") for kind in kinds)):
+        by_policy: dict[str, list[SweepRow]] = {}
+        for row in rows:
+            by_policy.setdefault(row.policy, []).append(row)
+        sets.append(by_policy)
+    return sorted(sets, key=lambda by_policy: -max(map(len, by_policy.values())))
+
+
+def _figures(kept: Sequence[Kept | None]) -> dict[str, list[str]]:
+    """Columns; a policy that was not measured has empty cells."""
+    return {
+        "prompts": [str(one.prompts) if one else "not measured" for one in kept],
+        "needles (full model)": [f"{one.found} of {one.needles} ({one.full_found})" if one else "" for one in kept],
+        "NLL change on documents": [one.loss if one else "" for one in kept],
+    }
