@@ -1,6 +1,7 @@
 """The sweep agrees with a real halted generate, resumes, and reads or generates its samples."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -150,9 +151,32 @@ def test_generated_samples_repeat_with_the_seed_and_hold_their_answers() -> None
     assert samples != generate_samples(12, 4_000, seed=4)
     assert len({sample.task for sample in samples}) == len(TASKS)
     for sample in samples:
-        assert sample.answer is None or sample.task == "code" or sample.answer.strip() in sample.prompt
+        assert sample.answer is None or sample.task == "code" or _holds(sample.prompt, sample.answer)
         assert sample.question
-        assert (1_500 if sample.task == "key-value" else 3_000) < len(sample.text) < 7_000
+        assert (1_500 if sample.task.startswith("key-value") else 3_000) < len(sample.text) < 7_000
+
+
+def _holds(prompt: str, answer: str) -> bool:
+    """Whether the prompt has the answer, or each part of a list."""
+    return all(part in prompt for part in answer.strip().split(", "))
+
+
+def test_what_is_to_be_listed_is_all_there_is_and_in_order() -> None:
+    samples = [sample for sample in generate_samples(36, 4_000, seed=5) if sample.task == "deliveries"]
+    for sample in samples:
+        (dish,) = re.findall(r"have ordered (.+), in the order", sample.question)
+        assert sample.answer == " " + ", ".join(re.findall(f"The kitchen in (\\w+) has ordered {dish}", sample.prompt))
+    assert len(samples) == 3
+
+
+def test_several_things_are_asked_at_once() -> None:
+    by_task = {sample.task: sample for sample in generate_samples(12, 4_000, seed=6)}
+    values, group = by_task["key-values"], by_task["group-portrait"]
+    pairs, keys = json.loads(values.prompt), re.findall(r"[0-9a-f]{8}", values.question)
+    assert values.answer == ", ".join(pairs[key] for key in keys)
+    assert len(keys) == 4
+    assert group.answer is not None
+    assert len(group.answer.split(", ")) == group.question.count(" who plays the ") == 4
 
 
 def test_samples_are_read_from_jsonl(tmp_path: Path) -> None:
