@@ -2,13 +2,29 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from deltahalt import Dash, Dense, InputError, KeyNorm, Policy, PolicyError, Progressive, Random, halting, parse_policy
+from deltahalt import (
+    Dash,
+    Dense,
+    InputError,
+    KeyNorm,
+    Policy,
+    PolicyError,
+    Progressive,
+    Random,
+    SingleInputKV,
+    WindowAttention,
+    halting,
+    parse_policy,
+)
+from deltahalt.evaluation import answers
+from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.samples import TASKS, Sample, generate_samples, read_samples
 from deltahalt.evaluation.summary import markdown, summarize
 from deltahalt.evaluation.sweep import (
@@ -23,7 +39,7 @@ from deltahalt.evaluation.sweep import (
 )
 from deltahalt.methods import variants
 from deltahalt.models import LoadedModel
-from deltahalt.policy import AnyPolicy, place
+from deltahalt.policy import AnyPolicy, LayerView, place
 from tiny import VOCAB, tiny
 
 PROTECTED = {"keep_first": 4, "keep_last": 8}
@@ -33,6 +49,7 @@ POLICIES: list[AnyPolicy] = [
     Random(start=3, boundary="attention", **PROTECTED),
     Progressive([KeyNorm(start=1, pruning_ratio=0.3, **PROTECTED), Random(start=3, **PROTECTED)]),
 ]
+AHEAD = WindowAttention(start=1, ahead=3, across="max", window=4, pruning_ratio=0.5, **PROTECTED)
 SAMPLES = [Sample("needle", "The tide is in. " * 12, "at noon"), Sample("summary", "The tide is out. " * 12)]
 NOTHING = torch.zeros(1, 0, dtype=torch.long)  # comes between prompt and answer
 SPECS = ["dense", "dash:keep_first=4,keep_last=8", "random:keep_first=4,keep_last=8"]
@@ -52,9 +69,12 @@ def test_each_policy_is_judged_as_generate_would_go(variant: str) -> None:
         with torch.inference_mode():
             verdict = judge(model, shared.finish(stages), NOTHING, answer)
             wrong = judge(model, shared.finish(stages), NOTHING, (answer + 1) % VOCAB)
+            along = judge(model, shared.followed_by(answer[None, :-1]).finish(stages), NOTHING, answer)
         assert verdict.right.all()
+        assert along.right.all()
         assert wrong.nll > verdict.nll
-        assert verdict.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
+        for nll in (verdict.nll, along.nll):
+            assert nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
 
 
 def test_frozen_keys_and_values_are_judged_as_generate_would_go() -> None:
@@ -120,6 +140,73 @@ def test_the_full_models_own_answer_is_what_generate_gives() -> None:
     shared = PromptSweep(model, ids, set())
     own = greedy_answer(model, shared.finish(()), NOTHING, 5)
     assert torch.equal(own, model.generate(ids, max_new_tokens=5)[0, 40:])
+
+
+def test_own_answers_of_several_prompts_are_those_of_each_alone(
+    loaded_tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [Sample("a", "The tide is in. " * times, lead=lead) for times, lead in ((9, ""), (3, "It"), (12, ""))]
+    model = loaded_tiny.model
+    alone = []
+    with torch.inference_mode():
+        for sample in samples:
+            shared = PromptSweep(model, encode(loaded_tiny, sample, Way()).prompt, set())
+            alone.append(greedy_answer(model, shared.finish(()), NOTHING, 8).tolist())
+    for at_once in (1, 100, 10_000):
+        monkeypatch.setattr(answers, "AT_ONCE", at_once)
+        assert [said.tolist() for said in own_answers(loaded_tiny, samples, 8)] == alone
+    monkeypatch.setattr(model.generation_config, "eos_token_id", alone[0][3])
+    said = own_answers(loaded_tiny, samples, 8)
+    assert said[0].tolist() == alone[0][: alone[0].index(alone[0][3]) + 1]
+
+
+@pytest.mark.parametrize("length", [1, 6])
+@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
+def test_what_runs_along_is_judged_as_what_follows_the_cache(halted_kv: str, length: int) -> None:
+    model = tiny("llama")
+    ids, rest, answer = (
+        torch.randint(1, VOCAB, (1, size), generator=torch.Generator().manual_seed(size)) for size in (60, 3, length)
+    )
+    stages = [place(policy, 6) for policy in (*POLICIES, SingleInputKV(start=2, keep_last=8), AHEAD)]
+    with torch.inference_mode():
+        shared = PromptSweep(model, ids, {own[0].first for own in stages if own}, halted_kv)
+        along = shared.followed_by(torch.cat([rest, answer[:, :-1]], dim=1))
+        for own in stages:
+            verdict = judge(model, along.finish(own), rest, answer[0])
+            expected = judge(model, shared.finish(own), rest, answer[0])
+            assert verdict.nll == pytest.approx(expected.nll, abs=1e-5)
+            assert torch.equal(verdict.right, expected.right)
+            assert len(verdict.right) == length
+
+
+def test_policies_that_differ_in_their_choice_alone_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And choose as they do alone; a second decision, which sees fewer tokens, is scored anew."""
+    model, scored = tiny("llama"), []
+    ids = torch.randint(1, VOCAB, (1, 60), generator=torch.Generator().manual_seed(0))
+    score = WindowAttention.score
+
+    def counted(self: WindowAttention, view: LayerView) -> torch.Tensor:
+        scored.append(view.layer)
+        return score(self, view)
+
+    policies = [
+        AHEAD,
+        replace(AHEAD, pruning_ratio=0.3),
+        replace(AHEAD, chunk=4),
+        replace(AHEAD, ahead=1),
+        Progressive([replace(AHEAD, pruning_ratio=0.2), replace(AHEAD, start=3, pruning_ratio=0.5)]),
+        Progressive([replace(AHEAD, pruning_ratio=0.4), replace(AHEAD, start=3, pruning_ratio=0.6)]),
+        replace(AHEAD, start=3),
+    ]
+    plans = [place(policy, 6) for policy in policies]
+    with torch.inference_mode():
+        alone = [PromptSweep(model, ids, {own[0].first}).finish(own).states for own in plans]
+        monkeypatch.setattr(WindowAttention, "score", counted)
+        shared = PromptSweep(model, ids, {own[0].first for own in plans})
+        together = [shared.finish(own).states for own in plans]
+    assert scored == [1, 1, 3, 3, 3]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_rows_of_the_full_model_show_no_change(loaded_tiny: LoadedModel, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import transformers
 
 import deltahalt
 from deltahalt.errors import InputError
+from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.candidates import ALL, deciding_layers, late_layer, single, varied
 from deltahalt.evaluation.rating import Rated, choose, rate
 from deltahalt.evaluation.samples import Sample
-from deltahalt.evaluation.sweep import sweep
+from deltahalt.evaluation.sweep import Way, digest, sweep
 from deltahalt.machine import machine_name
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Profile, Signature
@@ -59,9 +60,8 @@ def calibrate(
         wanted = _distinct(chain(*fields.values()))
         what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {count} samples"
         tick(what)
-        tried.update(
-            (one.policy, one) for one in rate(sweep(loaded, own[:count], wanted, rows, tick=lambda: tick(what)))
-        )
+        found = sweep(loaded, own[:count], wanted, rows, own=answers, tick=lambda: tick(what))
+        tried.update((one.policy, one) for one in rate(found))
         return {target: sorted(field, key=lambda policy: tried[policy].loss) for target, field in fields.items()}
 
     if not samples:
@@ -74,6 +74,9 @@ def calibrate(
         if max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
         del fields[target]
+    tick("what the full model answers")
+    said = own_answers(loaded, own, Way().max_answer_tokens)
+    answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     best = {target: better_third(field) for target, field in measure(fields, few).items()}
     fields = {target: _distinct([*field, *varied(field, target, depth, late)]) for target, field in best.items()}
     for count in (few, more):
