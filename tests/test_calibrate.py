@@ -128,9 +128,9 @@ def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
         deciding_layers(SimpleNamespace(config=tiny("mistral-sliding").config))
 
 
-def test_tasks_come_in_turn_so_that_the_first_samples_are_of_all() -> None:
+def test_tasks_come_in_turn_so_that_the_first_samples_are_of_many() -> None:
     a, b, c, d = (Sample(task, prompt) for task, prompt in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "4")))
-    assert in_turn([a, b, c, d]) == [a, d, b, c]
+    assert in_turn([a, b, c, d]) == [d, a, b, c]
 
 
 SAMPLES = [Sample("tide", "The tide is in. " * 28, "never judged"), Sample("own", "The tide is out. " * 27)]

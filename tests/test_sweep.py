@@ -240,7 +240,9 @@ def test_generated_samples_repeat_with_the_seed_and_hold_their_answers() -> None
     for sample in samples:
         assert sample.answer is None or sample.task == "code" or _holds(sample.prompt, sample.answer)
         assert sample.question
-        assert (1_500 if sample.task.startswith("key-value") else 3_000) < len(sample.text) < 7_000
+        assert (
+            (1_500 if sample.task.startswith("key-value") else 3_000) < len(sample.text) < 9_000
+        )  # the last paragraph may be long
 
 
 def _holds(prompt: str, answer: str) -> bool:

@@ -125,9 +125,12 @@ def _distinct(policies: Iterable[str | None]) -> list[str]:
 
 
 def in_turn(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with their tasks in turn, so that the first few are of them all."""
+    """The samples with their tasks in turn, so that the first few are of many.
+
+    The last task comes first: of the generated ones those are the last that need many places of the prompt.
+    """
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
-    turns = zip_longest(*by_task.values())
+    turns = zip_longest(*reversed(by_task.values()))
     return [sample for turn in turns for sample in turn if sample is not None]

@@ -284,16 +284,16 @@ def _summary(draw: random.Random, characters: int) -> Sample:
     return Sample("summary", text, question="Summarize the text above in three sentences.")
 
 
-TASKS: list[Callable[[random.Random, int], Sample]] = [
+TASKS: list[Callable[[random.Random, int], Sample]] = [  # measured prompts are named by their number: add to the end
     _needle,
     _many_needles,
     _key_value,
     _few_shot,
     _copy,
     _two_facts,
-    _portraits,
     _code,
     _summary,
+    _portraits,
     _key_values,
     _deliveries,
     _group_portrait,
