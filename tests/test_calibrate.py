@@ -13,6 +13,7 @@ import pytest
 from deltahalt import InputError, UnsupportedError, WindowAttention, parse_policy
 from deltahalt.evaluation import calibrate as calibration
 from deltahalt.evaluation import sweep as sweeping
+from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.calibrate import calibrate, in_turn
 from deltahalt.evaluation.candidates import (
     ALL,
@@ -202,6 +203,22 @@ def test_a_profile_is_what_was_measured(loaded_tiny: LoadedModel, tmp_path: Path
     assert said[:2] == ["what the full model answers", "1.7x: 4 policies on 1 samples"]
     profile.write(tmp_path / "profile.json")
     assert Profile.parse((tmp_path / "profile.json").read_text(), "profile.json") == profile
+
+
+def test_what_the_full_model_answers_is_asked_once(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Sample]] = []
+
+    def counted(loaded: LoadedModel, samples: list[Sample], limit: int) -> Any:
+        asked.append(samples)
+        return own_answers(loaded, samples, limit)
+
+    monkeypatch.setattr(calibration, "own_answers", counted)
+    monkeypatch.setattr(sweeping, "greedy_answer", None)
+    profile = calibrate(loaded_tiny, SAMPLES, [1.7], tmp_path / "rows.jsonl")
+    assert [[sample.prompt for sample in samples] for samples in asked] == [[own.prompt for own in in_turn(SAMPLES)]]
+    assert profile.evidence["measurements"] == len(read_sweep(tmp_path / "rows.jsonl"))
 
 
 def test_a_calibration_cut_short_goes_on_from_its_rows(
