@@ -105,18 +105,18 @@ def sweep_sample(
     firsts = {stages[0].first for stages in plans.values() if stages}
 
     shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
-    whole = shared.finish(())
     if own is None:
-        own = greedy_answer(model, whole, encoded.rest, way.max_answer_tokens)
+        own = greedy_answer(model, shared.finish(()), encoded.rest, way.max_answer_tokens)
     answer = own if encoded.answer is None else encoded.answer
-    full = judge(model, whole, encoded.rest, answer)
-    along = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1)) if answer is own else shared
+    if answer is own:
+        shared = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1))
+    full = judge(model, shared.finish(()), encoded.rest, answer)
     shape, tokens = ModelShape.of(decoder.config), encoded.prompt.shape[1]
     for text, method in chosen.items():
         if isinstance(method, Method):
             prefilled = prefill(loaded, sample, encoded, method, way)
         else:
-            prefilled = along.finish(plans[text])
+            prefilled = shared.finish(plans[text])
         verdict = judge(model, prefilled, encoded.rest, answer, method)
         agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own, method)
         yield SweepRow(
