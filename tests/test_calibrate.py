@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from deltahalt import InputError, UnsupportedError, WindowAttention, parse_policy
 from deltahalt.evaluation import calibrate as calibration
 from deltahalt.evaluation import sweep as sweeping
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.calibrate import calibrate, in_turn
+from deltahalt.evaluation.calibrate import calibrate, default_samples, in_turn
 from deltahalt.evaluation.candidates import (
     ALL,
     LATE_RATIO,
@@ -29,7 +30,7 @@ from deltahalt.evaluation.candidates import (
     varied,
 )
 from deltahalt.evaluation.rating import rate
-from deltahalt.evaluation.samples import Sample
+from deltahalt.evaluation.samples import Sample, load_samples
 from deltahalt.evaluation.sweep import SweepRow, digest, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Choice, Profile
@@ -132,6 +133,12 @@ def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
 def test_tasks_come_in_turn_so_that_the_first_samples_are_of_many() -> None:
     a, b, c, d = (Sample(task, prompt) for task, prompt in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "4")))
     assert in_turn([a, b, c, d]) == [d, a, b, c]
+
+
+def test_a_cpu_gets_fewer_and_shorter_prompts() -> None:
+    (data, characters), (fewer, shorter) = (default_samples(torch.device(name)) for name in ("cuda", "cpu"))
+    assert len(load_samples(data, characters=208, seed=0)) == 2 * len(load_samples(fewer, characters=208, seed=0)) == 90
+    assert shorter < characters
 
 
 SAMPLES = [Sample("tide", "The tide is in. " * 28, "never judged"), Sample("own", "The tide is out. " * 27)]

@@ -18,6 +18,7 @@ from deltahalt.trace import Trace
 
 # Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
 IGNORED = {"cache_position", "return_dict", "is_causal"}
+Scored = dict[tuple[int, int, Policy], torch.Tensor]  # by layer, row and `Policy.scoring`: [n]
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Call:
     blocks: torch.Tensor | None
     embeds: torch.Tensor | None
     behind: int = 0
-    scored: dict[tuple[int, int, Policy], torch.Tensor] | None = None
+    scored: Scored | None = None
     masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
 
     def layer_inputs(self, layer: int, stream: TokenStream, trace: Trace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltahalt.call import Call
+from deltahalt.call import Call, Scored
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policy import LayerView, Policy, Stage
 from deltahalt.stream import TokenStream
@@ -35,13 +35,8 @@ class Decision:
         ]
         return tuple(length * steps for length, steps in zip(lengths, ahead, strict=True))
 
-    def observe(
-        self, view: Callable[[int], LayerView], scored: dict[tuple[int, int, Policy], torch.Tensor] | None = None
-    ) -> None:
-        """Add the scores at one more layer; `view(row)` shows it to the policies.
-
-        scored: by layer, row and `Policy.scoring`, scores that are known; others are added.
-        """
+    def observe(self, view: Callable[[int], LayerView], scored: Scored | None = None) -> None:
+        """Add the scores at one more layer; `view(row)` shows it to the policies. scored: known ones; others join."""
         for row, policies in self.rows.items():
             shown = self.views[row] = view(row)
             for policy in policies:
@@ -72,9 +67,7 @@ class Decision:
         return sets
 
 
-def _score(
-    policy: Policy, view: LayerView, row: int, scored: dict[tuple[int, int, Policy], torch.Tensor] | None
-) -> torch.Tensor:
+def _score(policy: Policy, view: LayerView, row: int, scored: Scored | None) -> torch.Tensor:
     if scored is None:
         return policy.score(view)
     key = (view.layer, row, policy.scoring)

@@ -51,7 +51,9 @@ class OpenedLayer:
         after, prompts = None if inside else stream.hidden, self.call.prompts_of(before)
         decision.observe(
             partial(view_layer, self.index, self.call, prompts, update, after, stream.hidden),
-            self.call.scored if prompts.lengths == self.call.prompts else None,
+            self.call.scored
+            if prompts.lengths == self.call.prompts
+            else None,  # once some have halted, scores are others
         )
         if self.index == decision.stage.last:
             active = [self._with_behind(kept, row) for row, kept in enumerate(decision.active_sets(prompts))]
