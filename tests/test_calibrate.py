@@ -15,7 +15,7 @@ from deltahalt import InputError, UnsupportedError, WindowAttention, parse_polic
 from deltahalt.evaluation import calibrate as calibration
 from deltahalt.evaluation import sweep as sweeping
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.calibrate import calibrate, default_samples, in_turn
+from deltahalt.evaluation.calibrate import ROUNDS, calibrate, default_samples, in_turn
 from deltahalt.evaluation.candidates import (
     ALL,
     LATE_RATIO,
@@ -30,7 +30,7 @@ from deltahalt.evaluation.candidates import (
     varied,
 )
 from deltahalt.evaluation.rating import rate
-from deltahalt.evaluation.samples import Sample, load_samples
+from deltahalt.evaluation.samples import TASKS, Sample, load_samples
 from deltahalt.evaluation.sweep import SweepRow, digest, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Choice, Profile
@@ -130,14 +130,16 @@ def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
         deciding_layers(SimpleNamespace(config=tiny("mistral-sliding").config))
 
 
-def test_tasks_come_in_turn_so_that_the_first_samples_are_of_many() -> None:
+def test_tasks_come_in_turn_so_that_the_first_samples_are_of_all() -> None:
     a, b, c, d = (Sample(task, prompt) for task, prompt in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "4")))
-    assert in_turn([a, b, c, d]) == [d, a, b, c]
+    assert in_turn([a, b, c, d]) == [a, d, b, c]
 
 
 def test_a_cpu_gets_fewer_and_shorter_prompts() -> None:
     (data, characters), (fewer, shorter) = (default_samples(torch.device(name)) for name in ("cuda", "cpu"))
-    assert len(load_samples(data, characters=208, seed=0)) == 2 * len(load_samples(fewer, characters=208, seed=0)) == 90
+    few, many = (load_samples(name, characters=208, seed=0) for name in (fewer, data))
+    assert len({sample.task for sample in few[: ROUNDS[0]]}) == len(TASKS)
+    assert len(few) < ROUNDS[1] < len(many)
     assert shorter < characters
 
 
@@ -170,31 +172,34 @@ def test_each_round_measures_the_better_third_on_more_samples(
 ) -> None:
     measured, targets = Measured(), [1.5, 1.7]
     monkeypatch.setattr(calibration, "sweep", measured)
-    samples = [Sample("t", str(number)) for number in range(20)]
+    samples = [Sample("t", str(number)) for number in range(50)]
     profile = calibrate(loaded_tiny, samples, targets, tmp_path / "rows.jsonl")
 
     def third(policies: list[str]) -> list[str]:
         return policies[: max(4, ceil(len(policies) / 3))]
 
     layers = {target: [text for layer in range(4) if (text := single(layer, target, 6, ALL))] for target in targets}
-    fields = {target: third(measured.ranked(own, samples[:3])) for target, own in layers.items()}
-    expected = [(3, {text for own in layers.values() for text in own})]
+    fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
+    expected = [(12, {text for own in layers.values() for text in own})]
     for target, best in fields.items():
         fields[target] = list(dict.fromkeys([*best, *(text for text in varied(best, target, 6, 4) if text)]))
-    for count in (3, 7, 20):
+    for count in (12, 36, 50):
         expected.append((count, {text for own in fields.values() for text in own}))
         fields = {target: third(measured.ranked(own, samples[:count])) for target, own in fields.items()}
     assert [(count, set(policies)) for count, policies in measured.asked] == expected
     assert all(len(policies) == len(set(policies)) for _, policies in measured.asked)
     tried = {line["policy"]: line["samples"] for line in profile.evidence["tried"]}
-    assert {policy for policy, count in tried.items() if count == 20} == expected[-1][1]
+    assert {policy for policy, count in tried.items() if count == 50} == expected[-1][1]
     assert profile.evidence["measurements"] == sum(tried.values())
-    for choice, target in zip(profile.choices, targets, strict=True):
-        assert tried[choice.policy] == 20
-        assert choice.speedup >= target
+    assert {choice.policy for choice in profile.choices} <= expected[-1][1]
+    for target in targets:
+        assert any(choice.speedup >= target for choice in profile.choices)
 
 
-def test_a_profile_is_what_was_measured(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+def test_a_profile_is_what_was_measured(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "ROUNDS", (1, 1))
     said: list[str] = []
     rows = tmp_path / "rows.jsonl"
     profile = calibrate(loaded_tiny, SAMPLES, [1.7], rows, tick=said.append)
@@ -263,7 +268,10 @@ def test_without_samples_nothing_is_calibrated(loaded_tiny: LoadedModel, tmp_pat
         calibrate(loaded_tiny, [], [1.5], tmp_path / "rows.jsonl")
 
 
-def test_for_a_loss_what_cannot_be_reached_is_left_out(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+def test_for_a_loss_what_cannot_be_reached_is_left_out(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "ROUNDS", (1, 1))
     profile = calibrate(loaded_tiny, SAMPLES, [1.5, 50.0], tmp_path / "rows.jsonl", max_loss=100.0)
     (choice,) = profile.choices
     tried = profile.evidence["tried"]

@@ -80,7 +80,7 @@ def calibrate(
     layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="generated:COUNT, or JSONL as for sweep; by default generated:90, on a CPU generated:45."),
+        typer.Option(help="generated:COUNT, or JSONL as for sweep; by default generated:108, on a CPU generated:24."),
     ] = None,
     characters: Annotated[
         int | None, typer.Option(min=1, help="Length of a generated prompt; by default 12,000, on a CPU 4,000.")

@@ -22,6 +22,7 @@ from deltahalt.machine import machine_name
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Profile, Signature
 
+ROUNDS = (12, 36)  # samples of all rounds but the last: one and three of each kind that is generated
 FEWEST = 4  # policies that a round leaves, where there are as many
 
 
@@ -37,8 +38,8 @@ def calibrate(
 ) -> Profile:
     """Choose a policy for each target speedup by successive halving: see docs/accuracy.md.
 
-    Every layer on a ninth of the samples; for the better third of them other settings on the same; of all these the
-    better third on a third of the samples, and the better third of those on all. `choose` decides among the last.
+    Every layer on a few samples; for the better third of them other settings on the same; of all these the better third
+    on three times as many, and the better third of those on all. `choose` decides among the last.
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
@@ -51,16 +52,17 @@ def calibrate(
     decoder = model.get_decoder()
     depth, late = len(decoder.layers), late_layer(decoder)
     own = [replace(sample, answer=None) for sample in in_turn(samples)]
-    few, more, every = rounds(len(own))
+    few, more = ROUNDS
     tried: dict[str, Rated] = {}
     begin = perf_counter()
 
     def measure(fields: dict[float, list[str]], count: int) -> dict[float, list[str]]:
         """The policies of each target, best on the first `count` samples first."""
         wanted = _distinct(chain(*fields.values()))
-        what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {count} samples"
+        some = own[:count]
+        what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {len(some)} samples"
         tick(what)
-        found = sweep(loaded, own[:count], wanted, rows, own=answers, tick=lambda: tick(what))
+        found = sweep(loaded, some, wanted, rows, own=answers, tick=lambda: tick(what))
         tried.update((one.policy, one) for one in rate(found))
         return {target: sorted(field, key=lambda policy: tried[policy].loss) for target, field in fields.items()}
 
@@ -81,7 +83,7 @@ def calibrate(
     fields = {target: _distinct([*field, *varied(field, target, depth, late)]) for target, field in best.items()}
     for count in (few, more):
         fields = {target: better_third(field) for target, field in measure(fields, count).items()}
-    fields = measure(fields, every)
+    fields = measure(fields, len(own))
 
     return Profile(
         model=loaded.name,
@@ -107,12 +109,7 @@ def calibrate(
 
 def default_samples(device: torch.device) -> tuple[str, int]:
     """What `load_samples` is given where nobody says: data and characters, fewer on a CPU."""
-    return ("generated:45", 4_000) if device.type == "cpu" else ("generated:90", 12_000)
-
-
-def rounds(samples: int) -> tuple[int, int, int]:
-    """How many of the samples each round measures on: a ninth, a third, all."""
-    return ceil(samples / 9), ceil(samples / 3), samples
+    return ("generated:24", 4_000) if device.type == "cpu" else ("generated:108", 12_000)
 
 
 def better_third(ranked: Sequence[str]) -> list[str]:
@@ -125,12 +122,9 @@ def _distinct(policies: Iterable[str | None]) -> list[str]:
 
 
 def in_turn(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with their tasks in turn, so that the first few are of many.
-
-    The last task comes first: of the generated ones those are the last that need many places of the prompt.
-    """
+    """The samples with their tasks in turn, so that the first few are of all."""
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
-    turns = zip_longest(*reversed(by_task.values()))
+    turns = zip_longest(*by_task.values())
     return [sample for turn in turns for sample in turn if sample is not None]
