@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import combinations
 
-from deltahalt.evaluation.calibrate import ALL, DEEPEST, OTHERS, pair, single
+from deltahalt.evaluation.candidates import ALL, DEEPEST, OTHERS, pair, single
 from deltahalt.profile import attention_policy
 
 

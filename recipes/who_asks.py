@@ -27,7 +27,7 @@ from deltahalt import Dense, Policy, WindowAttention, halting, parse_policy
 from deltahalt.applying import speedup_bound
 from deltahalt.call import prepare
 from deltahalt.decoder import run_layers
-from deltahalt.evaluation.calibrate import single
+from deltahalt.evaluation.candidates import single
 from deltahalt.evaluation.samples import Sample, read_samples
 from deltahalt.evaluation.sweep import (
     PromptSweep,

@@ -1,14 +1,37 @@
 """Calibration tries what it says it tries, chooses what loses least, and writes it down."""
 
+import zlib
+from collections.abc import Iterable, Sequence
+from math import ceil
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from deltahalt import InputError, UnsupportedError, WindowAttention, parse_policy
-from deltahalt.evaluation.calibrate import ALL, NOISE, calibrate, choose, deciding_layers, layer_of, pair, rate, single
-from deltahalt.evaluation.samples import Sample
-from deltahalt.evaluation.sweep import SweepRow, read_sweep, reference_speedup
+from deltahalt.evaluation import calibrate as calibration
+from deltahalt.evaluation import sweep as sweeping
+from deltahalt.evaluation.answers import own_answers
+from deltahalt.evaluation.calibrate import ROUNDS, calibrate, default_samples, in_turn
+from deltahalt.evaluation.candidates import (
+    ALL,
+    LATE_RATIO,
+    deciding_layers,
+    halted_share,
+    late_layer,
+    layer_of,
+    looks_ahead,
+    pair,
+    relieved,
+    single,
+    varied,
+)
+from deltahalt.evaluation.rating import rate
+from deltahalt.evaluation.samples import TASKS, Sample, load_samples
+from deltahalt.evaluation.sweep import SweepRow, digest, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Choice, Profile
 from tiny import tiny
@@ -47,6 +70,46 @@ def test_what_no_ratio_reaches_is_none() -> None:
     assert pair(_at(14, 1.5), _at(4, 1.5), 1.5, 28) is None
 
 
+@pytest.mark.parametrize("target", [1.5, 1.7])
+def test_a_late_decision_lets_the_earlier_ones_halt_less(target: float) -> None:
+    alone = [_at(4, target), pair(_at(4, target), _at(8, target), target, 28)]
+    for before in alone:
+        assert before is not None
+        text = relieved(before, 18, target, 28)
+        assert text is not None
+        *stages, last = parse_policy(text).stages
+        assert (last.start, last.pruning_ratio) == (18, LATE_RATIO)
+        for stage, own in zip(stages, parse_policy(before).stages, strict=True):
+            assert stage.start == own.start
+            assert 0 < stage.pruning_ratio < own.pruning_ratio
+        assert reference_speedup(parse_policy(text), 28) >= target
+        less = [(own.pruning_ratio, stage.pruning_ratio - 0.01) for own, stage in zip(stages, stages, strict=True)]
+        for ratio, smaller in less:
+            text = text.replace(f"pruning_ratio={ratio}", f"pruning_ratio={smaller:.3f}")
+        assert reference_speedup(parse_policy(text), 28) < target
+
+
+def test_what_halts_as_much_already_is_not_relieved() -> None:
+    assert relieved(_at(15, 1.7), 18, 1.7, 28) is None
+
+
+def test_the_late_layer_sees_the_whole_prompt_and_has_one_behind_it() -> None:
+    assert late_layer(SimpleNamespace(config=tiny("llama").config)) == 4
+    assert late_layer(SimpleNamespace(config=tiny("gemma3").config)) == 4
+    assert late_layer(SimpleNamespace(config=tiny("mistral-sliding").config)) is None
+
+
+def test_the_best_vary_in_chunk_look_ahead_and_number_of_decisions() -> None:
+    best = [_at(layer, 1.7) for layer in (6, 4, 9, 12)]
+    texts = [text for text in varied(best, 1.7, 28, 18) if text]
+    assert not set(best) & set(texts)
+    starts = [[stage.start for stage in parse_policy(text).stages] for text in texts]
+    assert starts[:20] == [[layer] for layer in (6, 4, 9, 12) for _ in range(5)]
+    assert starts[20:] == [[6, 9], [4, 6], [4, 9], [6, 18], [4, 18], [9, 18], [6, 9, 18], [4, 6, 18], [4, 9, 18]]
+    assert len({(looks_ahead(text), text.partition("chunk=")[2][:3]) for text in texts[:5]}) == 5
+    assert all(halted_share(text) == LATE_RATIO for text in texts[23:])
+
+
 @pytest.mark.parametrize(("layer", "ahead"), [(3, 24), (17, 10)])
 def test_a_look_ahead_at_all_layers_names_as_many_as_there_are(layer: int, ahead: int) -> None:
     text = single(layer, 1.3, 28, ALL)
@@ -67,72 +130,157 @@ def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
         deciding_layers(SimpleNamespace(config=tiny("mistral-sliding").config))
 
 
-def _choice(policy: str, speedup: float, loss: float) -> Choice:
-    return Choice(policy, speedup, loss, 1.0)
+def test_tasks_come_in_turn_so_that_the_first_samples_are_of_all() -> None:
+    a, b, c, d = (Sample(task, prompt) for task, prompt in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "4")))
+    assert in_turn([a, b, c, d]) == [a, d, b, c]
 
 
-A, B, C = (f"dash:pruning_ratio={ratio}" for ratio in (0.6, 0.7, 0.8))
-MEASURED = [_choice("dense", 1, 0), _choice(A, 1.7, 0.1), _choice(B, 1.8, 0.05), _choice(C, 2.5, 0.3)]
+def test_a_cpu_gets_fewer_and_shorter_prompts() -> None:
+    (data, characters), (fewer, shorter) = (default_samples(torch.device(name)) for name in ("cuda", "cpu"))
+    few, many = (load_samples(name, characters=208, seed=0) for name in (fewer, data))
+    assert len({sample.task for sample in few[: ROUNDS[0]]}) == len(TASKS)
+    assert len(few) < ROUNDS[1] < len(many)
+    assert shorter < characters
 
 
-def test_for_each_speed_the_least_loss_is_chosen() -> None:
-    assert [choice.policy for choice in choose(MEASURED, [1.7, 2.0], None)] == [B, C]
-    with pytest.raises(InputError, match=r"3\.0x"):
-        choose(MEASURED, [3.0], None)
+SAMPLES = [Sample("tide", "The tide is in. " * 28, "never judged"), Sample("own", "The tide is out. " * 27)]
 
 
-def test_of_equal_losses_the_one_that_halts_least_is_chosen() -> None:
-    nearly = [_choice(A, 1.7, 0.054), _choice(B, 1.8, 0.05), _choice(C, 2.5, 0.051)]
-    assert [choice.policy for choice in choose(nearly, [1.7], None)] == [A]
-    worse = [_choice(A, 1.7, 0.056), *nearly[1:]]
-    assert [choice.policy for choice in choose(worse, [1.7], None)] == [B]
+class Measured:
+    """Stands in for the sweep: losses made up from the policies' names, and a note of what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[str]]] = []
+
+    def __call__(self, loaded: LoadedModel, samples: Sequence[Sample], policies: list[str], *_: Any, **__: Any) -> Any:
+        self.asked.append((len(samples), policies))
+        return [self.row(sample, policy, loaded.name) for sample in samples for policy in policies]
+
+    def row(self, sample: Sample, policy: str, model: str) -> SweepRow:
+        change = zlib.crc32(f"{sample.prompt} {policy}".encode()) / 2**32 - 0.3
+        speedup = reference_speedup(parse_policy(policy), 6)
+        return SweepRow(digest(sample), "t", model, policy, 9, 9, True, 1 + change, True, 1.0, 1.0, speedup, speedup)
+
+    def ranked(self, policies: Iterable[str], samples: Sequence[Sample]) -> list[str]:
+        """Policies by mean change, clipped at half a nat."""
+        rows = {policy: [self.row(sample, policy, "") for sample in samples] for policy in policies}
+        return sorted(rows, key=lambda policy: fmean(max(-0.5, min(0.5, row.nll - 1)) for row in rows[policy]))
 
 
-def test_for_a_loss_the_fastest_is_chosen() -> None:
-    assert [choice.policy for choice in choose(MEASURED, [1.7], 0.2)] == [B]
-    with pytest.raises(InputError, match="allow more"):
-        choose(MEASURED[1:], [1.7], 0.01)
+def test_each_round_measures_the_better_third_on_more_samples(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, targets = Measured(), [1.5, 1.7]
+    monkeypatch.setattr(calibration, "sweep", measured)
+    samples = [Sample("t", str(number)) for number in range(50)]
+    profile = calibrate(loaded_tiny, samples, targets, tmp_path / "rows.jsonl")
+
+    def third(policies: list[str]) -> list[str]:
+        return policies[: max(4, ceil(len(policies) / 3))]
+
+    layers = {target: [text for layer in range(4) if (text := single(layer, target, 6, ALL))] for target in targets}
+    fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
+    expected = [(12, {text for own in layers.values() for text in own})]
+    for target, best in fields.items():
+        fields[target] = list(dict.fromkeys([*best, *(text for text in varied(best, target, 6, 4) if text)]))
+    for count in (12, 36, 50):
+        expected.append((count, {text for own in fields.values() for text in own}))
+        fields = {target: third(measured.ranked(own, samples[:count])) for target, own in fields.items()}
+    assert [(count, set(policies)) for count, policies in measured.asked] == expected
+    assert all(len(policies) == len(set(policies)) for _, policies in measured.asked)
+    tried = {line["policy"]: line["samples"] for line in profile.evidence["tried"]}
+    assert {policy for policy, count in tried.items() if count == 50} == expected[-1][1]
+    assert profile.evidence["measurements"] == sum(tried.values())
+    assert {choice.policy for choice in profile.choices} <= expected[-1][1]
+    for target in targets:
+        assert any(choice.speedup >= target for choice in profile.choices)
 
 
-def test_every_task_counts_the_same_however_many_samples_it_has() -> None:
-    row = {"sample": "s", "model": "m", "policy": "p", "prompt": 100, "answer_tokens": 2, "agreement": 1.0}
-    row |= {"full_exact": True, "full_nll": 1.0, "speedup": 2.0, "reference_speedup": 2.0}
-    rows = [SweepRow(**row, task="a", exact=True, nll=1.0)] * 3 + [SweepRow(**row, task="b", exact=False, nll=2.0)]
-    assert rate(rows) == [Choice("p", 2.0, 0.5, 0.5)]
-
-
-def test_a_profile_is_what_was_measured(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    samples = [Sample("tide", "The tide is in. " * 28, "never judged"), Sample("own", "The tide is out. " * 27)]
+def test_a_profile_is_what_was_measured(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "ROUNDS", (1, 1))
     said: list[str] = []
-    profile = calibrate(loaded_tiny, samples, [1.7], tmp_path / "rows.jsonl", tick=said.append)
+    rows = tmp_path / "rows.jsonl"
+    profile = calibrate(loaded_tiny, SAMPLES, [1.7], rows, tick=said.append)
     (choice,) = profile.choices
-    tried = [Choice(**line) for line in profile.evidence["tried"]]
-    assert choice in tried
+    tried = profile.evidence["tried"]
+    assert {line["policy"] for line in tried} == {row.policy for row in read_sweep(rows)}
+    assert profile.evidence["measurements"] == len(read_sweep(rows))
     assert choice.speedup >= 1.7
-    assert choice.loss <= min(other.loss for other in tried if other.speedup >= 1.7) + NOISE
-    assert sorted(tried, key=lambda line: line.policy) == sorted(
-        rate(read_sweep(tmp_path / "rows.jsonl")), key=lambda line: line.policy
-    )
-    assert said[0] == "1.7x: which layer"
+    (line,) = (line for line in tried if line["policy"] == choice.policy)
+    assert line.pop("samples") == len(SAMPLES)
+    assert Choice(**line) == choice
+    assert choice in {one.choice for one in rate([row for row in read_sweep(rows) if row.policy == choice.policy])}
+    assert said[:2] == ["what the full model answers", "1.7x: 4 policies on 1 samples"]
     profile.write(tmp_path / "profile.json")
     assert Profile.parse((tmp_path / "profile.json").read_text(), "profile.json") == profile
 
 
+def test_what_the_full_model_answers_is_asked_once(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Sample]] = []
+
+    def counted(loaded: LoadedModel, samples: list[Sample], limit: int) -> Any:
+        asked.append(samples)
+        return own_answers(loaded, samples, limit)
+
+    monkeypatch.setattr(calibration, "own_answers", counted)
+    monkeypatch.setattr(sweeping, "greedy_answer", None)
+    profile = calibrate(loaded_tiny, SAMPLES, [1.7], tmp_path / "rows.jsonl")
+    assert [[sample.prompt for sample in samples] for samples in asked] == [[own.prompt for own in in_turn(SAMPLES)]]
+    assert profile.evidence["measurements"] == len(read_sweep(tmp_path / "rows.jsonl"))
+
+
+def test_a_calibration_cut_short_goes_on_from_its_rows(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, rows = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
+    profile = calibrate(loaded_tiny, SAMPLES, [1.7], whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[: len(lines) // 2]))
+    ran: list[str] = []
+    monkeypatch.setattr(sweeping, "append_rows", _counting(ran, sweeping.append_rows))
+    again = calibrate(loaded_tiny, SAMPLES, [1.7], rows)
+    assert sorted(rows.read_text().splitlines()) == sorted(line.rstrip() for line in lines)
+    assert len(ran) == len(lines) - len(lines) // 2
+    assert again.choices == profile.choices
+    assert again.evidence["tried"] == profile.evidence["tried"]
+
+
+def _counting(ran: list[str], append: Any) -> Any:
+    def counted(path: Path, rows: list[SweepRow]) -> None:
+        ran.extend(row.policy for row in rows)
+        append(path, rows)
+
+    return counted
+
+
 def test_an_unreachable_target_is_refused(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="ask for less"):
-        calibrate(loaded_tiny, [], [50.0], tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match=r"reaches 50\.0x: ask for less"):
+        calibrate(loaded_tiny, SAMPLES, [1.5, 50.0], tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
-def test_for_a_loss_what_cannot_be_reached_is_left_out(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    samples = [Sample("tide", "The tide is in. " * 28)]
-    profile = calibrate(loaded_tiny, samples, [1.5, 50.0], tmp_path / "rows.jsonl", max_loss=100.0)
+def test_without_samples_nothing_is_calibrated(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no samples"):
+        calibrate(loaded_tiny, [], [1.5], tmp_path / "rows.jsonl")
+
+
+def test_for_a_loss_what_cannot_be_reached_is_left_out(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "ROUNDS", (1, 1))
+    profile = calibrate(loaded_tiny, SAMPLES, [1.5, 50.0], tmp_path / "rows.jsonl", max_loss=100.0)
     (choice,) = profile.choices
-    assert choice.speedup == max(line["speedup"] for line in profile.evidence["tried"])
+    tried = profile.evidence["tried"]
+    assert choice.speedup == max(line["speedup"] for line in tried if line["samples"] == len(SAMPLES))
 
 
 def test_only_the_layers_asked_for_are_tried(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    samples = [Sample("tide", "The tide is in. " * 28)]
-    profile = calibrate(loaded_tiny, samples, [1.5], tmp_path / "rows.jsonl", layers=[1])
-    assert all("start=1," in line["policy"] and "+" not in line["policy"] for line in profile.evidence["tried"])
+    profile = calibrate(loaded_tiny, SAMPLES[:1], [1.5], tmp_path / "rows.jsonl", layers=[1])
+    starts = [[stage.start for stage in parse_policy(line["policy"]).stages] for line in profile.evidence["tried"]]
+    assert {tuple(own) for own in starts} == {(1,), (1, 4)}
     with pytest.raises(InputError, match=r"layers \[5\] cannot decide"):
-        calibrate(loaded_tiny, samples, [1.5], tmp_path / "rows.jsonl", layers=[1, 5])
+        calibrate(loaded_tiny, SAMPLES[:1], [1.5], tmp_path / "rows.jsonl", layers=[1, 5])

@@ -55,6 +55,14 @@ def test_a_profile_of_another_model_is_refused(decoder: torch.nn.Module, tmp_pat
         policy_text(str(path), tiny("qwen2").get_decoder())
 
 
+def test_a_profile_from_before_errors_were_reported_is_read(decoder: torch.nn.Module, tmp_path: Path) -> None:
+    _profile(decoder).write(tmp_path / "p.json")
+    fields = json.loads((tmp_path / "p.json").read_text())
+    for choice in fields["choices"]:
+        del choice["error"]
+    assert Profile.parse(json.dumps(fields), "p.json") == _profile(decoder)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "signature": 3}'])
 def test_what_is_no_profile_is_refused_by_name(text: str, decoder: torch.nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "p.json"

@@ -103,6 +103,29 @@ def test_rotary_of_every_kind_of_layer_is_gathered() -> None:
     assert kept["far"][0][..., 0].tolist() == [[51, 54]]
 
 
+# --- what follows ---
+
+
+def test_the_first_columns_take_the_padding_along() -> None:
+    first = stream_of(6, 4, rotary_rows=2).until(4)
+    assert first.slots.tolist() == [[0, 1, 2, 3], [-1, -1, 2, 3]]
+    assert first.hidden[..., 0].tolist() == [[0, 1, 2, 3], [0, 0, 102, 103]]
+    assert first.lengths == (4, 2)
+    assert first.rotary[""][1][..., 0].tolist() == [[0, -1, -2, -3], [-100, -101, -102, -103]]
+
+
+def test_tokens_that_follow_come_last() -> None:
+    whole = stream_of(6, 4, rotary_rows=2)
+    later = TokenStream(
+        whole.hidden[:, 4:], whole.slots[:, 4:], (2, 2), {"": (whole.rotary[""][0][:, 4:], whole.rotary[""][1][:, 4:])}
+    )
+    joined = whole.until(4).followed_by(later)
+    assert torch.equal(joined.hidden, whole.hidden)
+    assert torch.equal(joined.slots, whole.slots)
+    assert joined.lengths == whole.lengths
+    assert all(torch.equal(part, own) for part, own in zip(joined.rotary[""], whole.rotary[""], strict=True))
+
+
 # --- spread ---
 
 

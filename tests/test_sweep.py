@@ -1,13 +1,30 @@
 """The sweep agrees with a real halted generate, resumes, and reads or generates its samples."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from deltahalt import Dash, Dense, InputError, KeyNorm, Policy, PolicyError, Progressive, Random, halting, parse_policy
+from deltahalt import (
+    Dash,
+    Dense,
+    InputError,
+    KeyNorm,
+    Policy,
+    PolicyError,
+    Progressive,
+    Random,
+    SingleInputKV,
+    WindowAttention,
+    halting,
+    parse_policy,
+)
+from deltahalt.evaluation import answers
+from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.samples import TASKS, Sample, generate_samples, read_samples
 from deltahalt.evaluation.summary import markdown, summarize
 from deltahalt.evaluation.sweep import (
@@ -22,7 +39,7 @@ from deltahalt.evaluation.sweep import (
 )
 from deltahalt.methods import variants
 from deltahalt.models import LoadedModel
-from deltahalt.policy import AnyPolicy, place
+from deltahalt.policy import AnyPolicy, LayerView, place
 from tiny import VOCAB, tiny
 
 PROTECTED = {"keep_first": 4, "keep_last": 8}
@@ -32,6 +49,7 @@ POLICIES: list[AnyPolicy] = [
     Random(start=3, boundary="attention", **PROTECTED),
     Progressive([KeyNorm(start=1, pruning_ratio=0.3, **PROTECTED), Random(start=3, **PROTECTED)]),
 ]
+AHEAD = WindowAttention(start=1, ahead=3, across="max", window=4, pruning_ratio=0.5, **PROTECTED)
 SAMPLES = [Sample("needle", "The tide is in. " * 12, "at noon"), Sample("summary", "The tide is out. " * 12)]
 NOTHING = torch.zeros(1, 0, dtype=torch.long)  # comes between prompt and answer
 SPECS = ["dense", "dash:keep_first=4,keep_last=8", "random:keep_first=4,keep_last=8"]
@@ -51,9 +69,12 @@ def test_each_policy_is_judged_as_generate_would_go(variant: str) -> None:
         with torch.inference_mode():
             verdict = judge(model, shared.finish(stages), NOTHING, answer)
             wrong = judge(model, shared.finish(stages), NOTHING, (answer + 1) % VOCAB)
+            along = judge(model, shared.followed_by(answer[None, :-1]).finish(stages), NOTHING, answer)
         assert verdict.right.all()
+        assert along.right.all()
         assert wrong.nll > verdict.nll
-        assert verdict.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
+        for nll in (verdict.nll, along.nll):
+            assert nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
 
 
 def test_frozen_keys_and_values_are_judged_as_generate_would_go() -> None:
@@ -121,6 +142,73 @@ def test_the_full_models_own_answer_is_what_generate_gives() -> None:
     assert torch.equal(own, model.generate(ids, max_new_tokens=5)[0, 40:])
 
 
+def test_own_answers_of_several_prompts_are_those_of_each_alone(
+    loaded_tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [Sample("a", "The tide is in. " * times, lead=lead) for times, lead in ((9, ""), (3, "It"), (12, ""))]
+    model = loaded_tiny.model
+    alone = []
+    with torch.inference_mode():
+        for sample in samples:
+            shared = PromptSweep(model, encode(loaded_tiny, sample, Way()).prompt, set())
+            alone.append(greedy_answer(model, shared.finish(()), NOTHING, 8).tolist())
+    for at_once in (1, 100, 10_000):
+        monkeypatch.setattr(answers, "AT_ONCE", at_once)
+        assert [said.tolist() for said in own_answers(loaded_tiny, samples, 8)] == alone
+    monkeypatch.setattr(model.generation_config, "eos_token_id", alone[0][3])
+    said = own_answers(loaded_tiny, samples, 8)
+    assert said[0].tolist() == alone[0][: alone[0].index(alone[0][3]) + 1]
+
+
+@pytest.mark.parametrize("length", [1, 6])
+@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
+def test_what_runs_along_is_judged_as_what_follows_the_cache(halted_kv: str, length: int) -> None:
+    model = tiny("llama")
+    ids, rest, answer = (
+        torch.randint(1, VOCAB, (1, size), generator=torch.Generator().manual_seed(size)) for size in (60, 3, length)
+    )
+    stages = [place(policy, 6) for policy in (*POLICIES, SingleInputKV(start=2, keep_last=8), AHEAD)]
+    with torch.inference_mode():
+        shared = PromptSweep(model, ids, {own[0].first for own in stages if own}, halted_kv)
+        along = shared.followed_by(torch.cat([rest, answer[:, :-1]], dim=1))
+        for own in stages:
+            verdict = judge(model, along.finish(own), rest, answer[0])
+            expected = judge(model, shared.finish(own), rest, answer[0])
+            assert verdict.nll == pytest.approx(expected.nll, abs=1e-5)
+            assert torch.equal(verdict.right, expected.right)
+            assert len(verdict.right) == length
+
+
+def test_policies_that_differ_in_their_choice_alone_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And choose as they do alone; a second decision, which sees fewer tokens, is scored anew."""
+    model, scored = tiny("llama"), []
+    ids = torch.randint(1, VOCAB, (1, 60), generator=torch.Generator().manual_seed(0))
+    score = WindowAttention.score
+
+    def counted(self: WindowAttention, view: LayerView) -> torch.Tensor:
+        scored.append(view.layer)
+        return score(self, view)
+
+    policies = [
+        AHEAD,
+        replace(AHEAD, pruning_ratio=0.3),
+        replace(AHEAD, chunk=4),
+        replace(AHEAD, ahead=1),
+        Progressive([replace(AHEAD, pruning_ratio=0.2), replace(AHEAD, start=3, pruning_ratio=0.5)]),
+        Progressive([replace(AHEAD, pruning_ratio=0.4), replace(AHEAD, start=3, pruning_ratio=0.6)]),
+        replace(AHEAD, start=3),
+    ]
+    plans = [place(policy, 6) for policy in policies]
+    with torch.inference_mode():
+        alone = [PromptSweep(model, ids, {own[0].first}).finish(own).states for own in plans]
+        monkeypatch.setattr(WindowAttention, "score", counted)
+        shared = PromptSweep(model, ids, {own[0].first for own in plans})
+        together = [shared.finish(own).states for own in plans]
+    assert scored == [1, 1, 3, 3, 3]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_rows_of_the_full_model_show_no_change(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     rows = sweep(loaded_tiny, SAMPLES, ["dense"], tmp_path / "rows.jsonl")
     for row in rows:
@@ -150,9 +238,34 @@ def test_generated_samples_repeat_with_the_seed_and_hold_their_answers() -> None
     assert samples != generate_samples(12, 4_000, seed=4)
     assert len({sample.task for sample in samples}) == len(TASKS)
     for sample in samples:
-        assert sample.answer is None or sample.task == "code" or sample.answer.strip() in sample.prompt
+        assert sample.answer is None or sample.task == "code" or _holds(sample.prompt, sample.answer)
         assert sample.question
-        assert (1_500 if sample.task == "key-value" else 3_000) < len(sample.text) < 7_000
+        assert (
+            (1_500 if sample.task.startswith("key-value") else 3_000) < len(sample.text) < 9_000
+        )  # the last paragraph may be long
+
+
+def _holds(prompt: str, answer: str) -> bool:
+    """Whether the prompt has the answer, or each part of a list."""
+    return all(part in prompt for part in answer.strip().split(", "))
+
+
+def test_what_is_to_be_listed_is_all_there_is_and_in_order() -> None:
+    samples = [sample for sample in generate_samples(36, 4_000, seed=5) if sample.task == "deliveries"]
+    for sample in samples:
+        (dish,) = re.findall(r"have ordered (.+), in the order", sample.question)
+        assert sample.answer == " " + ", ".join(re.findall(f"The kitchen in (\\w+) has ordered {dish}", sample.prompt))
+    assert len(samples) == 3
+
+
+def test_several_things_are_asked_at_once() -> None:
+    by_task = {sample.task: sample for sample in generate_samples(12, 4_000, seed=6)}
+    values, group = by_task["key-values"], by_task["group-portrait"]
+    pairs, keys = json.loads(values.prompt), re.findall(r"[0-9a-f]{8}", values.question)
+    assert values.answer == ", ".join(pairs[key] for key in keys)
+    assert len(keys) == 4
+    assert group.answer is not None
+    assert len(group.answer.split(", ")) == group.question.count(" who plays the ") == 4
 
 
 def test_samples_are_read_from_jsonl(tmp_path: Path) -> None:

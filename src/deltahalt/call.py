@@ -12,11 +12,13 @@ from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.families.base import Family, Module
 from deltahalt.kinds import DROPPED, TEXT
 from deltahalt.masks import ATTENTION, attention_mask
+from deltahalt.policy import Policy
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
 
 # Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
 IGNORED = {"cache_position", "return_dict", "is_causal"}
+Scored = dict[tuple[int, int, Policy], torch.Tensor]  # by layer, row and `Policy.scoring`: [n]
 
 
 @dataclass
@@ -24,11 +26,13 @@ class Call:
     """What stays the same while one call runs through the layers.
 
     past: what the cache held before, by run of layers; empty in a prefill. prompts: tokens in each row's prompt, in a
-    prefill. width: columns of this call's input. seen: columns before it. extra: what the host's layers are given
+    prefill. behind: so many last columns of a prefill come after its prompts: they run along, no policy sees them and
+    none halts. width: columns of this call's input. seen: columns before it. extra: what the host's layers are given
     besides. own: what the family's `after_layer` is given. kinds: [B, width] what each token is (see
     `deltahalt.kinds`); None where all are text. dropped: whether some were gone before the first layer. blocks:
     [B, width] number of the block within which a token sees what comes after it too; -1 for none. embeds: [B, width, D]
-    what went into the first layer, where there are `kinds`.
+    what went into the first layer, where there are `kinds`. scored: where many runs begin with the same states, what
+    their policies have scored of whole prompts.
     """
 
     config: Any
@@ -48,6 +52,8 @@ class Call:
     dropped: bool
     blocks: torch.Tensor | None
     embeds: torch.Tensor | None
+    behind: int = 0
+    scored: Scored | None = None
     masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
 
     def layer_inputs(self, layer: int, stream: TokenStream, trace: Trace) -> dict[str, Any]:
@@ -70,11 +76,19 @@ class Call:
 
     def positions(self, stream: TokenStream, row: int) -> torch.Tensor:
         """Where in the row's prompt its tokens of `stream` stand, [n]."""
-        return stream.slots[row, stream.row(row)] - (self.width - self.prompts[row])
+        return stream.slots[row, stream.row(row)] - self.columns(row).start
+
+    def columns(self, row: int) -> slice:
+        """The columns of the row's prompt."""
+        return slice(self.width - self.behind - self.prompts[row], self.width - self.behind)
+
+    def prompts_of(self, stream: TokenStream) -> TokenStream:
+        """The stream without what comes after the prompts."""
+        return stream.until(stream.width - self.behind) if self.behind else stream
 
     def prompt_kinds(self, row: int) -> torch.Tensor | None:
         """What each token of the row's prompt is, [prompt]; None in a batch of text."""
-        return None if self.kinds is None else self.kinds[row, self.width - self.prompts[row] :]
+        return None if self.kinds is None else self.kinds[row, self.columns(row)]
 
     def refuse_flash_window(self, halted_from: int) -> None:
         """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltahalt.call import Call
+from deltahalt.call import Call, Scored
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policy import LayerView, Policy, Stage
 from deltahalt.stream import TokenStream
@@ -35,12 +35,12 @@ class Decision:
         ]
         return tuple(length * steps for length, steps in zip(lengths, ahead, strict=True))
 
-    def observe(self, view: Callable[[int], LayerView]) -> None:
-        """Add the scores at one more layer; `view(row)` shows it to the policies."""
+    def observe(self, view: Callable[[int], LayerView], scored: Scored | None = None) -> None:
+        """Add the scores at one more layer; `view(row)` shows it to the policies. scored: known ones; others join."""
         for row, policies in self.rows.items():
-            self.views[row] = view(row)
+            shown = self.views[row] = view(row)
             for policy in policies:
-                key, scores = (row, policy.scope), policy.score(self.views[row])
+                key, scores = (row, policy.scope), _score(policy, shown, row, scored)
                 self.scores[key] = self.scores[key] + scores if key in self.scores else scores
 
     def row_scores(self) -> dict[int, torch.Tensor]:
@@ -67,6 +67,15 @@ class Decision:
         return sets
 
 
+def _score(policy: Policy, view: LayerView, row: int, scored: Scored | None) -> torch.Tensor:
+    if scored is None:
+        return policy.score(view)
+    key = (view.layer, row, policy.scoring)
+    if key not in scored:
+        scored[key] = policy.score(view)
+    return scored[key]
+
+
 def decide(stage: Stage, call: Call, stream: TokenStream, min_prompt_tokens: int) -> Decision | None:
     """The stage's decision on a prefill, or None where it would halt nothing."""
     rows = {
@@ -80,7 +89,7 @@ def decide(stage: Stage, call: Call, stream: TokenStream, min_prompt_tokens: int
 
 def _halts(policy: Policy, call: Call, stream: TokenStream, row: int) -> bool:
     """Whether more tokens of the policy's scope are active in the row than it keeps."""
-    prompt, kinds = call.prompts[row], call.prompt_kinds(row)
+    prompt, kinds, stream = call.prompts[row], call.prompt_kinds(row), call.prompts_of(stream)
     if kinds is None:
         return TEXT in SCOPES[policy.scope] and policy.kept(prompt) < stream.lengths[row]
     active = policy.in_scope(kinds[call.positions(stream, row)])

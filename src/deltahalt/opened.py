@@ -48,13 +48,23 @@ class OpenedLayer:
         if not inside:
             stream = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.fed = stream
-        after = None if inside else stream.hidden
-        decision.observe(partial(view_layer, self.index, self.call, before, update, after, stream.hidden))
+        after, prompts = None if inside else stream.hidden, self.call.prompts_of(before)
+        decision.observe(
+            partial(view_layer, self.index, self.call, prompts, update, after, stream.hidden),
+            self.call.scored
+            if prompts.lengths == self.call.prompts
+            else None,  # once some have halted, scores are others
+        )
         if self.index == decision.stage.last:
-            active = decision.active_sets(stream)
+            active = [self._with_behind(kept, row) for row, kept in enumerate(decision.active_sets(prompts))]
             freeze = self.freeze or decision.stage.serves_halted
             stream = self.trace.halt(self.index, active, decision.row_scores(), stream, freeze=freeze)
         if inside:
             stream = self.fed = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.after = stream
         return stream.hidden
+
+    def _with_behind(self, kept: torch.Tensor, row: int) -> torch.Tensor:
+        """The index `kept` [k] of the row's prompt, and of what comes after it."""
+        behind, length = self.call.behind, self.stream.lengths[row]
+        return torch.cat([kept, torch.arange(length - behind, length, device=kept.device)]) if behind else kept

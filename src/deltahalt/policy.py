@@ -127,6 +127,11 @@ class Policy:
         """
         return False
 
+    @property
+    def scoring(self) -> "Policy":
+        """The policy whose scores these are: the same one for all that differ in their choice alone."""
+        return self
+
     def score(self, view: LayerView) -> torch.Tensor:
         """Score of each of the n tokens, [n]; the highest stay active."""
         raise NotImplementedError

@@ -23,13 +23,15 @@ class Choice:
     """A policy and what calibration saw of it.
 
     speedup: true-FLOPs ratio of the schedule on Qwen2.5-7B's shape at 16K. loss: how much less likely the full model's
-    own answers become, nats a token, mean over the tasks. exact: share of them that stay the same word for word.
+    own answers become, nats a token, mean over the samples. exact: share of them that stay the same word for word.
+    error: standard error of the loss; None in profiles from before it was reported.
     """
 
     policy: str
     speedup: float
     loss: float
     exact: float
+    error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,24 @@ class TokenStream:
         """The same tokens with new hidden states."""
         return replace(self, hidden=hidden)
 
+    def until(self, column: int) -> "TokenStream":
+        """The tokens of the first `column` columns."""
+        return TokenStream(
+            self.hidden[:, :column],
+            self.slots[:, :column],
+            tuple(length - (self.width - column) for length in self.lengths),
+            {kind: (cos[:, :column], sin[:, :column]) for kind, (cos, sin) in self.rotary.items()},
+        )
+
+    def followed_by(self, later: "TokenStream") -> "TokenStream":
+        """These tokens, then those of `later`, which has no padding."""
+        return TokenStream(
+            torch.cat([self.hidden, later.hidden], dim=1),
+            torch.cat([self.slots, later.slots], dim=1),
+            tuple(map(sum, zip(self.lengths, later.lengths, strict=True))),
+            {kind: _joined(rotary, later.rotary[kind]) for kind, rotary in self.rotary.items()},
+        )
+
     def keep(self, index: list[torch.Tensor]) -> "TokenStream":
         """Of each row b, the tokens at `index[b]` (ascending, within the row's own tokens); short rows are padded."""
         lengths = tuple(len(chosen) for chosen in index)
@@ -65,6 +83,11 @@ class TokenStream:
         column = torch.where(self.slots < 0, width, self.slots - seen).to(self.hidden.device)  # padding: a spare one
         full = self.hidden.new_full((rows, width + 1, size), torch.nan)
         return full.scatter_(1, column[..., None].expand(-1, -1, size), self.hidden)[:, :width]
+
+
+def _joined(rotary: Rotary, later: Rotary) -> Rotary:
+    cos, sin = (torch.cat(parts, dim=1) for parts in zip(rotary, later, strict=True))
+    return cos, sin
 
 
 def _gather(tensor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -27,23 +27,23 @@ def view_layer(
 ) -> LayerView:
     """The row's tokens at one layer, without batch or padding.
 
-    before: the tokens as they enter it. update: [B, n, D] output of its attention; after: of the block, or None at the
-    boundary inside it. now: [B, n, D] the latest states there are.
+    before: the prompts' tokens as they enter it. update: [B, n, D] output of its attention; after: of the block, or
+    None at the boundary inside it. now: [B, n, D] the latest states there are.
     """
     own, layer, family = before.row(row), call.layers[index], call.family
     hidden, rotary = before.hidden[row, own], _rotary(index, call, before, row)  # [n, D]
-    kinds, begin = call.prompt_kinds(row), call.width - call.prompts[row]
+    kinds = call.prompt_kinds(row)
     view = LayerView(
         layer=index,
         prompt=call.prompts[row],
         positions=call.positions(before, row).to(hidden.device),
         kinds=None if kinds is None else kinds.to(hidden.device),
-        embeddings=None if call.embeds is None else call.embeds[row, begin:].to(hidden.device),
+        embeddings=None if call.embeds is None else call.embeds[row, call.columns(row)].to(hidden.device),
         final_norm=call.norm,
         hidden_in=hidden,
         update=update[row, own],
         hidden_out=None if after is None else after[row, own],
-        queries=lambda last: family.queries(layer, hidden[None, -last:], _split(rotary, last)[1])[0],
+        queries=lambda last: family.queries(layer, hidden[None, -last:], _last(rotary, last))[0],
         keys=lambda: family.keys(layer, hidden[None], rotary)[0],
         scaling=layer.self_attn.scaling,
         window=call.windows[index],
@@ -62,17 +62,15 @@ def look_ahead(
     """
     family = call.family
     others, asking = states[None, :-window], states[None, -window:]
+    visible: dict[int | None, torch.Tensor] = {}
     if view.hidden_out is None:  # tokens halt inside the layer: its FFN has not run
         asking = family.feed_forward(call.layers[view.layer], asking)
     reader, read = view.positions[-window:, None], view.positions
     for index in range(view.layer + 1, len(call.windows)):
-        layer, rotary = call.layers[index], _rotary(index, call, stream, row)
+        layer, rotary, span = call.layers[index], _rotary(index, call, stream, row), call.windows[index]
         others, asking = (_beside(layer, part, index) for part in (others, asking))
-        before, own = _split(rotary, window)
-        queries = family.queries(layer, asking, own)  # [1, heads, window, d]
-        held = zip(family.keys_values(layer, others, before), family.keys_values(layer, asking, own), strict=True)
-        keys, values = (torch.cat(part, dim=2) for part in held)  # [1, kv_heads, n, d]
-        span = call.windows[index]
+        queries = family.queries(layer, asking, _last(rotary, window))  # [1, heads, window, d]
+        keys, values = family.keys_values(layer, torch.cat([others, asking], dim=1), rotary)  # [1, kv_heads, n, d]
         yield replace(
             view,
             layer=index,
@@ -81,8 +79,9 @@ def look_ahead(
             scaling=layer.self_attn.scaling,
             window=span,
         )
-        visible = (read <= reader) if span is None else (read <= reader) & (read > reader - span)
-        update = _attend(queries, keys, values, visible.to(keys.device), layer.self_attn.scaling)
+        if span not in visible:
+            visible[span] = (read <= reader) if span is None else (read <= reader) & (read > reader - span)
+        update = _attend(queries, keys, values, visible[span].to(keys.device), layer.self_attn.scaling)
         update = layer.self_attn.o_proj(update.transpose(1, 2).flatten(2))
         asking = family.feed_forward(layer, family.add_attention(layer, asking, update))
 
@@ -102,10 +101,10 @@ def _rotary(index: int, call: Call, stream: TokenStream, row: int) -> Rotary:
     return cos[row : row + 1, own], sin[row : row + 1, own]
 
 
-def _split(rotary: Rotary, last: int) -> tuple[Rotary, Rotary]:
-    """cos and sin of all but the `last` tokens, and of these."""
+def _last(rotary: Rotary, last: int) -> Rotary:
+    """cos and sin of the `last` tokens."""
     cos, sin = rotary
-    return (cos[:, :-last], sin[:, :-last]), (cos[:, -last:], sin[:, -last:])
+    return cos[:, -last:], sin[:, -last:]
 
 
 def _attend(

@@ -78,8 +78,13 @@ def calibrate(
         float | None, typer.Option(help="Choose the fastest policy that loses no more nats a token, of 1.3x to 2.5x.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
-    data: Annotated[str, typer.Option(help="generated:COUNT, or JSONL as for sweep.")] = "generated:18",
-    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
+    data: Annotated[
+        str | None,
+        typer.Option(help="generated:COUNT, or JSONL as for sweep; by default generated:108, on a CPU generated:24."),
+    ] = None,
+    characters: Annotated[
+        int | None, typer.Option(min=1, help="Length of a generated prompt; by default 12,000, on a CPU 4,000.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
     rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
     dtype: DtypeOption = "auto",
@@ -87,11 +92,13 @@ def calibrate(
 ) -> None:
     """Find the policy that loses least at a given speed, for one model, and write it down as a profile."""
     from deltahalt.evaluation.calibrate import calibrate as run_calibration
+    from deltahalt.evaluation.calibrate import default_samples
     from deltahalt.evaluation.samples import load_samples
 
     targets = parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
-    samples = load_samples(data, characters=characters, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device)
+    usual, length = default_samples(loaded.model.device)
+    samples = load_samples(data or usual, characters=characters or length, seed=seed)
     with log.status("calibrating") as status:
         found = run_calibration(
             loaded,
@@ -105,6 +112,9 @@ def calibrate(
     found.write(profile)
     table = Table("policy", "7B, 16K", "NLL change", "same answers")
     for choice in found.choices:
-        table.add_row(choice.policy, f"{choice.speedup:.2f}x", f"{choice.loss:+.3f}", f"{choice.exact:.2f}")
+        change = f"{choice.loss:+.3f} ± {choice.error:.3f}"
+        table.add_row(choice.policy, f"{choice.speedup:.2f}x", change, f"{choice.exact:.2f}")
     out.print(table)
-    out.print(f"{len(found.evidence['tried'])} policies in {found.evidence['seconds']} s: {profile}", highlight=False)
+    evidence = found.evidence
+    what = f"{len(evidence['tried'])} policies, {evidence['measurements']} measurements in {evidence['seconds']} s"
+    out.print(f"{what}: {profile}", highlight=False)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -101,6 +101,11 @@ ASKED = [
     ("What is the {trade} who plays the {instrument} afraid of?", "{fear}"),
     ("In which year did the family of the {trade} who plays the {instrument} leave their city?", "{year}"),
 ]
+ASKED_OF_SEVERAL = [
+    ("fear", "What are these people afraid of: {people}? Give one answer for each, in this order."),
+    ("dish", "What do these people serve to visitors: {people}? Give one answer for each, in this order."),
+    ("name", "What are the names of {people}? Give one name for each, in this order."),
+]
 RIVERS = ["Danube", "Tagus", "Volta", "Mekong", "Loire", "Ebro", "Tiber", "Elbe", "Niger", "Thames", "Ural", "Yukon"]
 LABELS = {
     "fruit": ["apple", "pear", "plum", "fig", "lemon", "cherry", "quince"],
@@ -151,11 +156,26 @@ def _needles(task: str, draw: random.Random, characters: int, needles: int) -> S
 
 
 def _key_value(draw: random.Random, characters: int) -> Sample:
-    fitting = characters // 52  # half the characters: hexadecimal digits make twice as many tokens as words
-    pairs = {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(fitting)}
+    pairs = _pairs(draw, characters)
     key = draw.choice(list(pairs))
     question = f"What is the value of the key {key}?"
     return Sample("key-value", json.dumps(pairs, indent=0), pairs[key], f'The value of the key {key} is "', question)
+
+
+def _key_values(draw: random.Random, characters: int) -> Sample:
+    pairs = _pairs(draw, characters)
+    keys = draw.sample(list(pairs), min(4, len(pairs)))
+    question = f"What are the values of the keys {_listed(keys)}? Give one value for each, in this order."
+    return Sample("key-values", json.dumps(pairs, indent=0), _listed(pairs[key] for key in keys), "", question)
+
+
+def _pairs(draw: random.Random, characters: int) -> dict[str, str]:
+    """Hexadecimal keys and values in half the characters: they make twice as many tokens as words."""
+    return {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(characters // 52)}
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)
 
 
 def _few_shot(draw: random.Random, characters: int) -> Sample:
@@ -195,12 +215,43 @@ def _two_facts(draw: random.Random, characters: int) -> Sample:
     )
 
 
+def _deliveries(draw: random.Random, characters: int) -> Sample:
+    """Facts of one kind all over the text, of which half are to be listed."""
+    cities = draw.sample(CITIES, 10)
+    wanted, other = draw.sample(DISHES, 2)
+    ordered = [wanted if number % 2 else other for number in range(len(cities))]
+    facts = [f"The kitchen in {city} has ordered {dish}." for city, dish in zip(cities, ordered, strict=True)]
+    text = _planted(draw, characters, facts)
+    found = [
+        city for _, city, dish in sorted(zip(map(text.index, facts), cities, ordered, strict=True)) if dish == wanted
+    ]
+    question = f"List the cities whose kitchens have ordered {wanted}, in the order of the text, with commas between."
+    return Sample("deliveries", text, f" {_listed(found)}", f"The kitchens that have ordered {wanted} are in", question)
+
+
 def _portraits(draw: random.Random, characters: int) -> Sample:
-    """Paragraphs on people who never were, all alike; the one asked for is known by trade and instrument alone."""
+    """One of many portraits, known by trade and instrument alone."""
+    people = _people(draw, characters)
+    text, asked, (question, answer) = _painted(draw, people), draw.choice(people), draw.choice(ASKED)
+    return Sample("portraits", text, answer.format(**asked), question=question.format(**asked))
+
+
+def _group_portrait(draw: random.Random, characters: int) -> Sample:
+    """The same fact of several of many portraits."""
+    people = _people(draw, characters)
+    asked = draw.sample(people, min(4, len(people)))
+    fact, question = draw.choice(ASKED_OF_SEVERAL)
+    listed = _listed("the {trade} who plays the {instrument}".format(**person) for person in asked)
+    answer = _listed(str(person[fact]) for person in asked)
+    return Sample("group-portrait", _painted(draw, people), answer, question=question.format(people=listed))
+
+
+def _people(draw: random.Random, characters: int) -> list[dict[str, object]]:
+    """People who never were, as many as fill the characters."""
     names = [f"{first} {last}" for first in PEOPLE for last in FAMILIES]
     known_by = [(trade, instrument) for trade in TRADES for instrument in INSTRUMENTS]
     count = min(len(known_by), max(1, characters // 380))
-    people = [
+    return [
         {
             "name": name,
             "trade": trade,
@@ -213,9 +264,11 @@ def _portraits(draw: random.Random, characters: int) -> Sample:
         }
         for name, (trade, instrument) in zip(draw.sample(names, count), draw.sample(known_by, count), strict=True)
     ]
-    paragraphs = [" ".join(draw.sample(PORTRAIT, len(PORTRAIT))).format(**person) for person in people]
-    asked, (question, answer) = draw.choice(people), draw.choice(ASKED)
-    return Sample("portraits", "\n\n".join(paragraphs), answer.format(**asked), question=question.format(**asked))
+
+
+def _painted(draw: random.Random, people: list[dict[str, object]]) -> str:
+    """A paragraph for each, all alike."""
+    return "\n\n".join(" ".join(draw.sample(PORTRAIT, len(PORTRAIT))).format(**person) for person in people)
 
 
 def _code(draw: random.Random, characters: int) -> Sample:
@@ -231,14 +284,17 @@ def _summary(draw: random.Random, characters: int) -> Sample:
     return Sample("summary", text, question="Summarize the text above in three sentences.")
 
 
-TASKS: list[Callable[[random.Random, int], Sample]] = [
+TASKS: list[Callable[[random.Random, int], Sample]] = [  # measured prompts are named by their number: add to the end
     _needle,
     _many_needles,
     _key_value,
     _few_shot,
     _copy,
     _two_facts,
-    _portraits,
     _code,
     _summary,
+    _portraits,
+    _key_values,
+    _deliveries,
+    _group_portrait,
 ]

@@ -1,8 +1,9 @@
 """Many policies on one sample: the shallow layers run once, and each policy reruns only what comes after it."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 
 from deltahalt.applying import applying, speedup_bound
 from deltahalt.cache import HaltedCache, fork
-from deltahalt.call import prepare
+from deltahalt.call import Call, prepare
 from deltahalt.decoder import run_layers
 from deltahalt.documents import context_ends, encode_turn, format_turn
 from deltahalt.engine import HaltedKV, freezes
@@ -86,11 +87,14 @@ class Way:
 
 
 @torch.inference_mode()
-def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], way: Way = Way()) -> Iterator[SweepRow]:
-    """Measure each method (see `parse_method`) on one sample.
+def sweep_sample(
+    loaded: LoadedModel, sample: Sample, policies: Sequence[str], way: Way = Way(), own: torch.Tensor | None = None
+) -> Iterator[SweepRow]:
+    """Measure each method (see `parse_method`) on one sample. own: the full model's answer [n], if it is known.
 
     Causality makes this equal to a halted prefill and teacher forcing: a prompt token's state at layer l_s does not
-    depend on what comes later. Methods of other stages have a prefill of their own. Raises what `applying` raises.
+    depend on what comes later. So one answer can run along behind the prompt; where two are judged, each follows the
+    cache. Methods of other stages have a prefill of their own. Raises what `applying` raises.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
@@ -101,10 +105,12 @@ def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], w
     firsts = {stages[0].first for stages in plans.values() if stages}
 
     shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
-    whole = shared.finish(())
-    own = greedy_answer(model, whole, encoded.rest, way.max_answer_tokens)
+    if own is None:
+        own = greedy_answer(model, shared.finish(()), encoded.rest, way.max_answer_tokens)
     answer = own if encoded.answer is None else encoded.answer
-    full = judge(model, whole, encoded.rest, answer)
+    if answer is own:
+        shared = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1))
+    full = judge(model, shared.finish(()), encoded.rest, answer)
     shape, tokens = ModelShape.of(decoder.config), encoded.prompt.shape[1]
     for text, method in chosen.items():
         if isinstance(method, Method):
@@ -135,14 +141,17 @@ def sweep_sample(loaded: LoadedModel, sample: Sample, policies: Sequence[str], w
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What a prefill leaves: the prompt's cache, and the last token's state [1, 1, D]."""
+    """What a prefill leaves: the cache, and states [1, 1 + m, D] of the prompt's last token and of m that ran along."""
 
     cache: DynamicCache
-    state: torch.Tensor
+    states: torch.Tensor
 
 
 class PromptSweep:
-    """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`."""
+    """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`.
+
+    What policies score there is remembered, too.
+    """
 
     def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int], halted_kv: str = "drop") -> None:
         self.decoder = model.get_decoder()
@@ -153,12 +162,33 @@ class PromptSweep:
         stream, self.call = prepare(
             self.decoder, family, freeze=self.freeze, input_ids=prompt, past_key_values=cache, use_cache=True
         )
-        self.entering: dict[int, TokenStream] = {}
-        bounds = sorted({0, *firsts, len(self.layers)})
-        for begin, end in pairwise(bounds):
-            self.entering[begin] = stream
-            stream, _ = run_layers(self.layers[begin:end], (), stream, self.call)
+        self.call.scored = {}
+        self.bounds = sorted({0, *firsts, len(self.layers)})
+        self.entering, stream = self._run(stream, self.call)
         self.full = Prefilled(cache, self._last(stream))
+
+    def _run(self, stream: TokenStream, call: Call) -> tuple[dict[int, TokenStream], TokenStream]:
+        """The tokens as they enter each layer of `bounds`, and as they leave the last."""
+        entering: dict[int, TokenStream] = {}
+        for begin, end in pairwise(self.bounds):
+            entering[begin] = stream
+            stream, _ = run_layers(self.layers[begin:end], (), stream, call)
+        return entering, stream
+
+    def followed_by(self, tokens: torch.Tensor) -> "PromptSweep":
+        """The same prompt with `tokens` [1, m] behind it, which run along with it in every layer and never halt."""
+        if tokens.shape[1] == 0:
+            return self
+        twin, cache = copy.copy(self), fork(self.full.cache)
+        family = family_of(self.decoder.config)
+        later, call = prepare(
+            self.decoder, family, freeze=self.freeze, input_ids=tokens, past_key_values=cache, use_cache=True
+        )
+        entering, later = self._run(later, call)
+        twin.entering = {layer: self.entering[layer].followed_by(entering[layer]) for layer in entering}
+        twin.call = replace(self.call, width=self.call.width + call.width, behind=call.width)
+        twin.full = Prefilled(cache, torch.cat([self.full.states, self.decoder.norm(later.hidden)], dim=1))
+        return twin
 
     def finish(self, stages: tuple[Stage, ...]) -> Prefilled:
         """The prefill that halts at `stages`."""
@@ -170,13 +200,13 @@ class PromptSweep:
         cache.layers[first:] = DynamicCache(config=self.decoder.config).layers[first:]
         call = replace(self.call, cache=cache, masks={})
         stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
-        if trace.stages:
+        if trace.stages and not call.behind:
             tail = min(stage.tail for stage in stages)
             HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=tail)
         return Prefilled(cache, self._last(stream))
 
     def _last(self, stream: TokenStream) -> torch.Tensor:
-        last: torch.Tensor = self.decoder.norm(stream.hidden[:, -1:])
+        last: torch.Tensor = self.decoder.norm(stream.hidden[:, -1 - self.call.behind :])
         return last
 
 
@@ -236,12 +266,14 @@ def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Metho
 def judge(
     model: Any, prefilled: Prefilled, rest: torch.Tensor, answer: torch.Tensor, method: AnyMethod = FULL
 ) -> Verdict:
-    """How likely `answer` [n] is after a prefill under `method` and `rest` [1, m]."""
-    logits, cache = [model.get_output_embeddings()(prefilled.state)[0]], fork(prefilled.cache)  # [1, V]
-    given = answer[None, :-1]
-    with applying(model, method) as applied:
-        calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
-        logits += [model(tokens, past_key_values=cache).logits[0] for tokens in calls if tokens.shape[1]]
+    """How likely `answer` [n] is after a prefill under `method` and `rest` [1, m], unless both have run along."""
+    logits = [model.get_output_embeddings()(prefilled.states[:, -len(answer) :])[0]]
+    given, ran = answer[None, :-1], prefilled.states.shape[1] - 1
+    if ran == 0:
+        cache = fork(prefilled.cache)
+        with applying(model, method) as applied:
+            calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
+            logits += [model(tokens, past_key_values=cache).logits[0] for tokens in calls if tokens.shape[1]]
     judged = torch.cat(logits)[-len(answer) :]
     nll = torch.nn.functional.cross_entropy(judged.float(), answer)
     return Verdict(judged.argmax(dim=-1) == answer, float(nll))
@@ -250,7 +282,7 @@ def judge(
 def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: int) -> torch.Tensor:
     """Up to `limit` tokens [n] that the full model says after its prefill and `rest` [1, m]; at least one."""
     ends, cache = end_tokens(model), fork(prefilled.cache)
-    logits = model.get_output_embeddings()(prefilled.state)
+    logits = model.get_output_embeddings()(prefilled.states)
     if rest.shape[1]:
         logits = model(rest, past_key_values=cache).logits
     tokens = [int(logits[0, -1].argmax())]
@@ -283,18 +315,20 @@ def sweep(
     rows: Path,
     way: Way = Way(),
     *,
+    own: Mapping[str, torch.Tensor] = {},
     tick: Callable[[], None] = lambda: None,
 ) -> list[SweepRow]:
     """Measure every policy on every sample; rows are added to the JSONL file as they come, and those in it are kept.
 
-    tick: called after each sample. Returns all rows of this model, samples, policies and way.
+    own: by digest, answers of the full model that are known. tick: called after each sample. Returns all rows of this
+    model, samples, policies and way.
     """
     known = (row for row in read_sweep(rows) if row.model == loaded.name)
     done = {(row.sample, row.policy): row for row in known if _way(row) == way}
     wanted: list[SweepRow] = []
     for sample in samples:
         missing = [policy for policy in policies if (digest(sample), policy) not in done]
-        for row in sweep_sample(loaded, sample, missing, way) if missing else ():
+        for row in sweep_sample(loaded, sample, missing, way, own.get(digest(sample))) if missing else ():
             done[row.sample, row.policy] = row
             append_rows(rows, [row])
         wanted += [done[digest(sample), policy] for policy in policies]

@@ -86,4 +86,4 @@ class Family:
 
     def _rotated(self, heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         cos, sin = (part.to(heads.device) for part in rotary)
-        return self.rotate(heads, heads, cos, sin)[0]
+        return self.rotate(heads[:, :0], heads, cos, sin)[1]  # the host rotates queries and keys: here there is one

@@ -29,7 +29,8 @@ def attention_from(view: LayerView, readers: torch.Tensor) -> torch.Tensor:
         )
     n, first = len(view.positions), int(readers[0])
     keys, queries = view.keys(), view.queries(n - first)
-    readers, places = readers.to(keys.device), torch.arange(n, device=keys.device)
+    readers = readers.to(keys.device, non_blocking=True)  # or a GPU would be waited for
+    places = torch.arange(n, device=keys.device)
     received = torch.zeros(len(queries), n, device=keys.device)
     for some in readers.split(READERS):
         weights = attention_weights(queries[:, some - first], some, keys, places, view.scaling)

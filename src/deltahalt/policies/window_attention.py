@@ -1,6 +1,6 @@
 """SnapKV turned into halting: what the last window of tokens attends to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar, Literal
 
@@ -53,6 +53,10 @@ class WindowAttention(Policy):
     @property
     def layers_ahead(self) -> int:
         return self.ahead
+
+    @property
+    def scoring(self) -> Policy:
+        return replace(self, pruning_ratio=0, chunk=1)
 
     def score(self, view: LayerView) -> torch.Tensor:
         window = self._asking(view)
