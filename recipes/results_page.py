@@ -34,8 +34,9 @@ Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the mo
 
 What smollm2-135m scores in the paper's tables shows that the methods there run by the same command, and roughly what
 that takes on one core. It does not rank the methods, and says nothing about the paper's numbers: the samples are few,
-of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 and BERTScore need encoders
-that have to be downloaded, and were not run."""
+of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 ran with a stand-in for its
+encoder, which is named beside the model ([baselines](baselines.md#an-encoder-without-a-hub)); BERTScore needs an
+encoder that has to be downloaded, and was not run."""
 
 
 @dataclass(frozen=True)
