@@ -91,6 +91,13 @@ def test_python_s_texts_are_help_topics_and_docstrings(
     assert [text for text in texts if "Of a" in text] == ["Of a module.\n\nOf a class.\n\nOf a method."] * 2
 
 
+def test_the_same_texts_give_the_same_pieces(recipe: dict[str, ModuleType]) -> None:
+    texts = [text for _, text in sorted(recipe["labels"].topics.items())][:10]
+    tokenizers = [recipe["train"].build_tokenizer(texts, 500) for _ in range(3)]
+    assert len({tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers}) == 1
+    assert tokenizers[0].tokenize("the object, unchanged.")[:4] == ["▁the", "▁object", ",", "▁un"]
+
+
 def test_a_token_is_labelled_as_its_word(recipe: dict[str, ModuleType], tmp_path: Path) -> None:
     tokenizer = load_encoder(str(save_xlm_roberta(tmp_path)), "cpu")[1]
     text = " ".join(["plum fig."] * 200)

@@ -2,9 +2,9 @@
 
 usage: python train.py --out encoder --log log.jsonl [--texts FILE.jsonl] [--teacher MODEL] [--passages N] ...
 
-A token classifier of XLM-RoBERTa's architecture, with a tokenizer of its own, learns which words a causal language
-model finds surprising (labels.py): a stand-in for the published encoder, which learned from GPT-4. --texts: objects
-with a `text` each; without it, what every Python installation has to read. Then
+A token classifier of BERT's architecture, with a tokenizer of its own, learns which words a causal language model finds
+surprising (labels.py): a stand-in for the published encoder, which learned from GPT-4. --texts: objects with a `text`
+each; without it, what every Python installation has to read. Then
 
     deltahalt bench --text README.md --policies llmlingua2:encoder=encoder
 
@@ -28,44 +28,42 @@ import torch.nn.functional as F
 from labels import kept, python_texts, split, surprisals, word_ends
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import XLMRobertaConfig, XLMRobertaForTokenClassification, XLMRobertaTokenizerFast
+from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from deltahalt.harness.local import read_jsonl
 from deltahalt.models import load
 from deltahalt.prompt.llmlingua2 import CHUNK, cuts, load_encoder, tokenize, word_chances
 
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 IGNORED = -100
 Example = tuple[list[int], list[int]]  # a chunk's tokens, and the label of each
 
 
 def build_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """XLM-RoBERTa's kind of tokenizer, its pieces learned from the texts."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    """A tokenizer whose pieces are learned from the texts; the same texts give the same pieces, as of BPE alone."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
     )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[*SPECIAL.values()], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return XLMRobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=CHUNK)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CHUNK, **SPECIAL)
 
 
 def build_model(tokenizer: Any, layers: int, hidden: int) -> Any:
     """The classifier with random weights."""
-    config = XLMRobertaConfig(
+    config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=max(1, hidden // 64),
         intermediate_size=4 * hidden,
-        max_position_embeddings=CHUNK + 2,  # positions count from behind the pad token's id
+        max_position_embeddings=CHUNK,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         id2label={0: "drop", 1: "keep"},
     )
-    return XLMRobertaForTokenClassification(config)
+    return BertForTokenClassification(config)
 
 
 def examples(tokenizer: Any, text: str, words: np.ndarray, ends: Sequence[int]) -> Iterator[Example]:
