@@ -28,7 +28,7 @@ test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported ver
 test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
 	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/test_lmms_eval.py
 
-kvpress-env: $(KVPRESS)/.installed ## set up .venv-kvpress: kvpress beside the oldest versions that deltahalt runs on
+kvpress-env: $(KVPRESS)/.installed ## set up .venv-kvpress: kvpress and lm-eval beside the oldest versions that deltahalt runs on
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(VENV)/bin/ruff check
@@ -48,9 +48,10 @@ eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on n
 	for policy in dense dash auto; do $(VENV)/bin/deltahalt eval --policy $$policy $(SMOKE) || exit 1; done
 	$(VENV)/bin/deltahalt report build/eval-smoke/rows.jsonl
 
-# OPTIONS is for --methods, --tasks, and any other option of `deltahalt eval`.
-table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=
-	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+# OPTIONS is for --methods, --tasks, and any other option of `deltahalt eval`. SnapKV runs where `make kvpress-env` put it.
+table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=, ENCODER=
+	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(wildcard $(KVPRESS)/.installed),--kvpress $(KVPRESS)/bin/python) \
+		$(if $(ENCODER),--encoder $(ENCODER)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(ROWS),--rows $(ROWS)) $(OPTIONS)
 
 # OPTIONS is for --methods and any option of lmms-eval; needs `pip install '.[lmms]'` into $(VENV).
@@ -83,7 +84,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 $(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/python
-	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,plot,vision]' pytest hypothesis
+	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,eval,plot,vision]' pytest hypothesis
 	@touch $@
 
 # Of lmms-eval only what its tests need: all that it asks for is torchvision and much else.

@@ -1,11 +1,13 @@
 """Run what a table of the paper compares: its methods on its tasks, or its formula.
 
-usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [OPTION ...]
+usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [--encoder ENCODER] [--kvpress PYTHON] [...]
 
-TABLE is table1 (LongBench-E), table2 (LooGLE), table3 (FLOPs) or table4 (score and efficiency on LongBench-E). OPTIONs
-are those of `deltahalt eval`, such as --model, --data, --limit and --rows; of `deltahalt flops` for table3. --methods,
---tasks: only these of the table's. A method that fails is named at the end, and the others run. The paper's own numbers
-are in paper.json beside this file; results_page.py puts both together. Tables 5 to 7: vision_tables.py.
+TABLE is table1 (LongBench-E), table2 (LooGLE), table3 (FLOPs) or table4 (score and efficiency on LongBench-E). Other
+options are those of `deltahalt eval`, such as --model, --data, --limit and --rows; of `deltahalt flops` for table3.
+--methods, --tasks: only these of the table's. --encoder: LLMLingua2's, a hub id or folder; small_encoder/ makes one.
+--kvpress: an interpreter that has kvpress, for SnapKV. A method that fails is named at the end, and the others run. The
+paper's own numbers are in paper.json beside this file; results_page.py puts both together. Tables 5 to 7:
+vision_tables.py.
 """
 
 import argparse
@@ -21,10 +23,12 @@ PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_t
 TABLES = ["table1", "table2", "table3", "table4"]
 
 
-def commands(name: str, only: Sequence[str], which: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
+def commands(
+    name: str, only: Sequence[str], which: Sequence[str], options: Sequence[str], encoder: str | None = None
+) -> dict[str, list[str]]:
     """The commands that measure a table, by method; `only` these methods and `which` tasks, or all.
 
-    Raises ValueError for a method or task that the table has not.
+    encoder: LLMLingua2's, in place of its default. Raises ValueError for a method or task that the table has not.
     """
     table = PAPER[name]
     if "lengths" in table:
@@ -33,7 +37,8 @@ def commands(name: str, only: Sequence[str], which: Sequence[str], options: Sequ
     chosen = ",".join(_choose(name, tasks(table), which))
     given = ["--tasks", chosen, *table.get("options", ()), *options]
     wanted = _choose(name, methods(table), only)
-    return {method: ["eval", "--policy", PAPER["methods"][method], *given] for method in wanted}
+    policies = PAPER["methods"] | ({"LLMLingua2": f"llmlingua2:encoder={encoder}"} if encoder else {})
+    return {method: ["eval", "--policy", policies[method], *given] for method in wanted}
 
 
 def _choose(name: str, known: list[str], wanted: Sequence[str]) -> list[str]:
@@ -61,15 +66,18 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--methods", type=words, default=[])
     parser.add_argument("--tasks", type=words, default=[])
+    parser.add_argument("--encoder")
+    parser.add_argument("--kvpress", default=sys.executable)
     given, options = parser.parse_known_args()
     try:
-        wanted = commands(given.table, given.methods, given.tasks, options)
+        wanted = commands(given.table, given.methods, given.tasks, options, given.encoder)
     except ValueError as error:
         parser.error(str(error))
     failed = []
     for method, command in wanted.items():
         print("+ deltahalt", shlex.join(command), flush=True)  # noqa: T201
-        if subprocess.run([Path(sys.executable).with_name("deltahalt"), *command], check=False).returncode:
+        python = given.kvpress if method == "SnapKV" else sys.executable
+        if subprocess.run([python, "-m", "deltahalt", *command], check=False).returncode:
             failed.append(method)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

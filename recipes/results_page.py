@@ -34,13 +34,17 @@ Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the mo
 
 What smollm2-135m scores in the paper's tables shows that the methods there run by the same command, and roughly what
 that takes on one core. It does not rank the methods, and says nothing about the paper's numbers: the samples are few,
-of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 and BERTScore need encoders
-that have to be downloaded, and were not run."""
+of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 ran with a stand-in for its
+encoder, which is named beside the model ([baselines](baselines.md#an-encoder-without-a-hub)); BERTScore needs an
+encoder that has to be downloaded, and was not run."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method in one of the paper's tables. model: what ran it, or the paper. figures: None where there is none."""
+    """A method in one of the paper's tables. figures: None where there is none.
+
+    model: what ran it, and the method's own encoder if it has one; or the paper.
+    """
 
     method: str
     model: str
@@ -59,7 +63,9 @@ class Measured:
     def line(self, wanted: Sequence[tuple[str, str]], figures: list[float | None]) -> Line:
         """The line of these figures, which come from the `wanted` rows."""
         counts = sorted({self.rows[key].samples for key in wanted if key in self.rows})
-        return Line(self.method, self.model, "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))), figures)
+        _, _, encoder = next(iter(self.rows.values())).policy.partition("encoder=")
+        model = f"{self.model}, {Path(encoder).name}" if encoder else self.model
+        return Line(self.method, model, "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))), figures)
 
 
 def page(files: Sequence[Path]) -> str:
@@ -88,7 +94,7 @@ def by_method(rows: Iterable[EvalRow]) -> list[Measured]:
         Measured(method, model, own)
         for method, wanted in PAPER["methods"].items()
         for (policy, model), own in found.items()
-        if policy == wanted
+        if policy == wanted or policy.startswith(f"{wanted}:encoder=")
     ]
 
 

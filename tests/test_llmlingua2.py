@@ -11,7 +11,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 from deltahalt import InputError, ModelError, PolicyError
 from deltahalt.applying import applying
 from deltahalt.models import LoadedModel
-from deltahalt.prompt.llmlingua2 import CHUNK, LLMLingua2, _chunks, load_encoder, word_chances
+from deltahalt.prompt.llmlingua2 import CHUNK, LLMLingua2, cuts, load_encoder, word_chances
 from encoders import save_bert, save_xlm_roberta
 
 TEXT = "The tide is in, Mr. Fig; the saw isn't.\n\n  A plum costs 42 marks (or more!). " * 3
@@ -66,7 +66,7 @@ def test_a_long_text_is_read_chunk_by_chunk(encoder: str, words: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     encoded = tokenizer(text, add_special_tokens=False)
     wanted: list[float] = []
-    bounds = list(_chunks(tokenizer.convert_ids_to_tokens(encoded["input_ids"]), CHUNK - 2))
+    bounds = list(cuts(tokenizer.convert_ids_to_tokens(encoded["input_ids"]), CHUNK - 2))
     assert len(bounds) > 1
     for begin, end in bounds:
         part = text[encoded.token_to_chars(begin).start : encoded.token_to_chars(end - 1).end]
@@ -76,8 +76,8 @@ def test_a_long_text_is_read_chunk_by_chunk(encoder: str, words: int) -> None:
 
 def test_chunks_end_behind_full_stops() -> None:
     names = list("ab.cd.efghijkl.m")
-    assert ["".join(names[begin:end]) for begin, end in _chunks(names, 7)] == ["ab.cd.", "efghijk", "l.m"]
-    assert list(_chunks([], 7)) == []
+    assert ["".join(names[begin:end]) for begin, end in cuts(names, 7)] == ["ab.cd.", "efghijk", "l.m"]
+    assert list(cuts([], 7)) == []
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.667, 0.9])

@@ -123,6 +123,28 @@ def test_some_methods_and_tasks_of_a_table_can_be_asked_for(recipe: Callable[[st
         tables.commands("table1", ["SnapKV"], [], [])
 
 
+def test_llmlingua2_runs_with_the_encoder_given(recipe: Callable[[str], ModuleType]) -> None:
+    tables = recipe("paper_tables")
+    commands = tables.commands("table2", ["LLMLingua2", "DASH"], [], [], "build/encoder")
+    policies = {method: command[command.index("--policy") + 1] for method, command in commands.items()}
+    assert policies == {"LLMLingua2": "llmlingua2:encoder=build/encoder", "DASH": "dash"}
+    assert "llmlingua2" in tables.commands("table2", ["LLMLingua2"], [], [])["LLMLingua2"]
+
+
+def test_snapkv_has_an_interpreter_of_its_own(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "kvpress $@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    script = [sys.executable, ROOT / "recipes" / "paper_tables.py", "table4", "--kvpress", python]
+    done = subprocess.run(
+        [*script, "--methods", "SnapKV,D3", "--no-such-option"], capture_output=True, check=False, text=True
+    )
+    assert [line[:58] for line in done.stdout.splitlines() if line.startswith("kvpress")] == [
+        "kvpress -m deltahalt eval --policy snapkv --tasks longbenc"
+    ]
+    assert done.stderr.rstrip().endswith("failed: D3")
+
+
 def test_a_method_that_fails_is_named_and_the_others_run() -> None:
     script = [sys.executable, ROOT / "recipes" / "paper_tables.py", "table2"]
     methods = ["--methods", "full model,DASH", "--tasks", "loogle_longdep_qa"]
@@ -168,6 +190,9 @@ def test_measured_scores_stand_beside_the_papers(recipe: Callable[[str], ModuleT
     )
     lines = [line for line in page.score_table(paper["table1"], measured).splitlines() if "| tiny |" in line]
     assert lines == ["| DASH | tiny | 3-7 | 25.00 |  |  |  |  |  | 0.00 |  |  |  |  |  |  |  |"]
+    measured = page.by_method(rows("llmlingua2:encoder=build/own", 0.5, "qasper"))
+    content = page.score_table(paper["table1"], measured)
+    assert "| LLMLingua2 | tiny, own | 3 | 50.00 |" in content  # whose encoder is not the published one
     every = [task.removeprefix("longbench_").removesuffix("_e") for task, _, _ in paper["table1"]["columns"].values()]
     whole = page.score_table(
         paper["table1"], page.by_method(rows("dense", 0.0, *every[1:]) + rows("dense", 0.13, "qasper"))

@@ -10,6 +10,7 @@ from lm_eval import evaluate
 from lm_eval.api.task import Task
 from transformers import set_seed
 
+import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.integrations.lm_eval import DeltahaltLM
@@ -81,7 +82,7 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 version=str(results["versions"][task]),
                 machine=machine_name(lm.device),
                 **asdict(lm.spent),
-                deltahalt=version("deltahalt"),
+                deltahalt=deltahalt.__version__,
                 lm_eval=version("lm_eval"),
                 transformers=version("transformers"),
                 torch=version("torch"),

@@ -43,7 +43,7 @@ class LLMLingua2(PromptMethod):
         if tokenizer is None:
             raise InputError(f"{self.name} reads words, which random tokens do not make: give a --model")
         text = str(tokenizer.decode(ids[context], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        encoded = _tokenize(tokenizer, text)
+        encoded = tokenize(tokenizer, text)
         chances = torch.zeros(len(text) + 1)  # by character
         before = 0
         for begin, end, chance in word_chances(*load_encoder(self.encoder, str(model.device)), text):
@@ -72,16 +72,16 @@ def load_encoder(name: str, device: str) -> tuple[Any, Any]:
 @torch.inference_mode()
 def word_chances(classifier: Any, tokenizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
     """The words of `text`: where each begins and ends in it, and how likely it is worth keeping, in [0, 1]."""
-    encoded = _tokenize(tokenizer, text)
+    encoded = tokenize(tokenizer, text)
     ids, spans = encoded["input_ids"], encoded["offset_mapping"]
     names = tokenizer.convert_ids_to_tokens(ids)
-    words = _words(encoded.word_ids(), names)
+    words = word_starts(encoded.word_ids(), names)
     chances = list(_token_chances(classifier, tokenizer, ids, names))
     for begin, end in zip(words, [*words[1:], len(names)], strict=True):
         yield spans[begin][0], spans[end - 1][1], fmean(chances[begin:end])
 
 
-def _words(word_ids: list[int | None], names: list[str]) -> list[int]:
+def word_starts(word_ids: list[int | None], names: list[str]) -> list[int]:
     """The tokens that a word begins with: by the tokenizer's own account, or a punctuation mark."""
     return [
         index
@@ -93,7 +93,7 @@ def _words(word_ids: list[int | None], names: list[str]) -> list[int]:
 def _token_chances(classifier: Any, tokenizer: Any, ids: list[int], names: list[str]) -> Iterator[float]:
     """Probability of the label "keep" for each token, chunk by chunk."""
     room = min(CHUNK, tokenizer.model_max_length, classifier.config.max_position_embeddings) - 2
-    chunks = [ids[begin:end] for begin, end in _chunks(names, room)]
+    chunks = [ids[begin:end] for begin, end in cuts(names, room)]
     for first in range(0, len(chunks), BATCH):
         batch = chunks[first : first + BATCH]
         inputs = tokenizer.pad(
@@ -106,7 +106,7 @@ def _token_chances(classifier: Any, tokenizer: Any, ids: list[int], names: list[
             yield from row[1 : len(chunk) + 1]
 
 
-def _chunks(names: list[str], room: int) -> Iterator[tuple[int, int]]:
+def cuts(names: list[str], room: int) -> Iterator[tuple[int, int]]:
     """Cuts of the tokens into runs of at most `room`, each ending behind the last full stop in it, if it has one."""
     begin = 0
     while begin < len(names):
@@ -118,7 +118,7 @@ def _chunks(names: list[str], room: int) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _tokenize(tokenizer: Any, text: str) -> Any:
+def tokenize(tokenizer: Any, text: str) -> Any:
     """The text's tokens and the characters that each covers. Raises UnsupportedError for a slow tokenizer."""
     if not tokenizer.is_fast:
         raise UnsupportedError("this tokenizer does not tell where its tokens lie in the text: use a fast one")
