@@ -11,7 +11,8 @@ asked by its answer   16 tokens that the full model goes on with
 asked by the answer   the first 16 tokens of the answer wanted, which nobody knows beforehand
 scored exactly        the same layers' attention in the full model, in place of a look ahead
 
-Rows are those of a sweep (`deltahalt report ROWS.jsonl`), so a speedup says nothing of what asking costs.
+Rows are those of a sweep (`deltahalt report ROWS.jsonl`), so a speedup says nothing of what asking costs. Prompts of
+which nothing would halt are left out.
 """
 
 import argparse
@@ -93,10 +94,13 @@ def asked_by(model: Any, policy: WindowAttention, prompt: torch.Tensor, tokens: 
 
 @torch.inference_mode()
 def measure(loaded: LoadedModel, sample: Sample, policies: Sequence[str], drafter: str) -> Iterator[SweepRow]:
-    """A row for each policy and who asks. drafter: policy of the prefill before the draft."""
+    """A row for each policy and who asks; none where nothing would halt. drafter: of the prefill before the draft."""
     model: Any = loaded.model
     shape, encoded = ModelShape.of(model.get_decoder().config), encode(loaded, sample, Way())
+    tokens = encoded.prompt.shape[1]
     plans = {text: place(parse_policy(text), shape.layers) for text in {*policies, drafter}}
+    if any(stage.policies[0].kept(tokens) == tokens for plan in plans.values() for stage in plan):
+        return
     shared = PromptSweep(model, encoded.prompt, {plan[0].first for plan in plans.values()})
     whole = shared.finish(())
     own = greedy_answer(model, whole, encoded.rest, Way.max_answer_tokens)
@@ -119,14 +123,14 @@ def measure(loaded: LoadedModel, sample: Sample, policies: Sequence[str], drafte
                 task=sample.task,
                 model=loaded.name,
                 policy=f"{text}{how}",
-                prompt=encoded.prompt.shape[1],
+                prompt=tokens,
                 answer_tokens=len(answer),
                 exact=bool(verdict.right.all()),
                 nll=verdict.nll,
                 full_exact=bool(full.right.all()),
                 full_nll=full.nll,
                 agreement=float(agreed.right.float().mean()),
-                speedup=speedup_bound(shape, policy, encoded.prompt.shape[1]),
+                speedup=speedup_bound(shape, policy, tokens),
                 reference_speedup=reference_speedup(policy, shape.layers),
             )
 

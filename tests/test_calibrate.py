@@ -19,6 +19,7 @@ from deltahalt.evaluation.calibrate import ROUNDS, calibrate, default_samples, i
 from deltahalt.evaluation.candidates import (
     ALL,
     LATE_RATIO,
+    USUAL,
     deciding_layers,
     halted_share,
     late_layer,
@@ -49,7 +50,7 @@ def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, targe
 
 
 def _at(layer: int, target: float) -> str:
-    text = single(layer, target, 28, ALL)
+    text = single(layer, target, 28, USUAL)
     assert text is not None
     return text
 
@@ -178,14 +179,17 @@ def test_each_round_measures_the_better_third_on_more_samples(
     def third(policies: list[str]) -> list[str]:
         return policies[: max(4, ceil(len(policies) / 3))]
 
-    layers = {target: [text for layer in range(4) if (text := single(layer, target, 6, ALL))] for target in targets}
+    layers = {target: [text for layer in range(4) if (text := single(layer, target, 6, USUAL))] for target in targets}
+    usual = {target: own[0] for target, own in layers.items()}
     fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
     expected = [(12, {text for own in layers.values() for text in own})]
     for target, best in fields.items():
-        fields[target] = list(dict.fromkeys([*best, *(text for text in varied(best, target, 6, 4) if text)]))
+        fields[target] = [usual[target], *best, *(text for text in varied(best, target, 6, 4) if text)]
     for count in (12, 36, 50):
         expected.append((count, {text for own in fields.values() for text in own}))
-        fields = {target: third(measured.ranked(own, samples[:count])) for target, own in fields.items()}
+        fields = {
+            target: [usual[target], *third(measured.ranked(own, samples[:count]))] for target, own in fields.items()
+        }
     assert [(count, set(policies)) for count, policies in measured.asked] == expected
     assert all(len(policies) == len(set(policies)) for _, policies in measured.asked)
     tried = {line["policy"]: line["samples"] for line in profile.evidence["tried"]}

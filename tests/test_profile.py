@@ -8,7 +8,17 @@ import torch
 
 from deltahalt import InputError, UnsupportedError, WindowAttention, halting, parse_policy
 from deltahalt.policy import place
-from deltahalt.profile import Choice, Profile, Signature, find_policy, names_profile, policy_text, safe_default, shipped
+from deltahalt.profile import (
+    AHEAD,
+    Choice,
+    Profile,
+    Signature,
+    find_policy,
+    names_profile,
+    policy_text,
+    safe_default,
+    shipped,
+)
 from tiny import VOCAB, tiny
 
 CHOICES = (Choice("dash:start=2", 1.7, 0.0, 1.0), Choice("random:start=1", 2.5, 0.1, 1.0))
@@ -101,6 +111,11 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
     with halting(model, "auto") as halted:
         model(ids, logits_to_keep=1)
     assert halted.report.lengths[0][-1] == 500 - round(0.35 * (500 - 256 - 128))
+
+
+def test_the_default_looks_ahead_at_so_many_layers_at_most() -> None:
+    (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder())).stages
+    assert (policy.start, policy.layers_ahead) == (2, AHEAD)
 
 
 def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:

@@ -11,19 +11,19 @@ from deltahalt.evaluation.sweep import SweepRow
 A, B, C = (f"window-attention:start=4,pruning_ratio={ratio}" for ratio in (0.6, 0.7, 0.8))
 
 
-def _row(policy: str, change: float, *, exact: bool = True) -> SweepRow:
-    return SweepRow("s", "t", "m", policy, 100, 2, exact, 1 + change, True, 1.0, 1.0, 1.6, 1.7)
+def _row(policy: str, change: float, sample: str = "a", *, exact: bool = True) -> SweepRow:
+    return SweepRow(sample, "t", "m", policy, 100, 2, exact, 1 + change, True, 1.0, 1.0, 1.6, 1.7)
 
 
 def _rated(policy: str, *changes: float, speedup: float = 1.7) -> Rated:
-    return Rated(policy, speedup, changes, 1.0)
+    return Rated(policy, speedup, dict(zip("abcdefgh", changes, strict=False)), 1.0)
 
 
 def test_a_missed_answer_counts_no_more_than_the_clip() -> None:
-    rows = [_row(A, 0.1), _row(B, 9.0), _row(A, 7.0, exact=False), _row(B, -3.0)]
+    rows = [_row(A, 0.1), _row(B, 9.0), _row(A, 7.0, "b", exact=False), _row(B, -3.0, "b")]
     a, b = rate(rows)
-    assert a.changes == (pytest.approx(0.1), CLIP)
-    assert b.changes == (CLIP, -CLIP)
+    assert a.changes == {"a": pytest.approx(0.1), "b": CLIP}
+    assert b.changes == {"a": CLIP, "b": -CLIP}
     assert (a.policy, a.speedup, a.exact, b.exact) == (A, 1.7, 0.5, 1.0)
     assert a.loss == pytest.approx((0.1 + CLIP) / 2)
 
@@ -48,8 +48,23 @@ def test_what_one_standard_error_cannot_tell_from_the_best_goes_to_what_halts_le
 def test_the_error_is_that_of_paired_differences() -> None:
     """Losses that spread widely, but together: sample by sample one is worse, if by little."""
     best, other = _rated(C, 0.5, -0.5, 0.3, -0.3), _rated(A, 0.49, -0.46, 0.33, -0.28)
-    assert standard_error(best.changes) > other.loss - best.loss
+    assert standard_error([*best.changes.values()]) > other.loss - best.loss
     assert within_one_error([best, other]) == best
+
+
+def test_what_is_usual_is_left_only_for_what_is_better() -> None:
+    best, tied = _rated(B, 0.0, 0.1, 0.0, 0.1), _rated(C, 0.2, 0.0, 0.1, 0.0)
+    assert within_one_error([best, tied]) == best  # it halts less
+    assert within_one_error([best, tied], {C}) == tied
+    worse = _rated(C, 0.1, 0.1, 0.1, 0.1)
+    assert within_one_error([best, worse], {C}) == best
+
+
+def test_only_samples_that_both_were_measured_on_tell_two_policies_apart() -> None:
+    best = Rated(B, 1.7, {"a": 0.0, "b": 0.0}, 1.0)
+    assert within_one_error([best, Rated(C, 1.7, {"b": 0.0, "c": 0.5}, 1.0)], {C}).policy == C
+    assert within_one_error([best, Rated(C, 1.7, {"b": 0.1, "c": 0.5}, 1.0)], {C}).policy == B
+    assert within_one_error([best, Rated(C, 1.7, {"c": 0.5}, 1.0)], {C}).policy == C
 
 
 def test_of_ties_that_halt_alike_the_one_that_looks_ahead_least_is_chosen() -> None:

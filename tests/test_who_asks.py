@@ -65,3 +65,7 @@ def test_a_row_for_each_who_asks(asks: ModuleType, loaded_tiny: LoadedModel) -> 
         f"{TEXT} {how}" for how in ("asked by a draft", "asked by its answer", "asked by the answer", "scored exactly")
     }
     assert by_policy[TEXT] == swept
+
+
+def test_a_prompt_of_which_nothing_would_halt_is_left_out(asks: ModuleType, loaded_tiny: LoadedModel) -> None:
+    assert not list(asks.measure(loaded_tiny, Sample("needle", "sky", answer=" blue"), [TEXT], TEXT))

@@ -15,6 +15,7 @@ from deltahalt.policy import AnyPolicy
 
 AUTO = "auto"
 FORMAT = 1
+AHEAD = 12  # layers that a look ahead usually takes in: more lost more on most models, and costs more
 SIGNED = 16  # entries of the final norm that tell models of one shape apart
 
 
@@ -144,7 +145,7 @@ def find_policy(wanted: AnyPolicy | str, decoder: Module) -> AnyPolicy:
 
 
 def safe_default(decoder: Module) -> str:
-    """For a model that nobody has calibrated: a third of the tokens halt early, in long chunks, after a look ahead.
+    """For a model that nobody has calibrated: a third of the tokens halt early, after a look ahead.
 
     Where layers are offloaded no look ahead is possible: then half of the tokens, after half of the layers.
     Raises UnsupportedError for a model without a layer there that sees the whole prompt.
@@ -157,7 +158,7 @@ def safe_default(decoder: Module) -> str:
         raise UnsupportedError("no layer of this model sees the whole prompt: name a policy, such as key-norm")
     if offloaded:
         return attention_policy(start, 0.5)
-    return attention_policy(start, 0.35, chunk=128, ahead=len(windows) - 1 - start, across="max")
+    return attention_policy(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
 
 
 def attention_policy(start: int, pruning_ratio: float, **options: Any) -> str:

@@ -14,7 +14,7 @@ import transformers
 import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.candidates import ALL, deciding_layers, late_layer, single, varied
+from deltahalt.evaluation.candidates import USUAL, deciding_layers, late_layer, single, varied
 from deltahalt.evaluation.rating import Rated, choose, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
@@ -39,7 +39,8 @@ def calibrate(
     """Choose a policy for each target speedup by successive halving: see docs/accuracy.md.
 
     Every layer on a few samples; for the better third of them other settings on the same; of all these the better third
-    on three times as many, and the better third of those on all. `choose` decides among the last.
+    on three times as many, and the better third of those on all. `choose` decides among the last. The first layer in
+    its usual settings goes through all rounds.
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
@@ -71,24 +72,31 @@ def calibrate(
     able = deciding_layers(decoder)
     if unable := sorted(set(layers or ()).difference(able)):
         raise InputError(f"layers {unable} cannot decide: choose among {able}")
-    fields = {target: _distinct(single(layer, target, depth, ALL) for layer in layers or able) for target in targets}
+    fields = {target: _distinct(single(layer, target, depth, USUAL) for layer in layers or able) for target in targets}
     for target in [target for target, field in fields.items() if not field]:
         if max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
         del fields[target]
+    usual = {target: field[0] for target, field in fields.items()}
     tick("what the full model answers")
     said = own_answers(loaded, own, Way().max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     best = {target: better_third(field) for target, field in measure(fields, few).items()}
-    fields = {target: _distinct([*field, *varied(field, target, depth, late)]) for target, field in best.items()}
+    fields = {
+        target: _distinct([usual[target], *field, *varied(field, target, depth, late)])
+        for target, field in best.items()
+    }
     for count in (few, more):
-        fields = {target: better_third(field) for target, field in measure(fields, count).items()}
+        ranked = measure(fields, count)
+        fields = {target: _distinct([usual[target], *better_third(field)]) for target, field in ranked.items()}
     fields = measure(fields, len(own))
 
     return Profile(
         model=loaded.name,
         signature=Signature.of(decoder),
-        choices=choose([tried[policy] for policy in _distinct(chain(*fields.values()))], targets, max_loss),
+        choices=choose(
+            [tried[policy] for policy in _distinct(chain(*fields.values()))], targets, max_loss, usual.values()
+        ),
         evidence={
             "tried": [
                 asdict(one.choice) | {"samples": len(one.changes)}

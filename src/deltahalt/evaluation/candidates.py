@@ -11,11 +11,12 @@ from deltahalt.errors import UnsupportedError
 from deltahalt.evaluation.sweep import reference_speedup
 from deltahalt.families import family_of
 from deltahalt.policies import parse_policy
-from deltahalt.profile import attention_policy
+from deltahalt.profile import AHEAD, attention_policy
 
 Settings = dict[str, Any]  # options of window attention
-ALL: Settings = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer: lost least where it was measured
-OTHERS: tuple[Settings, ...] = (ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 12}, {"ahead": 6}, {})
+USUAL: Settings = {"ahead": AHEAD}
+ALL: Settings = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
+OTHERS: tuple[Settings, ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
 DEEPEST = 0.62  # of the depth: a first decision later than that saves too little
 HIGHEST = 0.95  # ratio that a stage may have
 LATE = 2 / 3  # of the depth: where a further decision may relieve the others
@@ -92,7 +93,7 @@ def relieved(policy: str, late: int, target: float, depth: int) -> str | None:
     last = parse_policy(policy).stages[-1].pruning_ratio
     if last >= LATE_RATIO:
         return None
-    further = _decision(late, depth, ALL, LATE_RATIO)
+    further = _decision(late, depth, USUAL, LATE_RATIO)
     return _least(lambda share: f"{_scaled(policy, share)}+{further}", [n / 100 for n in range(1, 101)], target, depth)
 
 

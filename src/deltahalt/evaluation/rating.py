@@ -1,6 +1,6 @@
 """What sweep rows say of policies on the same samples, and which of them to choose."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -16,29 +16,29 @@ CLIP = 0.5  # nats a token by which one sample may count, so that a missed answe
 class Rated:
     """A policy on some samples.
 
-    speedup: as in `reference_speedup`. changes: for each sample, how much less likely the answer became, nats a token,
-    at most `CLIP` up or down. exact: share of answers that stay the same.
+    speedup: as in `reference_speedup`. changes: by sample, how much less likely the answer became, nats a token, at
+    most `CLIP` up or down. exact: share of answers that stay the same.
     """
 
     policy: str
     speedup: float
-    changes: tuple[float, ...]
+    changes: Mapping[str, float]
     exact: float
 
     @property
     def loss(self) -> float:
         """Mean change, nats a token."""
-        return fmean(self.changes)
+        return fmean(self.changes.values())
 
     @property
     def choice(self) -> Choice:
         """The same in the words of a profile."""
-        error = round(standard_error(self.changes), 4)
+        error = round(standard_error([*self.changes.values()]), 4)
         return Choice(self.policy, round(self.speedup, 3), round(self.loss, 4), round(self.exact, 4), error)
 
 
 def rate(rows: Sequence[SweepRow]) -> list[Rated]:
-    """Sweep rows by policy; all policies have rows of the same samples in the same order."""
+    """Sweep rows by policy."""
     by_policy: dict[str, list[SweepRow]] = {}
     for row in rows:
         by_policy.setdefault(row.policy, []).append(row)
@@ -46,7 +46,7 @@ def rate(rows: Sequence[SweepRow]) -> list[Rated]:
         Rated(
             policy=policy,
             speedup=own[0].reference_speedup,
-            changes=tuple(max(-CLIP, min(CLIP, row.nll - row.full_nll)) for row in own),
+            changes={row.sample: max(-CLIP, min(CLIP, row.nll - row.full_nll)) for row in own},
             exact=fmean(row.exact for row in own),
         )
         for policy, own in by_policy.items()
@@ -58,10 +58,12 @@ def standard_error(values: Sequence[float]) -> float:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def choose(rated: Sequence[Rated], targets: Sequence[float], max_loss: float | None) -> tuple[Choice, ...]:
+def choose(
+    rated: Sequence[Rated], targets: Sequence[float], max_loss: float | None, usual: Collection[str] = ()
+) -> tuple[Choice, ...]:
     """For each target what is best at that speed or above; or, with `max_loss`, the fastest that loses no more.
 
-    Raises InputError if there is none.
+    usual: policies that are taken unless another is better. Raises InputError if there is none.
     """
     if max_loss is not None:
         kept = [one for one in rated if one.loss <= max_loss]
@@ -73,23 +75,26 @@ def choose(rated: Sequence[Rated], targets: Sequence[float], max_loss: float | N
         fast = [one for one in rated if one.speedup >= target]
         if not fast:
             raise InputError(f"no policy that was measured reaches {target}x: ask for less")
-        chosen.append(within_one_error(fast).choice)
+        chosen.append(within_one_error(fast, usual).choice)
     return tuple(dict.fromkeys(chosen))
 
 
-def within_one_error(rated: Sequence[Rated]) -> Rated:
+def within_one_error(rated: Sequence[Rated], usual: Collection[str] = ()) -> Rated:
     """The one-standard-error rule: of those that no more than one standard error tells from the least loss, one.
 
-    The error is that of the differences, sample by sample, to the policy with the least loss. The one chosen halts the
-    smallest share of the tokens, since real prompts are harder than generated ones; then it looks ahead least.
+    The error is that of the differences to the policy with the least loss, on the samples that both were measured on.
+    A policy of `usual` comes first: what was good on other models is left only for what is better on this one. Then
+    the one that halts the smallest share of the tokens, since real prompts are harder than generated ones; then the
+    one that looks ahead least.
     """
     best = min(rated, key=lambda one: one.loss)
 
     def ties(one: Rated) -> bool:
-        differences = [own - least for own, least in zip(one.changes, best.changes, strict=True)]
-        return fmean(differences) <= standard_error(differences)
+        both = one.changes.keys() & best.changes.keys()
+        differences = [one.changes[sample] - best.changes[sample] for sample in both]
+        return not both or fmean(differences) <= standard_error(differences)
 
-    return min(
-        (one for one in rated if ties(one)),
-        key=lambda one: (halted_share(one.policy), looks_ahead(one.policy), one.loss),
-    )
+    def order(one: Rated) -> tuple[bool, float, int, float]:
+        return one.policy not in usual, halted_share(one.policy), looks_ahead(one.policy), one.loss
+
+    return min(filter(ties, rated), key=order)
