@@ -28,6 +28,7 @@ from deltahalt.evaluation.candidates import (
     pair,
     relieved,
     single,
+    usual_layer,
     varied,
 )
 from deltahalt.evaluation.rating import rate
@@ -121,6 +122,12 @@ def test_a_look_ahead_at_all_layers_names_as_many_as_there_are(layer: int, ahead
     assert (stage.ahead, stage.across) == (ahead, "max")
 
 
+@pytest.mark.parametrize(("depth", "expected"), [(28, 4), (24, 3), (30, 4), (12, 2)])
+def test_the_usual_layer_is_near_a_seventh_of_the_depth(depth: int, expected: int) -> None:
+    assert usual_layer(range(1, depth // 2), depth) == expected
+    assert usual_layer([9, 5, 11], depth) == 5
+
+
 def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
     config = tiny("gemma3").config
     windows = [kind == "sliding_attention" for kind in config.layer_types]
@@ -180,7 +187,7 @@ def test_each_round_measures_the_better_third_on_more_samples(
         return policies[: max(4, ceil(len(policies) / 3))]
 
     layers = {target: [text for layer in range(4) if (text := single(layer, target, 6, USUAL))] for target in targets}
-    usual = {target: own[0] for target, own in layers.items()}
+    usual = {target: next(text for text in own if layer_of(text) == 1) for target, own in layers.items()}  # 6 / 7
     fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
     expected = [(12, {text for own in layers.values() for text in own})]
     for target, best in fields.items():

@@ -55,16 +55,27 @@ def test_the_error_is_that_of_paired_differences() -> None:
 def test_what_is_usual_is_left_only_for_what_is_better() -> None:
     best, tied = _rated(B, 0.0, 0.1, 0.0, 0.1), _rated(C, 0.2, 0.0, 0.1, 0.0)
     assert within_one_error([best, tied]) == best  # it halts less
-    assert within_one_error([best, tied], {C}) == tied
+    assert within_one_error([best, tied], C) == tied
     worse = _rated(C, 0.1, 0.1, 0.1, 0.1)
-    assert within_one_error([best, worse], {C}) == best
+    assert within_one_error([best, worse], C) == best
 
 
 def test_only_samples_that_both_were_measured_on_tell_two_policies_apart() -> None:
     best = Rated(B, 1.7, {"a": 0.0, "b": 0.0}, 1.0)
-    assert within_one_error([best, Rated(C, 1.7, {"b": 0.0, "c": 0.5}, 1.0)], {C}).policy == C
-    assert within_one_error([best, Rated(C, 1.7, {"b": 0.1, "c": 0.5}, 1.0)], {C}).policy == B
-    assert within_one_error([best, Rated(C, 1.7, {"c": 0.5}, 1.0)], {C}).policy == C
+    assert within_one_error([best, Rated(C, 1.7, {"b": 0.0, "c": 0.5}, 1.0)], C).policy == C
+    assert within_one_error([best, Rated(C, 1.7, {"b": 0.1, "c": 0.5}, 1.0)], C).policy == B
+    assert within_one_error([best, Rated(C, 1.7, {"c": 0.5}, 1.0)], C).policy == C
+
+
+def test_a_few_easy_samples_are_no_least_loss() -> None:
+    many, few = _rated(B, 0.1, 0.1, 0.1), Rated(C, 1.7, {"a": -0.3}, 1.0)
+    assert within_one_error([many, few]) == many
+
+
+def test_what_is_usual_at_one_speed_is_not_at_another() -> None:
+    slow, fast = _rated(C, 0.0, 0.1), _rated(A, 0.1, 0.0, speedup=2.5)
+    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {1.7: C, 2.5: A})] == [C, A]
+    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {2.5: A})] == [A]
 
 
 def test_of_ties_that_halt_alike_the_one_that_looks_ahead_least_is_chosen() -> None:

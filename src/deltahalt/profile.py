@@ -152,7 +152,7 @@ def safe_default(decoder: Module) -> str:
     """
     windows = family_of(decoder.config).windows(decoder.config)
     offloaded = any(layer.self_attn.o_proj.weight.is_meta for layer in decoder.layers)
-    first = len(windows) // (2 if offloaded else 8)
+    first = len(windows) // (2 if offloaded else 7)
     start = next((layer for layer in range(first, len(windows) - 1) if windows[layer] is None), None)
     if start is None:
         raise UnsupportedError("no layer of this model sees the whole prompt: name a policy, such as key-norm")

@@ -14,7 +14,7 @@ import transformers
 import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.candidates import USUAL, deciding_layers, late_layer, single, varied
+from deltahalt.evaluation.candidates import USUAL, deciding_layers, late_layer, single, usual_layer, varied
 from deltahalt.evaluation.rating import Rated, choose, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
@@ -39,8 +39,8 @@ def calibrate(
     """Choose a policy for each target speedup by successive halving: see docs/accuracy.md.
 
     Every layer on a few samples; for the better third of them other settings on the same; of all these the better third
-    on three times as many, and the better third of those on all. `choose` decides among the last. The first layer in
-    its usual settings goes through all rounds.
+    on three times as many, and the better third of those on all. `choose` decides among the last. The usual policy
+    goes through all rounds.
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
@@ -77,7 +77,10 @@ def calibrate(
         if max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
         del fields[target]
-    usual = {target: field[0] for target, field in fields.items()}
+    usual = {
+        target: single(usual_layer(layers or able, depth), target, depth, USUAL) or fields[target][0]
+        for target in fields
+    }
     tick("what the full model answers")
     said = own_answers(loaded, own, Way().max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
@@ -94,9 +97,7 @@ def calibrate(
     return Profile(
         model=loaded.name,
         signature=Signature.of(decoder),
-        choices=choose(
-            [tried[policy] for policy in _distinct(chain(*fields.values()))], targets, max_loss, usual.values()
-        ),
+        choices=choose([tried[policy] for policy in _distinct(chain(*fields.values()))], targets, max_loss, usual),
         evidence={
             "tried": [
                 asdict(one.choice) | {"samples": len(one.changes)}

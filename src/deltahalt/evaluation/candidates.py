@@ -37,6 +37,11 @@ def deciding_layers(decoder: Any) -> list[int]:
     return layers
 
 
+def usual_layer(layers: Sequence[int], depth: int) -> int:
+    """Of `layers` the one where the usual policy decides: the nearest to a seventh of the depth."""
+    return min(layers, key=lambda layer: abs(layer - depth / 7))
+
+
 def late_layer(decoder: Any) -> int | None:
     """The first layer from `LATE` of the depth on that sees the whole prompt and has one to save behind it, if any."""
     windows = family_of(decoder.config).windows(decoder.config)

@@ -1,6 +1,6 @@
 """What sweep rows say of policies on the same samples, and which of them to choose."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -59,11 +59,11 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def choose(
-    rated: Sequence[Rated], targets: Sequence[float], max_loss: float | None, usual: Collection[str] = ()
+    rated: Sequence[Rated], targets: Sequence[float], max_loss: float | None, usual: Mapping[float, str] = {}
 ) -> tuple[Choice, ...]:
     """For each target what is best at that speed or above; or, with `max_loss`, the fastest that loses no more.
 
-    usual: policies that are taken unless another is better. Raises InputError if there is none.
+    usual: by target, the policy that is taken unless another is better. Raises InputError if there is none.
     """
     if max_loss is not None:
         kept = [one for one in rated if one.loss <= max_loss]
@@ -75,19 +75,20 @@ def choose(
         fast = [one for one in rated if one.speedup >= target]
         if not fast:
             raise InputError(f"no policy that was measured reaches {target}x: ask for less")
-        chosen.append(within_one_error(fast, usual).choice)
+        chosen.append(within_one_error(fast, usual.get(target)).choice)
     return tuple(dict.fromkeys(chosen))
 
 
-def within_one_error(rated: Sequence[Rated], usual: Collection[str] = ()) -> Rated:
+def within_one_error(rated: Sequence[Rated], usual: str | None = None) -> Rated:
     """The one-standard-error rule: of those that no more than one standard error tells from the least loss, one.
 
-    The error is that of the differences to the policy with the least loss, on the samples that both were measured on.
-    A policy of `usual` comes first: what was good on other models is left only for what is better on this one. Then
-    the one that halts the smallest share of the tokens, since real prompts are harder than generated ones; then the
-    one that looks ahead least.
+    The least loss is that of the policies on most samples; the error that of the differences to it, on the samples that
+    both were measured on. The policy `usual` comes first: what was good on other models is left only for what is better
+    on this one. Then the one that halts the smallest share of the tokens, since real prompts are harder than generated
+    ones; then the one that looks ahead least.
     """
-    best = min(rated, key=lambda one: one.loss)
+    most = max(len(one.changes) for one in rated)
+    best = min((one for one in rated if len(one.changes) == most), key=lambda one: one.loss)
 
     def ties(one: Rated) -> bool:
         both = one.changes.keys() & best.changes.keys()
@@ -95,6 +96,6 @@ def within_one_error(rated: Sequence[Rated], usual: Collection[str] = ()) -> Rat
         return not both or fmean(differences) <= standard_error(differences)
 
     def order(one: Rated) -> tuple[bool, float, int, float]:
-        return one.policy not in usual, halted_share(one.policy), looks_ahead(one.policy), one.loss
+        return one.policy != usual, halted_share(one.policy), looks_ahead(one.policy), one.loss
 
     return min(filter(ties, rated), key=order)

@@ -1,0 +1,44 @@
+"""Choose again from the rows of a calibration, by the rule as it is now, and write the choices into its profile.
+
+usage: choose_again.py ROWS.jsonl PROFILE.json [SPEEDUP,...]
+
+Nothing is measured. Speedups are 1.7 and 2.5 if not given. Of policies that were left on the way only the usual ones
+count, on the samples that they were measured on.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from deltahalt.evaluation.candidates import USUAL, layer_of, single, usual_layer
+from deltahalt.evaluation.rating import Rated, choose, rate
+from deltahalt.evaluation.sweep import read_sweep
+from deltahalt.policies import parse_policy
+from deltahalt.profile import Profile
+
+
+def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile:
+    """The profile with choices anew."""
+    layers = [layer_of(one.policy) for one in rated if len(parse_policy(one.policy).stages) == 1]
+    depth = profile.signature.layers
+    found = {target: single(usual_layer(layers, depth), target, depth, USUAL) for target in targets}
+    usual = {target: policy for target, policy in found.items() if policy}
+    most = max(len(one.changes) for one in rated)
+    last = [one for one in rated if len(one.changes) == most or one.policy in usual.values()]
+    tried = [asdict(one.choice) | {"samples": len(one.changes)} for one in sorted(rated, key=lambda one: one.speedup)]
+    chosen = choose(last, targets, None, usual)
+    return replace(profile, choices=chosen, evidence={**profile.evidence, "tried": tried})
+
+
+def main() -> None:
+    """Write the profile."""
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    rows, file = map(Path, sys.argv[1:3])
+    targets = [float(word) for word in (sys.argv[3] if len(sys.argv) == 4 else "1.7,2.5").split(",")]
+    profile = Profile.parse(file.read_text(encoding="utf-8"), str(file))
+    again(rate(read_sweep(rows)), profile, targets).write(file)
+
+
+if __name__ == "__main__":
+    main()
