@@ -41,6 +41,7 @@ AIMS = [
     Aim("qwen2.5-coder-1.5b", 2.5, -0.05, 0.15),
     Aim("qwen2.5-coder-0.5b", 1.7, -0.05, 0.08),
     Aim("smollm2-135m", 1.7, -0.05, 0.08),
+    Aim("gemma3-270m", 1.7, -0.05, 0.08),
     Aim("qwen2.5-coder-1.5b", 1.5, -0.10, query_free=True),
 ]
 
