@@ -49,12 +49,8 @@ class OpenedLayer:
             stream = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.fed = stream
         after, prompts = None if inside else stream.hidden, self.call.prompts_of(before)
-        decision.observe(
-            partial(view_layer, self.index, self.call, prompts, update, after, stream.hidden),
-            self.call.scored
-            if prompts.lengths == self.call.prompts
-            else None,  # once some have halted, scores are others
-        )
+        scored = self.call.scored if prompts.lengths == self.call.prompts else None  # of whole prompts
+        decision.observe(partial(view_layer, self.index, self.call, prompts, update, after, stream.hidden), scored)
         if self.index == decision.stage.last:
             active = [self._with_behind(kept, row) for row, kept in enumerate(decision.active_sets(prompts))]
             freeze = self.freeze or decision.stage.serves_halted
