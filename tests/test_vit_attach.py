@@ -9,10 +9,12 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 
-from deltahalt import Dash, InputError, PolicyError, UnsupportedError
-from deltahalt.vision import ToMe, VisionDash, VisionZip, halting_vision
+from deltahalt import Dash, Dense, InputError, PolicyError, UnsupportedError, halting
+from deltahalt.vision import VISION_POLICIES, ToMe, VisionDash, VisionZip, halting_vision
+from deltahalt.vision.towers import known_towers
+from test_vision import generated
 from tiny import attributes, tiny
-from tiny_vision import GRID, GROUPS, MROPE, pixels, tiny_vision
+from tiny_vision import GRID, GROUPS, MROPE, ROWS, pixels, tiny_vision, vision_prompts
 
 DASH = VisionDash(retain=0.5, start=1)
 
@@ -29,6 +31,22 @@ def halted(model: Any, policy: Any = DASH) -> torch.Tensor:
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+# Nothing halted
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("policy", VISION_POLICIES.values())
+@pytest.mark.parametrize("name", sorted(known_towers()))
+def test_generate_is_the_host_s_bit_for_bit_where_all_stays(name: str, policy: Any, rows: Any) -> None:
+    model = tiny_vision(name)
+    prompts = vision_prompts(model, name, rows)
+    expected = generated(model, prompts)
+    with halting(model, Dense(), vision=policy(retain=1)):
+        ours = generated(model, prompts)
+    assert torch.equal(ours.sequences, expected.sequences)
+    assert all(map(torch.equal, ours.logits, expected.logits))
 
 
 # Leaving the block

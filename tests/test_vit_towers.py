@@ -202,11 +202,12 @@ def test_a_method_that_leaves_another_number_than_it_said_is_refused() -> None:
 # Positions
 
 
+@pytest.mark.parametrize("policy", VISION_POLICIES.values())
 @pytest.mark.parametrize("name", MROPE)
-def test_kept_features_stand_at_their_own_mrope_coordinates(name: str) -> None:
+def test_kept_features_stand_at_their_own_mrope_coordinates(name: str, policy: Any) -> None:
     """The placeholder that a feature goes to has the row and column of its group."""
     model, grid = tiny_vision(name), GRID[[0, 1]]
-    output, report = halted(model, VisionDash(retain=0.4), grid)
+    output, report = halted(model, keeping(policy, 0.4), grid)
     image, config = model.config.image_token_id, model.config
     start, end = config.vision_start_token_id, config.vision_end_token_id
     ids = torch.tensor([[5, start, *[image] * 12, end, 6, start, *[image] * 4, end, 7]])
