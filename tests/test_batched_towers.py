@@ -4,7 +4,8 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,19 @@ from deltahalt.vision import (
     VisionZip,
     halting_vision,
 )
-from deltahalt.vision.policy import GroupHalting, GroupView
+from deltahalt.vision.policy import GroupView
 from test_marks import features_of
-from test_vision import generated, same
-from test_vit_policies import cosine, match_naively, mean, tofu_naively, tome_naively
-from test_vit_towers import HALTING, keeping
+from test_vit_policies import (
+    match_naively,
+    mean,
+    prumerge_naively,
+    tofu_naively,
+    tome_naively,
+    visionzip_naively,
+)
+from test_vit_towers import HALTING, LastGroups, keeping
 from tiny import attributes
-from tiny_vision import ALONE, BATCH, SEVERAL, tiny_vision, vision_prompts
+from tiny_vision import BATCH, tiny_vision, vision_prompts
 
 TOWERS = list(SIDES)
 DEPTH, IMAGES, TOKENS = 6, 3, 16
@@ -107,19 +114,6 @@ def test_a_tower_that_keeps_all_equals_the_stock_tower(name: str, policy: Any, a
     assert seam.report.speedup_bound == 1
 
 
-@pytest.mark.parametrize("rows", [ALONE, SEVERAL, BATCH], ids=["one image", "two images", "batch"])
-@pytest.mark.parametrize("policy", VISION_POLICIES.values())
-@pytest.mark.parametrize("name", ["llava", "gemma3", "idefics3", "smolvlm"])
-def test_generate_is_the_host_s_bit_for_bit_where_all_stays(name: str, policy: Any, rows: Any) -> None:
-    model = model_of(name)
-    prompts = vision_prompts(model, name, rows)
-    expected = generated(model, prompts)
-    with halting(model, Dense(), vision=policy(retain=1)):
-        ours = generated(model, prompts)
-    assert torch.equal(ours.sequences, expected.sequences)
-    assert same(ours.logits, expected.logits)
-
-
 @pytest.mark.parametrize("policy", [VisionZip(contextual=0, retain=0.4), PruMergePlus(neighbours=0, retain=0.4)])
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_feature_that_takes_up_no_other_is_the_stock_feature_of_its_place(name: str, policy: VisionPolicy) -> None:
@@ -161,16 +155,6 @@ def test_kept_features_stand_at_their_own_placeholders_and_the_others_are_left_o
 
 
 # Halting, against the oracle
-
-
-@dataclass(frozen=True, kw_only=True)
-class LastGroups(GroupHalting):
-    """Keeps the last groups in raster order."""
-
-    name: ClassVar[str] = "last-groups"
-
-    def score(self, view: GroupView) -> torch.Tensor:
-        return view.places.float()
 
 
 @pytest.mark.parametrize("start", [1, 4])
@@ -279,57 +263,32 @@ def looked_at(name: str, model: Any, image: torch.Tensor) -> tuple[list[Patches]
     return batched_oracle.run(name, model, image, look), seen[0]
 
 
+@pytest.mark.parametrize(
+    ("policy", "naively"),
+    [
+        (VisionZip(retain=0.5, contextual=0.4), partial(visionzip_naively, count=8, targets=3)),
+        (PruMergePlus(retain=0.4, neighbours=3), partial(prumerge_naively, count=6, neighbours=3)),
+    ],
+    ids=["visionzip", "prumerge-plus"],
+)
 @pytest.mark.parametrize("name", TOWERS)
-def test_visionzip_is_the_published_method(name: str) -> None:
-    """Most attended tokens stay; of the others, every so-many-th is itself plus the mean of those most like it."""
+def test_a_method_behind_the_tower_equals_the_same_by_hand(name: str, policy: VisionPolicy, naively: Any) -> None:
     model = model_of(name)
-    features, report = halted(name, model, VisionZip(retain=0.5, contextual=0.4))  # 8, of which 3 are contextual
+    features, report = halted(name, model, policy)
     for image, ours, kept in zip(images_of(name), features, report.kept, strict=True):
         with torch.no_grad():
             found, looked = looked_at(name, model, image)
             states = batched_oracle.outgoing(name, model, found)
         lead = found[0].lead
         tokens = batched_oracle.token_of(name, len(states) - lead)
-        attention = attention_naively(looked, tokens)
-        members = [(lead + (tokens == token).nonzero().squeeze(1)).tolist() for token in range(TOKENS)]
+        members = [lead + (tokens == token).nonzero().squeeze(1) for token in range(TOKENS)]
         keys = [mean(looked.keys[rows].mean(dim=1).tolist()) for rows in members]
-        order = sorted(range(TOKENS), key=lambda token: -attention[token])
-        dominant, rest = order[:5], sorted(order[5:])
-        targets = [rest[0], rest[3], rest[6]]
-        taken: dict[int, list[int]] = {target: [] for target in targets}
-        for token in rest:
-            if token not in targets:
-                taken[max(targets, key=lambda target: cosine(keys[token], keys[target]))].append(token)
-        merged = states.clone()
-        for target, others in taken.items():
-            if others:
-                merged[members[target]] += torch.stack([states[members[other]] for other in others]).mean(dim=0)
+        left = naively(attention_naively(looked, tokens), keys, states[torch.stack(members)])
+        for token, group in left.items():
+            states[members[token]] = group
         with torch.no_grad():
-            expected = batched_oracle.features(name, model, found, merged)
-        assert kept.tolist() == sorted(dominant + targets)
-        torch.testing.assert_close(ours[kept], expected[kept], **CLOSE)
-
-
-@pytest.mark.parametrize("name", TOWERS)
-def test_prumerge_plus_weighs_what_it_merges_by_attention(name: str) -> None:
-    model = model_of(name)
-    features, report = halted(name, model, PruMergePlus(retain=0.4, neighbours=3))
-    for image, ours, kept in zip(images_of(name), features, report.kept, strict=True):
-        with torch.no_grad():
-            found, looked = looked_at(name, model, image)
-            states = batched_oracle.outgoing(name, model, found)
-        lead = found[0].lead
-        tokens = batched_oracle.token_of(name, len(states) - lead)
-        attention = attention_naively(looked, tokens)
-        members = [(lead + (tokens == token).nonzero().squeeze(1)).tolist() for token in range(TOKENS)]
-        keys = [mean(looked.keys[rows].mean(dim=1).tolist()) for rows in members]
-        merged = states.clone()
-        for token in kept.tolist():
-            others = sorted(set(range(TOKENS)) - {token}, key=lambda other: -cosine(keys[other], keys[token]))
-            for other in others[:3]:
-                merged[members[token]] += attention[other] / sum(attention) * states[members[other]]
-        with torch.no_grad():
-            expected = batched_oracle.features(name, model, found, merged)
+            expected = batched_oracle.features(name, model, found, states)
+        assert kept.tolist() == list(left)
         torch.testing.assert_close(ours[kept], expected[kept], **CLOSE)
 
 

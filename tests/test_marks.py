@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, InputError, Policy, Progressive, UnsupportedError, halting
 from deltahalt.cache import HaltedCache
-from deltahalt.vision import halting_vision
+from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
 from oracle import Feed, Oracle
 from test_vision import generated, logits_of, more
@@ -166,8 +166,8 @@ def test_without_halting_marks_reach_the_user() -> None:
         assert prompts.feed(Feed(model)).isnan().all()
 
 
-@pytest.mark.parametrize("method", ["vision-dash", "tome", "visionzip", "prumerge-plus"])
-@pytest.mark.parametrize("name", [name for name in VISION if name in known_towers()])
+@pytest.mark.parametrize("method", VISION_POLICIES)
+@pytest.mark.parametrize("name", sorted(known_towers()))
 def test_what_a_method_in_the_vision_tower_leaves(name: str, method: str) -> None:
     """The decoder under both seams, against the host given the same features where they are, and others elsewhere."""
     model = tiny_vision(name)

@@ -1,5 +1,7 @@
 """`halting_vision` comes and goes without a trace, and refuses what it cannot serve."""
 
+import inspect
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +11,13 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 
-from deltahalt import Dash, InputError, PolicyError, UnsupportedError
-from deltahalt.vision import ToMe, VisionDash, VisionZip, halting_vision
+from deltahalt import Dash, Dense, InputError, PolicyError, UnsupportedError, halting
+from deltahalt.vision import VISION_POLICIES, ToMe, VisionDash, VisionZip, halting_vision
+from deltahalt.vision.towers import known_towers
+from test_vision import generated
+from test_vit_towers import keeping
 from tiny import attributes, tiny
-from tiny_vision import GRID, GROUPS, MROPE, pixels, tiny_vision
+from tiny_vision import END, GRID, GROUPS, MROPE, ROWS, START, VIDEO, Prompts, pixels, tiny_vision, vision_prompts
 
 DASH = VisionDash(retain=0.5, start=1)
 
@@ -29,6 +34,45 @@ def halted(model: Any, policy: Any = DASH) -> torch.Tensor:
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+# Nothing halted
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("policy", VISION_POLICIES.values())
+@pytest.mark.parametrize("name", sorted(known_towers()))
+def test_generate_is_the_host_s_bit_for_bit_where_all_stays(name: str, policy: Any, rows: Any) -> None:
+    model = tiny_vision(name)
+    prompts = vision_prompts(model, name, rows)
+    expected = generated(model, prompts)
+    with halting(model, Dense(), vision=policy(retain=1)):
+        ours = generated(model, prompts)
+    assert torch.equal(ours.sequences, expected.sequences)
+    assert all(map(torch.equal, ours.logits, expected.logits))
+
+
+@pytest.mark.parametrize("policy", VISION_POLICIES.values())
+@pytest.mark.parametrize("name", MROPE)
+def test_a_video_in_the_prompt(name: str, policy: Any) -> None:
+    """Two frames of 2 x 2 tokens, which stand apart in Qwen3-VL's prompts."""
+    model, grid = tiny_vision(name), torch.tensor([[2, 4, 4]])
+    frames = [4, 4] if name == "qwen3_vl" else [8]
+    clip = itertools.chain(*([START, *[VIDEO] * tokens, END] for tokens in frames))
+    ids = torch.tensor([[1, 2, *clip, *range(3, 12)]])
+    inputs = {"pixel_values_videos": pixels(grid), "video_grid_thw": grid}
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        inputs["mm_token_type_ids"] = 2 * (ids == VIDEO).long()
+    prompt = Prompts(ids, torch.ones_like(ids), inputs)
+    expected = generated(model, prompt)
+    with halting(model, Dense(), vision=policy(retain=1)):
+        assert all(map(torch.equal, generated(model, prompt).logits, expected.logits))
+    with halting(model, Dense(), vision=keeping(policy, 0.5)) as halted:
+        generated(model, prompt)
+    (kept,) = halted.vision_report.kept
+    assert len(kept) == 4
+    left = torch.cat([(ids[0] != VIDEO).nonzero().squeeze(1), prompt.visual[0].nonzero().squeeze(1)[kept]])
+    assert torch.equal(halted.report.kept[0], left.sort().values)
 
 
 # Leaving the block

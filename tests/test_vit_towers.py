@@ -11,7 +11,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vit_oracle
 from deltahalt import PolicyError
-from deltahalt.vision import VISION_POLICIES, UniformGroups, VisionDash, VisionPolicy, halting_vision
+from deltahalt.vision import (
+    VISION_POLICIES,
+    PruMergePlus,
+    UniformGroups,
+    VisionDash,
+    VisionPolicy,
+    VisionZip,
+    halting_vision,
+)
 from deltahalt.vision.policy import GroupHalting, GroupView
 from memory import Largest
 from tiny_vision import GRID, GROUPS, MROPE, UNIT, pixels, tiny_vision
@@ -78,14 +86,15 @@ def test_a_tower_that_keeps_all_equals_the_stock_tower(name: str, policy: Any, a
     assert report.speedup_bound == 1
 
 
+@pytest.mark.parametrize("policy", [VisionZip(contextual=0, retain=0.4), PruMergePlus(neighbours=0, retain=0.4)])
 @pytest.mark.parametrize("name", MROPE)
-def test_an_opened_block_equals_the_stock_block(name: str) -> None:
-    """Methods that shorten the tower's output open a block and leave it as it is."""
+def test_a_feature_that_takes_up_no_other_is_the_stock_feature_of_its_place(name: str, policy: VisionPolicy) -> None:
+    """The block that these methods look at is opened, and must compute what it does when closed."""
     model = tiny_vision(name)
-    expected = encode(model)
-    output, _ = halted(model, VISION_POLICIES["visionzip"](retain=0.5, contextual=0))
-    assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
+    expected, (output, report) = encode(model), halted(model, policy)
     left = rows_left(output)
+    assert left == places_of(report)
+    assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
     assert torch.equal(output.pooler_output[left], expected.pooler_output[left])
 
 
@@ -193,11 +202,12 @@ def test_a_method_that_leaves_another_number_than_it_said_is_refused() -> None:
 # Positions
 
 
+@pytest.mark.parametrize("policy", VISION_POLICIES.values())
 @pytest.mark.parametrize("name", MROPE)
-def test_kept_features_stand_at_their_own_mrope_coordinates(name: str) -> None:
+def test_kept_features_stand_at_their_own_mrope_coordinates(name: str, policy: Any) -> None:
     """The placeholder that a feature goes to has the row and column of its group."""
     model, grid = tiny_vision(name), GRID[[0, 1]]
-    output, report = halted(model, VisionDash(retain=0.4), grid)
+    output, report = halted(model, keeping(policy, 0.4), grid)
     image, config = model.config.image_token_id, model.config
     start, end = config.vision_start_token_id, config.vision_end_token_id
     ids = torch.tensor([[5, start, *[image] * 12, end, 6, start, *[image] * 4, end, 7]])

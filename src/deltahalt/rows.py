@@ -47,7 +47,7 @@ def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
             fields = json.loads(line)
             row: Any = named[fields.pop("kind", UNNAMED)].of(fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            wanted = " or ".join(named)
-            raise InputError(f"{path}, line {number}: no row of {wanted} ({error}): measure it anew") from error
+            found = f"{path}, line {number}: no row of {' or '.join(named)} ({error})"
+            raise InputError(f"{found}: give a file of such rows, or measure anew") from error
         rows.append(row)
     return rows

@@ -27,7 +27,7 @@ def observe(
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Measure how much attention updates each token, and how much it gets; draw it with `deltahalt plot`."""
+    """Measure how much attention updates each token, and how much it gets; draw it with `deltahalt plot --figure`."""
     from deltahalt.evaluation.observe import columns
     from deltahalt.evaluation.observe import observe as run_observation
     from deltahalt.evaluation.samples import load_samples

@@ -22,7 +22,7 @@ class GroupView:
 
     block: int
     total: int  # groups in the whole image or frame, halted ones included
-    places: torch.Tensor  # [n] row of the tower's output for each group: ascending in raster order
+    places: torch.Tensor  # [n] number of each group among those of all images: ascending in raster order
     hidden_in: torch.Tensor  # [n, u, D] input of the block
     update: torch.Tensor  # [n, u, D] output of the attention module, before the addition: U of the paper's Eq. 1
     queries: Callable[[], torch.Tensor]  # [heads, n * u, d], after rotary embedding

@@ -25,7 +25,10 @@ class VisionReport:
 
     @property
     def flops(self) -> int:
-        """FLOPs of the ViT on the pack (see `deltahalt.vision.flops.tower_flops`)."""
+        """FLOPs of the ViT on the pack: patch embedding, blocks, and the merger of a Qwen ViT (`tower_flops`).
+
+        Without the projector that other models have behind it, which halting leaves as it is.
+        """
         return tower_flops(self.shape, self.loads, self.left)
 
     @property

@@ -19,7 +19,7 @@ class Feed:
 
     inputs: keyword arguments of each block. kinds: the name of the segments in `stream` that each block keeps apart.
     taps: what becomes of the groups in mid-tower, by the number of blocks before it. output: the host's own, to be
-    filled.
+    filled; None where the tower makes one.
     """
 
     stream: GroupStream
