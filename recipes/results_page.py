@@ -33,11 +33,12 @@ columns are: [bench](bench.md), [evaluate](evaluate.md). Lines marked *paper* ar
 Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Rows of smoke-*.jsonl are of
 `make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md).
 
-Rows of eval-shared-*.jsonl are of processes that ran beside each other on one GPU: they give scores, and no efficiency.
-What was measured in the paper's tables shows that the methods there run by the same command. It does not rank them, and
-says nothing about the paper's numbers: the samples are few, of long prompts only the end is read, and the models are
-small ([what the scores show](evaluate.md#what-table-2-shows-here)). A cell is empty where a run was cut off by time, or
-needs what was not at hand. LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
+Times in *-busy.jsonl are of a machine that other work kept busy, and uncertain ([how much](bench.md)). Rows of
+eval-shared-*.jsonl are of processes that ran beside each other on one GPU: they give scores, and no efficiency. What
+was measured in the paper's tables shows that the methods there run by the same command. It does not rank them, and says
+nothing about the paper's numbers: the samples are few, of most prompts only the end is read, and the models are small
+([what the scores show](evaluate.md#what-table-2-shows-here)). A cell is empty where a run was cut off by time, or needs
+what was not at hand. LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
 ([baselines](baselines.md#an-encoder-without-a-hub)). BERTScore needs an encoder that has to be downloaded, and was not
 run."""
 
