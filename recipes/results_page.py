@@ -3,7 +3,8 @@
 usage: results_page.py > docs/results.md
 
 Rows of `deltahalt bench` are in results/prefill-*.jsonl and bench-*.jsonl, rows of `deltahalt eval` in eval-*.jsonl,
-and in smoke-*.jsonl those of `make eval-smoke`, which are of no benchmark and in no table of the paper.
+and in smoke-*.jsonl those of `make eval-smoke`, which are of no benchmark and in no table of the paper. Those of
+eval-shared-*.jsonl ran beside each other on one GPU: they give scores, and no efficiency.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from paper_tables import PAPER
 
 from deltahalt import parse_policy
 from deltahalt.flops import KNOWN_SHAPES, savings
-from deltahalt.harness.rows import EvalRow
+from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.harness.table import EFFICIENCY, setting
 from deltahalt.markdown import table
 from deltahalt.rows import read_rows
@@ -32,24 +33,28 @@ columns are: [bench](bench.md), [evaluate](evaluate.md). Lines marked *paper* ar
 Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Rows of smoke-*.jsonl are of
 `make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md).
 
-What smollm2-135m scores in the paper's tables shows that the methods there run by the same command, and roughly what
-that takes on one core. It does not rank the methods, and says nothing about the paper's numbers: the samples are few,
-of long prompts only the end is read, and the model has 135 million parameters. LLMLingua2 ran with a stand-in for its
-encoder, which is named beside the model ([baselines](baselines.md#an-encoder-without-a-hub)); BERTScore needs an
-encoder that has to be downloaded, and was not run."""
+Times in *-busy.jsonl are of a machine that other work kept busy, and uncertain ([how much](bench.md)). Rows of
+eval-shared-*.jsonl are of processes that ran beside each other on one GPU: they give scores, and no efficiency. What
+was measured in the paper's tables shows that the methods there run by the same command. It does not rank them, and says
+nothing about the paper's numbers: the samples are few, of most prompts only the end is read, and the models are small
+([what the scores show](evaluate.md#what-table-2-shows-here)). A cell is empty where a run was cut off by time, or needs
+what was not at hand. LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
+([baselines](baselines.md#an-encoder-without-a-hub)). BERTScore needs an encoder that has to be downloaded, and was not
+run."""
 
 
 @dataclass(frozen=True)
 class Line:
     """A method in one of the paper's tables. figures: None where there is none.
 
-    model: what ran it, and the method's own encoder if it has one; or the paper.
+    model: what ran it, and the method's own encoder if it has one; or the paper. errors: the figures' standard errors.
     """
 
     method: str
     model: str
     samples: str
     figures: list[float | None]
+    errors: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def page(files: Sequence[Path]) -> str:
     efficiency = [file for file in files if file.name.startswith(("prefill-", "bench-"))]
     evaluations = [file for file in files if file not in efficiency]
     benchmarks = [file for file in evaluations if not file.name.startswith("smoke-")]
-    measured = by_method(row for file in benchmarks for row in read_rows(file, EvalRow))
+    measured = by_method(row for file in benchmarks for row in rows_of(file))
     parts = [HEAD, "## Efficiency", *_listed(efficiency)]
     for name, content in {
         "table1": score_table(PAPER["table1"], measured),
@@ -83,6 +88,12 @@ def page(files: Sequence[Path]) -> str:
     }.items():
         parts += [f"## Table {name[-1]}: {PAPER[name]['title']}", *PAPER[name].get("notes", ()), content]
     return "\n\n".join([*parts, "## Evaluated", *_listed(evaluations)]) + "\n"
+
+
+def rows_of(file: Path) -> list[Any]:
+    """The rows of a file; those of processes that shared a GPU without what they took."""
+    rows: list[Any] = read_rows(file, *KINDS)
+    return [replace(row, **vars(Spent())) for row in rows] if file.name.startswith("eval-shared-") else rows
 
 
 def by_method(rows: Iterable[EvalRow]) -> list[Measured]:
@@ -99,15 +110,17 @@ def by_method(rows: Iterable[EvalRow]) -> list[Measured]:
 
 
 def score_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str:
-    """Scores: the paper's methods, then who else measured them."""
+    """Scores: the paper's methods, then who else measured them, with standard errors where there are."""
     lines = [Line(method, "*paper*", "", scores) for method, scores in paper["paper"].items()]
     columns = {head: ((task, metric), scale) for head, (task, metric, scale) in paper["columns"].items()}
     for one in measured:
-        scores = [one.rows[key].value * scale if key in one.rows else None for key, scale in columns.values()]
+        found = [(one.rows.get(key), scale) for key, scale in columns.values()]
+        scores = [row and row.value * scale for row, scale in found]
+        errors = [row and row.stderr and row.stderr * scale for row, scale in found]
         if one.method in paper["paper"] and any(score is not None for score in scores):
-            lines.append(one.line([key for key, _ in columns.values()], scores))
+            lines.append(replace(one.line([key for key, _ in columns.values()], scores), errors=errors))
     shown = {
-        head: [_shown(line.figures[number], ".3f" if scale == 1 else ".2f") for line in lines]
+        head: [_score(line, number, ".3f" if scale == 1 else ".2f") for line in lines]
         for number, (head, (_, scale)) in enumerate(columns.items())
     }
     means = ["" if None in line.figures else f"{fmean(line.figures):.2f}" for line in lines]
@@ -183,6 +196,11 @@ def _table(lines: Sequence[Line], *columns: dict[str, list[str]]) -> str:
     return table({head: cells for head, cells in whole.items() if any(cells)})
 
 
+def _score(line: Line, number: int, style: str) -> str:
+    error = line.errors[number] if line.errors else None
+    return _shown(line.figures[number], style) + (f" ± {error:{style}}" if error else "")
+
+
 def _shown(figure: float | None, style: str, unit: str = "") -> str:
     return "" if figure is None else f"{figure:{style}}{unit}"
 
@@ -190,7 +208,7 @@ def _shown(figure: float | None, style: str, unit: str = "") -> str:
 def _listed(files: Sequence[Path]) -> Iterator[str]:
     for file in files:
         yield f"`{file.name}`:"
-        rows: list[Any] = read_rows(file, *KINDS)
+        rows = rows_of(file)
         yield brief(markdown(rows), (row.policy for row in rows))
 
 

@@ -1,6 +1,7 @@
 """The README's commands and code run; figures in prose, and tables made by hand, are those of the committed rows."""
 
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from deltahalt.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.flops import KNOWN_SHAPES, dense_loads, policy_loads, true_flops
 from deltahalt.harness.equality import EqualityRow
 from deltahalt.harness.equality import markdown as equality_table
+from deltahalt.harness.rows import EvalRow
 from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
 from deltahalt.show import show_answers
@@ -103,6 +105,33 @@ def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
         own = [row for row in rows if row.batch_size == batch]
         assert sum(row.samples for row in own) >= 100
         assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
+
+
+def test_what_table_2_shows_is_what_the_committed_rows_say() -> None:
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8"))
+    files = [ROOT / "results" / f"eval-shared-{model}.jsonl" for model in ("smollm2-135m", "qwen2.5-coder-0.5b")]
+    rows = [row for file in files for row in read_rows(file, EvalRow)]
+    full = {(row.model, row.task, row.metric): row for row in rows if row.policy == "dense"}
+
+    def scores(task: str) -> str:
+        own = [row for key, row in full.items() if key[1:] == (f"loogle_{task}", "rouge_l")]
+        return " and ".join(f"{row.value:.3f} ± {row.stderr:.3f}" for row in own)
+
+    def errors(task: str) -> str:
+        own = [row.stderr or 0.0 for row in rows if (row.task, row.metric) == (f"loogle_{task}", "rouge_l")]
+        return f"{min(own):.3f} to {max(own):.3f}"
+
+    short, long = scores("shortdep_qa").replace(" and", " (SmolLM2) and"), scores("longdep_qa")
+    assert f"ROUGE-L {short} (Qwen2.5-Coder) on short questions, {long} on long ones" in page
+    short, long, summaries = (errors(task) for task in ("shortdep_qa", "longdep_qa", "longdep_summarization"))
+    assert f"errors are {short} on short, {long} on long questions and {summaries} in summarization" in page
+    apart = [
+        abs(row.value - whole.value) / math.hypot(row.stderr, whole.stderr)
+        for row in rows
+        if (whole := full.get((row.model, row.task, row.metric))) and row.stderr and whole.stderr
+    ]
+    assert f"than {max(apart):.1f} standard errors" in page
+    assert {row.value for row in rows if row.task == "loogle_shortdep_cloze"} == {0.0}
 
 
 def test_every_picture_of_rows_is_drawn_by_one_command_of_the_docs() -> None:

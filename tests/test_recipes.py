@@ -193,6 +193,8 @@ def test_measured_scores_stand_beside_the_papers(recipe: Callable[[str], ModuleT
     measured = page.by_method(rows("llmlingua2:encoder=build/own", 0.5, "qasper"))
     content = page.score_table(paper["table1"], measured)
     assert "| LLMLingua2 | tiny, own | 3 | 50.00 |" in content  # whose encoder is not the published one
+    measured = page.by_method(rows("dash", 0.5, "qasper", stderr=0.125))
+    assert "| DASH | tiny | 3 | 50.00 ± 12.50 |" in page.score_table(paper["table1"], measured)
     every = [task.removeprefix("longbench_").removesuffix("_e") for task, _, _ in paper["table1"]["columns"].values()]
     whole = page.score_table(
         paper["table1"], page.by_method(rows("dense", 0.0, *every[1:]) + rows("dense", 0.13, "qasper"))
@@ -219,6 +221,25 @@ def test_measured_efficiency_is_of_all_a_groups_tasks(
     assert len(table(*full, slow)) == 1  # a task is missing
     assert table(slow, fast) == []  # the full model is
     assert len(table(*full, slow, replace(fast, machine="another"))) == 1
+
+
+def test_processes_that_shared_a_gpu_give_scores_and_no_efficiency(
+    recipe: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    tasks = ("qasper", "multifieldqa_en")
+    measured = rows("dense", 0.5, *tasks, peak_bytes=30) + rows("dash", 0.25, *tasks, peak_bytes=20)
+
+    def shown(name: str) -> list[str]:
+        append_rows(tmp_path / name, measured)
+        return [line for line in recipe("results_page").page([tmp_path / name]).splitlines() if "tiny |" in line]
+
+    own, shared = shown("eval-own.jsonl"), shown("eval-shared-own.jsonl")
+    single = "| Single-document QA | DASH | tiny | 3 | 25.00 |"
+    listed = "| tiny | longbench_qasper_e | score | `dash` |"
+    assert f"{single} 1.00x | 1.00x | 1.00x | 1.00x | 1.50x |" in own
+    assert f"{single}  |  |  |  |  |" in shared
+    assert f"{listed} 0.2500 | 3 | 1.00x | 1.00x | 1.00x | 1.00x | 1.50x |" in own
+    assert f"{listed} 0.2500 | 3 |" in shared
 
 
 def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:
