@@ -2,7 +2,7 @@
 
 import typer
 
-from deltahalt.cli import accuracy, ask, benchmarks, describe, observe, show, speed, view, vision
+from deltahalt.cli import accuracy, ask, benchmarks, describe, look, observe, show, speed, view, vision
 from deltahalt.cli.base import log
 from deltahalt.errors import DeltahaltError
 
@@ -16,6 +16,7 @@ app = typer.Typer(
 for command in (
     ask.run,
     ask.demo,
+    look.look,
     describe.policies,
     describe.flops,
     speed.bench,

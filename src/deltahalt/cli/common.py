@@ -1,6 +1,7 @@
 """Reading options, finding policies, loading models."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from deltahalt.cli.base import log
@@ -30,6 +31,18 @@ def load_vision_model(name: str, **options: Any) -> Any:
 
     log.print(f"loading {name}", markup=False, highlight=False)
     return load_vision(name, **options)
+
+
+def read_image(file: Path) -> Any:
+    """The picture in `file`, in RGB. Raises InputError for one that is missing or no image."""
+    require_pillow()
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {file}: give an image file that is whole, such as a PNG ({error})") from error
 
 
 def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:

@@ -1,12 +1,12 @@
 """A prompt as a page: `view`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log
-from deltahalt.cli.common import load_model, load_vision_model, require_pillow, resolve_policy
+from deltahalt.cli.common import load_model, load_vision_model, read_image, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.policies import parse_policy
 from deltahalt.profile import names_profile
@@ -55,7 +55,7 @@ def view(
             parse_policy(decoding)  # a method of another stage halts nothing in the layers
     text = "" if document is None else read_document(document)
     if image:
-        pictures = [_read_image(file) for file in image]
+        pictures = [read_image(file) for file in image]
         seen = load_vision_model(model, dtype=dtype, device=device)
         with log.status(f"looking at the image with {len(named)} policies"):
             record = record_pictures(seen, pictures, text, question, named)
@@ -67,15 +67,3 @@ def view(
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render(record), encoding="utf-8")
     log.print(f"{page}: {len(record.tokens):,} tokens", markup=False, highlight=False)
-
-
-def _read_image(file: Path) -> Any:
-    """The picture in `file`, in RGB. Raises InputError for one that is missing or no image."""
-    require_pillow()
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {file}: give an image file that is whole, such as a PNG ({error})") from error

@@ -1,0 +1,60 @@
+"""Ask about pictures: `look`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, log, out
+from deltahalt.cli.common import load_vision_model, read_image
+from deltahalt.errors import InputError
+from deltahalt.policies import Dense, parse_policy
+from deltahalt.profile import names_profile
+
+HALTING = "window-attention:scope=visual"
+
+
+def look(
+    image: Annotated[list[Path], typer.Option(help="Image file to ask about; may be given again.")],
+    question: Annotated[str, typer.Option(help="What to ask.")],
+    model: Annotated[str, typer.Option(help="Hub id or local folder of a model of the Qwen2-VL kind.")],
+    policy: Annotated[
+        str | None,
+        typer.Option(help=f"name:option=value,... in the decoder; by default {HALTING}, dense with --vision-policy."),
+    ] = None,
+    vision_policy: Annotated[
+        str | None, typer.Option(help="name:option=value,... in the ViT, such as visionzip; by default none.")
+    ] = None,
+    vision_retain: Annotated[float | None, typer.Option(help="Share of visual tokens that the ViT keeps.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
+    as_json: JsonOption = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Answer a question about pictures on fewer visual tokens, and show what it cost."""
+    from deltahalt.evaluation.pictures.ask import ask_about_pictures
+    from deltahalt.show import show_answers
+    from deltahalt.vision import UniformGroups
+    from deltahalt.vision.policies import parse_vision_policy
+
+    if vision_policy is None and vision_retain is not None:
+        raise InputError("a share for the ViT is given, and no method: name one in --vision-policy, such as visionzip")
+    if policy is not None and names_profile(policy):
+        raise InputError(f"{policy} is for prompts of text: name a policy, such as {HALTING}")
+    policy = policy or (HALTING if vision_policy is None else Dense.name)
+    given = {} if vision_retain is None else {"retain": vision_retain}
+    vision = None if vision_policy is None else parse_vision_policy(vision_policy, **given)
+    methods = {policy if vision_policy is None else f"{vision_policy}/{policy}": (parse_policy(policy), vision)}
+    if compare:
+        methods = {"full model": (Dense(), None if vision is None else UniformGroups(retain=1)), **methods}
+    pictures = [read_image(file) for file in image]
+    loaded = load_vision_model(model, dtype=dtype, device=device)
+    with log.status("looking and answering"):
+        answers = ask_about_pictures(loaded, pictures, question, methods, max_new_tokens=max_new_tokens)
+    if as_json:
+        typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
+    else:
+        show_answers(out, answers)
