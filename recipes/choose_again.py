@@ -7,11 +7,11 @@ count, on the samples that they were measured on.
 """
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from deltahalt.evaluation.candidates import USUAL, layer_of, single, usual_layer
-from deltahalt.evaluation.rating import Rated, choose, rate
+from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.policies import parse_policy
 from deltahalt.profile import Profile
@@ -25,9 +25,8 @@ def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile
     usual = {target: policy for target, policy in found.items() if policy}
     most = max(len(one.changes) for one in rated)
     last = [one for one in rated if len(one.changes) == most or one.policy in usual.values()]
-    tried = [asdict(one.choice) | {"samples": len(one.changes)} for one in sorted(rated, key=lambda one: one.speedup)]
     chosen = choose(last, targets, None, usual)
-    return replace(profile, choices=chosen, evidence={**profile.evidence, "tried": tried})
+    return replace(profile, choices=chosen, evidence={**profile.evidence, "tried": evidence(rated)})
 
 
 def main() -> None:

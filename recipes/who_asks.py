@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 import torch
 
 from deltahalt import Dense, Policy, WindowAttention, halting, parse_policy
-from deltahalt.applying import speedup_bound
 from deltahalt.call import prepare
 from deltahalt.decoder import run_layers
 from deltahalt.evaluation.candidates import single
@@ -34,14 +33,12 @@ from deltahalt.evaluation.sweep import (
     PromptSweep,
     SweepRow,
     Way,
-    digest,
     encode,
     greedy_answer,
     judge,
-    reference_speedup,
+    sweep_row,
 )
 from deltahalt.families import family_of
-from deltahalt.flops import ModelShape
 from deltahalt.models import LoadedModel, load
 from deltahalt.policy import LayerView, place
 from deltahalt.rows import append_rows
@@ -96,9 +93,9 @@ def asked_by(model: Any, policy: WindowAttention, prompt: torch.Tensor, tokens: 
 def measure(loaded: LoadedModel, sample: Sample, policies: Sequence[str], drafter: str) -> Iterator[SweepRow]:
     """A row for each policy and who asks; none where nothing would halt. drafter: of the prefill before the draft."""
     model: Any = loaded.model
-    shape, encoded = ModelShape.of(model.get_decoder().config), encode(loaded, sample, Way())
+    layers, encoded = len(model.get_decoder().layers), encode(loaded, sample, Way())
     tokens = encoded.prompt.shape[1]
-    plans = {text: place(parse_policy(text), shape.layers) for text in {*policies, drafter}}
+    plans = {text: place(parse_policy(text), layers) for text in {*policies, drafter}}
     if any(stage.policies[0].kept(tokens) == tokens for plan in plans.values() for stage in plan):
         return
     shared = PromptSweep(model, encoded.prompt, {plan[0].first for plan in plans.values()})
@@ -116,23 +113,9 @@ def measure(loaded: LoadedModel, sample: Sample, policies: Sequence[str], drafte
         found |= {"": scores(model, policy, encoded.prompt)}
         found |= {" scored exactly": scores(model, exactly(policy), encoded.prompt)}
         for how, given in found.items():
-            prefilled = shared.finish(place(Given.like(policy, given), shape.layers))
+            prefilled = shared.finish(place(Given.like(policy, given), layers))
             verdict, agreed = (judge(model, prefilled, encoded.rest, said) for said in (answer, own))
-            yield SweepRow(
-                sample=digest(sample),
-                task=sample.task,
-                model=loaded.name,
-                policy=f"{text}{how}",
-                prompt=tokens,
-                answer_tokens=len(answer),
-                exact=bool(verdict.right.all()),
-                nll=verdict.nll,
-                full_exact=bool(full.right.all()),
-                full_nll=full.nll,
-                agreement=float(agreed.right.float().mean()),
-                speedup=speedup_bound(shape, policy, tokens),
-                reference_speedup=reference_speedup(policy, shape.layers),
-            )
+            yield sweep_row(loaded, sample, f"{text}{how}", policy, tokens, verdict, full, agreed)
 
 
 def main() -> None:

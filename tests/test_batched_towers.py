@@ -21,7 +21,6 @@ from deltahalt import Dense, UnsupportedError, halting
 from deltahalt.vision import (
     VISION_POLICIES,
     PruMergePlus,
-    ToFu,
     ToMe,
     UniformGroups,
     VisionDash,
@@ -32,11 +31,10 @@ from deltahalt.vision import (
 from deltahalt.vision.policy import GroupView
 from test_marks import features_of
 from test_vit_policies import (
+    each_merging,
     match_naively,
     mean,
     prumerge_naively,
-    tofu_naively,
-    tome_naively,
     visionzip_naively,
 )
 from test_vit_towers import HALTING, LastGroups, keeping
@@ -325,14 +323,7 @@ def merging(name: str, policy: Any, fuse: Callable[..., Any], prunes: set[int]) 
     return change
 
 
-@pytest.mark.parametrize(
-    ("policy", "fuse", "prunes"),
-    [
-        (ToMe(retain=0.3, start=1, step=0.7), tome_naively, set()),
-        (ToFu(retain=0.3, start=1, step=0.7), tofu_naively, {1}),
-    ],
-    ids=["tome", "tofu"],
-)
+@each_merging
 @pytest.mark.parametrize("name", TOWERS)
 def test_merging_in_a_tower_equals_merging_by_hand(name: str, policy: Any, fuse: Any, prunes: set[int]) -> None:
     model = model_of(name)

@@ -474,7 +474,7 @@ def merging(name: str, policy: Any, fuse: Callable[..., Any], prunes: set[int]) 
     return change
 
 
-@pytest.mark.parametrize(
+each_merging = pytest.mark.parametrize(
     ("policy", "fuse", "prunes"),
     [
         (ToMe(retain=0.3, start=1, step=0.7), tome_naively, set()),
@@ -482,6 +482,9 @@ def merging(name: str, policy: Any, fuse: Callable[..., Any], prunes: set[int]) 
     ],
     ids=["tome", "tofu"],
 )
+
+
+@each_merging
 @pytest.mark.parametrize("name", MROPE)
 def test_merging_in_a_tower_equals_merging_by_hand(name: str, policy: Any, fuse: Any, prunes: set[int]) -> None:
     model, grid = tiny_vision(name), UNEVEN

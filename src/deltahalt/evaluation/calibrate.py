@@ -1,7 +1,7 @@
 """Calibration: measure candidate policies on a model by successive halving, keep the best for each speed asked for."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain, zip_longest
 from math import ceil
 from pathlib import Path
@@ -15,7 +15,7 @@ import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.candidates import USUAL, deciding_layers, late_layer, single, usual_layer, varied
-from deltahalt.evaluation.rating import Rated, choose, rate
+from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
 from deltahalt.machine import machine_name
@@ -99,10 +99,7 @@ def calibrate(
         signature=Signature.of(decoder),
         choices=choose([tried[policy] for policy in _distinct(chain(*fields.values()))], targets, max_loss, usual),
         evidence={
-            "tried": [
-                asdict(one.choice) | {"samples": len(one.changes)}
-                for one in sorted(tried.values(), key=lambda one: one.speedup)
-            ],
+            "tried": evidence(tried.values()),
             "tasks": sorted({sample.task for sample in samples}),
             "samples": len(samples),
             "measurements": sum(len(one.changes) for one in tried.values()),

@@ -1,8 +1,9 @@
 """What sweep rows say of policies on the same samples, and which of them to choose."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from deltahalt.errors import InputError
 from deltahalt.evaluation.candidates import halted_share, looks_ahead
@@ -56,6 +57,12 @@ def rate(rows: Sequence[SweepRow]) -> list[Rated]:
 def standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean of `values`; 0 for a single one, which tells of none."""
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def evidence(rated: Iterable[Rated]) -> list[dict[str, Any]]:
+    """What a profile says of policies that were tried, slowest first."""
+    by_speed = sorted(rated, key=lambda one: one.speedup)
+    return [asdict(one.choice) | {"samples": len(one.changes)} for one in by_speed]
 
 
 def choose(

@@ -111,7 +111,6 @@ def sweep_sample(
     if answer is own:
         shared = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1))
     full = judge(model, shared.finish(()), encoded.rest, answer)
-    shape, tokens = ModelShape.of(decoder.config), encoded.prompt.shape[1]
     for text, method in chosen.items():
         if isinstance(method, Method):
             prefilled = prefill(loaded, sample, encoded, method, way)
@@ -119,24 +118,45 @@ def sweep_sample(
             prefilled = shared.finish(plans[text])
         verdict = judge(model, prefilled, encoded.rest, answer, method)
         agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own, method)
-        yield SweepRow(
-            sample=digest(sample),
-            task=sample.task,
-            model=loaded.name,
-            policy=text,
-            prompt=tokens,
-            answer_tokens=len(answer),
-            exact=bool(verdict.right.all()),
-            nll=verdict.nll,
-            full_exact=bool(full.right.all()),
-            full_nll=full.nll,
-            agreement=float(agreed.right.float().mean()),
-            speedup=speedup_bound(shape, method, tokens),
-            reference_speedup=reference_speedup(method, shape.layers),
-            halted_kv=way.halted_kv,
-            query_free=way.query_free,
-            max_answer_tokens=way.max_answer_tokens,
-        )
+        yield sweep_row(loaded, sample, text, method, encoded.prompt.shape[1], verdict, full, agreed, way=way)
+
+
+def sweep_row(
+    loaded: LoadedModel,
+    sample: Sample,
+    policy: str,
+    method: AnyMethod,
+    tokens: int,
+    verdict: Verdict,
+    full: Verdict,
+    agreed: Verdict,
+    *,
+    way: Way = Way(),
+) -> SweepRow:
+    """The row of a method that is called `policy`, on a sample whose prompt has `tokens`.
+
+    verdict, full: of the answer, under the method and by the full model. agreed: of the full model's own answer.
+    """
+    model: Any = loaded.model
+    shape = ModelShape.of(model.get_decoder().config)
+    return SweepRow(
+        sample=digest(sample),
+        task=sample.task,
+        model=loaded.name,
+        policy=policy,
+        prompt=tokens,
+        answer_tokens=len(verdict.right),
+        exact=bool(verdict.right.all()),
+        nll=verdict.nll,
+        full_exact=bool(full.right.all()),
+        full_nll=full.nll,
+        agreement=float(agreed.right.float().mean()),
+        speedup=speedup_bound(shape, method, tokens),
+        reference_speedup=reference_speedup(method, shape.layers),
+        halted_kv=way.halted_kv,
+        query_free=way.query_free,
+        max_answer_tokens=way.max_answer_tokens,
+    )
 
 
 @dataclass(frozen=True)
