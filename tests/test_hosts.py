@@ -15,6 +15,7 @@ from deltahalt import (
     Dense,
     KeyNorm,
     LastTokenAttention,
+    MaxSim,
     Policy,
     Progressive,
     Random,
@@ -245,6 +246,7 @@ EVERY_POLICY = {
     "key-norm": KeyNorm(**SETTINGS),
     "last-token-attention": LastTokenAttention(**SETTINGS),
     "window-attention": WindowAttention(**SETTINGS, window=16, layers=2),
+    "max-sim": MaxSim(**SETTINGS, window=16),
     "random": Random(**SETTINGS),
     "uniform": Uniform(**SETTINGS),
 }

@@ -12,6 +12,7 @@ from deltahalt import (
     DashLayer,
     KeyNorm,
     LastTokenAttention,
+    MaxSim,
     Policy,
     Progressive,
     Random,
@@ -32,6 +33,8 @@ POLICIES = {
     "last-token-attention": LastTokenAttention(**HALF),
     "window-attention": WindowAttention(**HALF, window=3),
     "window-attention-2-layers": WindowAttention(**HALF | {"start": 2}, window=3, layers=2, chunk=3, pooling="max"),
+    "max-sim": MaxSim(**HALF, window=3, kernel=5),
+    "attention-and-max-sim": WindowAttention(**HALF, window=3, similar=1.0),
     "random": Random(**HALF),
     "uniform": Uniform(**HALF),
 }

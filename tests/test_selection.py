@@ -15,6 +15,7 @@ from deltahalt import (
     DashLayer,
     KeyNorm,
     LastTokenAttention,
+    MaxSim,
     PolicyError,
     Random,
     Uniform,
@@ -37,6 +38,7 @@ POLICIES: list[Callable[..., Policy]] = [
     lambda **settings: LastTokenAttention(rows=1, **settings),
     lambda **settings: WindowAttention(window=1, **settings),
     lambda **settings: WindowAttention(window=1, chunk=7, **settings),
+    lambda **settings: MaxSim(window=1, kernel=3, **settings),
     Random,
     Uniform,
 ]
@@ -44,7 +46,7 @@ Case = tuple[dict[str, Any], LayerView]
 every_policy = pytest.mark.parametrize(
     "build",
     POLICIES,
-    ids=["dash", "dash-layer", "key-norm", "last-token", "window", "chunks", "random", "uniform"],
+    ids=["dash", "dash-layer", "key-norm", "last-token", "window", "chunks", "max-sim", "random", "uniform"],
 )
 
 

@@ -13,6 +13,7 @@ from deltahalt.policies.dense import Dense
 from deltahalt.policies.fastv import FastV
 from deltahalt.policies.key_norm import KeyNorm
 from deltahalt.policies.last_token_attention import LastTokenAttention
+from deltahalt.policies.max_sim import MaxSim
 from deltahalt.policies.random import Random
 from deltahalt.policies.single_input_kv import SingleInputKV
 from deltahalt.policies.sparse_vlm import SparseVLM
@@ -27,6 +28,7 @@ POLICIES: dict[str, type[Policy]] = {
         Dash,
         DashLayer,
         WindowAttention,
+        MaxSim,
         LastTokenAttention,
         KeyNorm,
         FastV,
@@ -49,6 +51,7 @@ __all__ = [
     "FastV",
     "KeyNorm",
     "LastTokenAttention",
+    "MaxSim",
     "Random",
     "SingleInputKV",
     "SparseVLM",

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
-from deltahalt.kinds import SCOPES, TEXT
+from deltahalt.policies.asking import askers, check_window
 from deltahalt.policies.attention_scores import received_attention
+from deltahalt.policies.late_interaction import AROUND, late_interaction
 from deltahalt.policy import LayerView, Policy
 
 
@@ -23,6 +24,7 @@ class WindowAttention(Policy):
     ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and take
         the scores there in. Deeper heads know better what an answer needs; asking them costs two projections a layer.
     across: whether a token's score is the sum or the maximum of those that l_s and the layers ahead give it.
+    similar: weight of late interaction (see MaxSim) beside attention, each scaled to sum to one over what may halt.
     """
 
     name: ClassVar[str] = "window-attention"
@@ -36,15 +38,17 @@ class WindowAttention(Policy):
     layers: int = 1
     ahead: int = 0
     across: Literal["sum", "max"] = "sum"
+    similar: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.window <= self.keep_last:
-            raise PolicyError(f"window is {self.window}; its tokens must be kept: 1 to keep_last ({self.keep_last})")
+        check_window(self.window, self)
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
         if self.layers < 1 or self.ahead < 0:
             raise PolicyError(f"layers is {self.layers} and ahead {self.ahead}: give 1 or more, and 0 or more")
+        if self.similar < 0:
+            raise PolicyError(f"similar is {self.similar}; it must be 0 or more")
 
     @property
     def scored_layers(self) -> int:
@@ -59,20 +63,17 @@ class WindowAttention(Policy):
         return replace(self, pruning_ratio=0, chunk=1)
 
     def score(self, view: LayerView) -> torch.Tensor:
-        window = self._asking(view)
+        window = askers(self.window, self, view)
         scores = self._attended(view, window)
         for deeper in islice(view.lookahead(window), self.ahead):
             if deeper.sees_all:
                 found = self._attended(deeper, window).to(scores.device)
                 scores = scores + found if self.across == "sum" else torch.maximum(scores, found)
+        if self.similar:
+            among = self.choice(view)[0]
+            likeness = late_interaction(view, among, window, AROUND)
+            scores = _share(scores, among) + self.similar * _share(likeness, among)
         return scores
-
-    def _asking(self, view: LayerView) -> int:
-        """How many of the last tokens ask: those of the window that are kept in any case."""
-        if TEXT in SCOPES[self.scope]:
-            return self.window
-        may_halt = self.choice(view)[0].nonzero()
-        return min(self.window, len(view.positions) - 1 - int(may_halt[-1]))
 
     def _attended(self, view: LayerView, window: int) -> torch.Tensor:
         """Pooled attention that each token receives at one layer, [n]."""
@@ -81,3 +82,8 @@ class WindowAttention(Policy):
         before = received[None, :, :-window]  # the window itself is kept in any case
         pooled = pool(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
         return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, window))
+
+
+def _share(scores: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """Scores [n] as shares of what the tokens `among` [n] have together."""
+    return scores / scores[among].sum().clamp(min=torch.finfo(scores.dtype).tiny)

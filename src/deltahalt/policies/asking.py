@@ -1,0 +1,19 @@
+"""The last tokens of a prompt, which ask for others: a question stands at the end."""
+
+from deltahalt.errors import PolicyError
+from deltahalt.kinds import SCOPES, TEXT
+from deltahalt.policy import LayerView, Policy
+
+
+def check_window(window: int, policy: Policy) -> None:
+    """Raise PolicyError unless the last `window` tokens, 1 or more, are kept in any case."""
+    if not 1 <= window <= policy.keep_last:
+        raise PolicyError(f"window is {window}; its tokens must be kept: 1 to keep_last ({policy.keep_last})")
+
+
+def askers(window: int, policy: Policy, view: LayerView) -> int:
+    """How many of the last tokens ask: those of the window that are kept in any case."""
+    if TEXT in SCOPES[policy.scope]:
+        return window
+    may_halt = policy.choice(view)[0].nonzero()
+    return min(window, len(view.positions) - 1 - int(may_halt[-1]))

@@ -1,0 +1,37 @@
+"""MaxSim: the passages that resemble the question, found as a retriever would, without any attention."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from deltahalt.errors import PolicyError
+from deltahalt.policies.asking import askers, check_window
+from deltahalt.policies.late_interaction import AROUND, late_interaction
+from deltahalt.policy import LayerView, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxSim(Policy):
+    """Keep the tokens around which the last `window` tokens find states most like their own.
+
+    Asks for states alone: no queries, keys or deeper layers, so layers with a sliding window can decide, too.
+    window: in a scope without text, no more than the tokens behind the last that may halt: only kept tokens ask.
+    kernel: odd width of the surroundings, in tokens, in which a match counts for a token.
+    """
+
+    name: ClassVar[str] = "max-sim"
+    summary: ClassVar[str] = "what is around the best matches of the last window stays active"
+    source: ClassVar[str] = "ours, after ColBERT's late interaction (arXiv 2004.12832)"
+
+    window: int = 32
+    kernel: int = AROUND
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_window(self.window, self)
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        return late_interaction(view, self.choice(view)[0], askers(self.window, self, view), self.kernel)
