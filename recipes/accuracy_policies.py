@@ -1,32 +1,63 @@
 """The policies behind the tables of docs/accuracy.md and docs/ablations.md, for `deltahalt sweep --policies`.
 
 usage: accuracy_policies.py frontier LAYERS VARIED,...
+       accuracy_policies.py resembling LAYERS START,...
        accuracy_policies.py signals START,...
 
-frontier: window attention at 1.7x and 2.5x, in a model of LAYERS layers. One decision at every layer that calibration
-would try, with a look ahead at all deeper ones; at the layers VARIED what else calibration would try, and pairs of
-them. signals: every signal at every START, with what the paper ablates.
+frontier: window attention at 1.7x and 2.5x, in a model of LAYERS layers. One decision at every layer, with a look ahead
+at all deeper ones; at the layers VARIED other chunks and looks ahead, and pairs of them. resembling: late interaction
+at every START and the same speeds, at the first with other surroundings and windows, and beside attention one layer
+deeper. signals: every signal at every START, with what the paper ablates.
 """
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
+from typing import Any
 
-from deltahalt.evaluation.candidates import ALL, DEEPEST, OTHERS, pair, single
-from deltahalt.profile import attention_policy
+from deltahalt.evaluation.candidates import DEEPEST, Form, pair, single
+from deltahalt.profile import AHEAD, attended, resembling
+
+ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
+OTHERS: tuple[dict[str, Any], ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
+SPEEDUPS = (1.7, 2.5)
+
+
+def looking(layers: int, settings: dict[str, Any]) -> Form:
+    """Window attention with these settings, looking ahead at no more layers than there are."""
+
+    def form(start: int, pruning_ratio: float) -> str:
+        ahead = min(settings.get("ahead", 0), layers - 1 - start)
+        return attended(start, pruning_ratio, **settings | {"ahead": ahead})
+
+    return form
 
 
 def frontier(layers: int, varied: list[int]) -> Iterator[str | None]:
     """Policies at 1.7x and 2.5x; None where a schedule cannot be that fast."""
     yield "dense"
-    yield attention_policy(layers // 2, 0.5)
-    for speedup in (1.7, 2.5):
-        every = {layer: single(layer, speedup, layers, ALL) for layer in range(layers // 8, int(DEEPEST * layers) + 1)}
+    yield attended(layers // 2, 0.5)
+    widest = looking(layers, ALL)
+    for speedup in SPEEDUPS:
+        deciding = range(layers // 8, int(DEEPEST * layers) + 1)
+        every = {layer: single(layer, speedup, layers, widest) for layer in deciding}
         yield from every.values()
-        yield from (single(layer, speedup, layers, other) for layer in varied for other in OTHERS)
+        yield from (single(layer, speedup, layers, looking(layers, other)) for layer in varied for other in OTHERS)
         for first, last in combinations(varied, 2):
             if every[first]:
-                yield pair(every[first], every[last] or attention_policy(last, 0.9, **ALL), speedup, layers)
+                yield pair(every[first], every[last] or widest(last, 0.9), speedup, layers)
+
+
+def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:
+    """Late interaction at 1.7x and 2.5x, in other forms too, and beside attention."""
+    first, beside = starts[0], ({"ahead": AHEAD, "similar": 1.0}, {"ahead": AHEAD, "similar": 0.3}, {"similar": 1.0})
+    yield "dense"
+    for speedup in SPEEDUPS:
+        yield from (single(start, speedup, layers) for start in starts)
+        for other in ({"kernel": 257}, {"window": 16}):
+            yield single(first, speedup, layers, partial(resembling, **other))
+        yield from (single(first + 1, speedup, layers, looking(layers, settings)) for settings in beside)
 
 
 def signals(starts: list[str]) -> Iterator[str]:
@@ -58,9 +89,10 @@ def main() -> None:
     lists = [words.split(",") for words in sys.argv[2:]]
     if sys.argv[1:2] == ["signals"] and len(lists) == 1:
         policies = list(signals(*lists))
-    elif sys.argv[1:2] == ["frontier"] and len(lists) == 2:
-        (layers,), varied = ([int(word) for word in words] for words in lists)
-        policies = [policy for policy in frontier(layers, varied) if policy]
+    elif sys.argv[1:2] in (["frontier"], ["resembling"]) and len(lists) == 2:
+        (layers,), starts = ([int(word) for word in words] for words in lists)
+        found = (frontier if sys.argv[1] == "frontier" else late_interaction)(layers, starts)
+        policies = [policy for policy in found if policy]
     else:
         sys.exit(__doc__)
     print(*dict.fromkeys(policies))  # noqa: T201

@@ -15,6 +15,7 @@ from deltahalt.markdown import table
 from deltahalt.profile import shipped
 
 RESULTS = Path(__file__).parents[1] / "results"
+KINDS = ("heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw
 DOCUMENTS = ("loogle", "multi_news")  # tasks whose names begin so
 
 
@@ -111,12 +112,12 @@ def reached_table() -> str:
 
 def measured(model: str, policy: str) -> Kept | None:
     """What a policy keeps, on the largest set of prompts that it was measured on; None if it was on none."""
-    return next((Kept.of(rows[policy]) for rows in _sets(model, "heldout", "frontier") if policy in rows), None)
+    return next((Kept.of(rows[policy]) for rows in _sets(model, *KINDS) if policy in rows), None)
 
 
 def best(aim: Aim) -> Kept:
     """Of policies that are fast enough the one that finds most needles, and then loses least, on most prompts."""
-    sets = _sets(aim.model, *(["query-free"] if aim.query_free else ["heldout", "frontier"]))
+    sets = _sets(aim.model, *(["query-free"] if aim.query_free else KINDS))
     fast = ([own for own in rows.values() if round(own[0].reference_speedup, 2) >= aim.speedup] for rows in sets)
     return max(map(Kept.of, next(filter(None, fast))), key=lambda kept: (kept.found, -fmean(kept.losses)))
 

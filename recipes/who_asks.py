@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,7 @@ from deltahalt.evaluation.sweep import (
 from deltahalt.families import family_of
 from deltahalt.models import LoadedModel, load
 from deltahalt.policy import LayerView, place
+from deltahalt.profile import attended
 from deltahalt.rows import append_rows
 
 ASKING = 16  # tokens that ask beside the window
@@ -132,7 +134,7 @@ def main() -> None:
     loaded = load(given.model, dtype=given.dtype, device=given.device)
     layers = len(loaded.model.get_decoder().layers)
     speedups = [*map(float, given.targets.split(",")), DRAFTED_AT]
-    reached = [single(given.layer, speedup, layers, {"ahead": given.ahead}) for speedup in speedups]
+    reached = [single(given.layer, speedup, layers, partial(attended, ahead=given.ahead)) for speedup in speedups]
     policies = [policy for policy in reached if policy]
     if len(policies) < len(speedups):
         sys.exit(f"a decision at layer {given.layer} of {layers} cannot reach {max(speedups)}x: give an earlier one")

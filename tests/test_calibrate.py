@@ -5,24 +5,21 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from deltahalt import InputError, UnsupportedError, WindowAttention, parse_policy
+from deltahalt import InputError, MaxSim, WindowAttention, parse_policy
 from deltahalt.evaluation import calibrate as calibration
 from deltahalt.evaluation import sweep as sweeping
 from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.calibrate import ROUNDS, calibrate, default_samples, in_turn
 from deltahalt.evaluation.candidates import (
-    ALL,
     LATE_RATIO,
-    USUAL,
+    Form,
     deciding_layers,
     halted_share,
-    late_layer,
     layer_of,
     looks_ahead,
     pair,
@@ -35,14 +32,14 @@ from deltahalt.evaluation.rating import rate
 from deltahalt.evaluation.samples import TASKS, Sample, load_samples
 from deltahalt.evaluation.sweep import SweepRow, digest, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
-from deltahalt.profile import Choice, Profile
-from tiny import tiny
+from deltahalt.profile import AHEAD, Choice, Profile, attended, resembling
 
 
+@pytest.mark.parametrize("form", [resembling, attended])
 @pytest.mark.parametrize("target", [1.5, 1.7, 2.0])
 @pytest.mark.parametrize("layer", [3, 9])
-def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, target: float) -> None:
-    text = single(layer, target, 28, {})
+def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, target: float, form: Form) -> None:
+    text = single(layer, target, 28, form)
     assert text is not None
     (stage,) = parse_policy(text).stages
     assert reference_speedup(stage, 28) >= target
@@ -51,7 +48,7 @@ def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, targe
 
 
 def _at(layer: int, target: float) -> str:
-    text = single(layer, target, 28, USUAL)
+    text = single(layer, target, 28)
     assert text is not None
     return text
 
@@ -67,7 +64,7 @@ def test_two_decisions_meet_their_target_and_ratios_rise(first: int, last: int, 
 
 
 def test_what_no_ratio_reaches_is_none() -> None:
-    assert single(20, 2.0, 28, {}) is None
+    assert single(20, 2.0, 28) is None
     assert pair(_at(20, 1.2), _at(22, 1.1), 2.0, 28) is None
     assert pair(_at(14, 1.5), _at(4, 1.5), 1.5, 28) is None
 
@@ -92,50 +89,56 @@ def test_a_late_decision_lets_the_earlier_ones_halt_less(target: float) -> None:
 
 
 def test_what_halts_as_much_already_is_not_relieved() -> None:
-    assert relieved(_at(15, 1.7), 18, 1.7, 28) is None
+    assert relieved(_at(14, 1.7), 18, 1.7, 28) is None
 
 
-def test_the_late_layer_sees_the_whole_prompt_and_has_one_behind_it() -> None:
-    assert late_layer(SimpleNamespace(config=tiny("llama").config)) == 4
-    assert late_layer(SimpleNamespace(config=tiny("gemma3").config)) == 4
-    assert late_layer(SimpleNamespace(config=tiny("mistral-sliding").config)) is None
+WINDOWS = (None,) * 28
 
 
-def test_the_best_vary_in_chunk_look_ahead_and_number_of_decisions() -> None:
+def test_the_best_vary_in_surroundings_window_signal_and_number_of_decisions() -> None:
     best = [_at(layer, 1.7) for layer in (6, 4, 9, 12)]
-    texts = [text for text in varied(best, 1.7, 28, 18) if text]
+    texts = [text for text in varied(best, 1.7, WINDOWS) if text]
     assert not set(best) & set(texts)
     starts = [[stage.start for stage in parse_policy(text).stages] for text in texts]
-    assert starts[:20] == [[layer] for layer in (6, 4, 9, 12) for _ in range(5)]
+    assert starts[:12] == [[layer] for layer in (6, 4, 9, 12) for _ in range(3)]
+    assert starts[12:20] == [[layer] for layer in (6, 4, 9, 12) for _ in range(2)]
     assert starts[20:] == [[6, 9], [4, 6], [4, 9], [6, 18], [4, 18], [9, 18], [6, 9, 18], [4, 6, 18], [4, 9, 18]]
-    assert len({(looks_ahead(text), text.partition("chunk=")[2][:3]) for text in texts[:5]}) == 5
+    alike = [parse_policy(text).stages[0] for text in texts[:3]]
+    assert {(policy.window, policy.kernel) for policy in alike if isinstance(policy, MaxSim)} == {
+        (32, 257),
+        (32, 65),
+        (16, 129),
+    }
+    attended = [parse_policy(text).stages[0] for text in texts[12:14]]
+    assert [policy.similar for policy in attended if isinstance(policy, WindowAttention)] == [0, 1]
     assert all(halted_share(text) == LATE_RATIO for text in texts[23:])
 
 
-@pytest.mark.parametrize(("layer", "ahead"), [(3, 24), (17, 10)])
-def test_a_look_ahead_at_all_layers_names_as_many_as_there_are(layer: int, ahead: int) -> None:
-    text = single(layer, 1.3, 28, ALL)
-    assert text is not None
-    assert layer_of(text) == layer
-    (stage,) = parse_policy(text).stages
-    assert isinstance(stage, WindowAttention)
-    assert (stage.ahead, stage.across) == (ahead, "max")
+def test_attention_is_tried_at_the_nearest_layer_that_sees_the_whole_prompt() -> None:
+    windows = [None if layer in (5, 11) else 64 for layer in range(18)]
+    best = [text for layer in (2, 3, 7, 13) if (text := single(layer, 1.2, 18))]
+    texts = [text for text in varied(best, 1.2, windows) if text]
+    attended = [text for text in texts if text.startswith("window-attention")]
+    assert [layer_of(text) for text in attended] == [5, 5, 11, 11]
+    assert not any(text.startswith("window-attention") for text in varied(best, 1.2, [64] * 18) if text)
 
 
-@pytest.mark.parametrize(("depth", "expected"), [(28, 4), (24, 3), (30, 4), (12, 2)])
-def test_the_usual_layer_is_near_a_seventh_of_the_depth(depth: int, expected: int) -> None:
-    assert usual_layer(range(1, depth // 2), depth) == expected
+@pytest.mark.parametrize(("layer", "ahead"), [(3, AHEAD), (17, 10)])
+def test_a_look_ahead_names_no_more_layers_than_there_are(layer: int, ahead: int) -> None:
+    texts = [text for text in varied([_at(layer, 1.2)], 1.2, WINDOWS) if text]
+    seen = {looks_ahead(text) for text in texts if text.startswith("window-attention")}
+    assert seen == {ahead}
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(28, 3), (24, 3), (30, 4), (12, 1)])
+def test_the_usual_layer_is_near_an_eighth_of_the_depth(depth: int, expected: int) -> None:
+    assert usual_layer(deciding_layers(depth), depth) == expected
     assert usual_layer([9, 5, 11], depth) == 5
 
 
-def test_layers_that_see_part_of_the_prompt_do_not_decide() -> None:
-    config = tiny("gemma3").config
-    windows = [kind == "sliding_attention" for kind in config.layer_types]
-    layers = deciding_layers(SimpleNamespace(config=config))
-    assert layers
-    assert not any(windows[layer] for layer in layers)
-    with pytest.raises(UnsupportedError, match="no layer"):
-        deciding_layers(SimpleNamespace(config=tiny("mistral-sliding").config))
+def test_layers_from_the_first_few_to_a_little_past_the_middle_decide() -> None:
+    assert deciding_layers(28) == [*range(2, 18)]
+    assert deciding_layers(6) == [*range(4)]
 
 
 def test_tasks_come_in_turn_so_that_the_first_samples_are_of_all() -> None:
@@ -186,12 +189,12 @@ def test_each_round_measures_the_better_third_on_more_samples(
     def third(policies: list[str]) -> list[str]:
         return policies[: max(4, ceil(len(policies) / 3))]
 
-    layers = {target: [text for layer in range(4) if (text := single(layer, target, 6, USUAL))] for target in targets}
+    layers = {target: [text for layer in range(4) if (text := single(layer, target, 6))] for target in targets}
     usual = {target: next(text for text in own if layer_of(text) == 1) for target, own in layers.items()}  # 6 / 7
     fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
     expected = [(12, {text for own in layers.values() for text in own})]
     for target, best in fields.items():
-        fields[target] = [usual[target], *best, *(text for text in varied(best, target, 6, 4) if text)]
+        fields[target] = [usual[target], *best, *(text for text in varied(best, target, (None,) * 6) if text)]
     for count in (12, 36, 50):
         expected.append((count, {text for own in fields.values() for text in own}))
         fields = {

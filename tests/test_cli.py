@@ -310,7 +310,7 @@ def test_a_model_without_a_profile_gets_the_cautious_default(
     assert run(tiny_folder, document, "--json") == 0
     said = capsys.readouterr()
     assert list(json.loads(said.out)) == ["auto"]
-    assert "auto: window-attention:start=0,pruning_ratio=0.35" in said.err
+    assert "auto: max-sim:start=0,pruning_ratio=0.35" in said.err
 
 
 @pytest.mark.parametrize("speedup", ["fast", "1", "0.5,2"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltahalt import InputError, UnsupportedError, WindowAttention, halting, parse_policy
+from deltahalt import InputError, MaxSim, UnsupportedError, WindowAttention, halting, parse_policy
 from deltahalt.policy import place
 from deltahalt.profile import (
     AHEAD,
@@ -20,6 +20,7 @@ from deltahalt.profile import (
     shipped,
 )
 from tiny import VOCAB, tiny
+from tiny_vision import tiny_vision
 
 CHOICES = (Choice("dash:start=2", 1.7, 0.0, 1.0), Choice("random:start=1", 2.5, 0.1, 1.0))
 
@@ -100,35 +101,40 @@ def test_other_texts_are_left_alone(decoder: torch.nn.Module) -> None:
     assert find_policy(policy, decoder) is policy
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma3", "phi3"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma3", "phi3", "mistral-sliding"])
 def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
     model = tiny(variant)
-    text = policy_text("auto", model.get_decoder())
-    (stage,) = place(parse_policy(text), 6)
-    (policy,) = stage.policies
-    assert stage.ahead(policy, stage.last, 6) == 5 - stage.last
+    assert isinstance(parse_policy(policy_text("auto", model.get_decoder())), MaxSim)
     ids = torch.randint(1, VOCAB, (1, 500), generator=torch.Generator().manual_seed(0))
     with halting(model, "auto") as halted:
         model(ids, logits_to_keep=1)
     assert halted.report.lengths[0][-1] == 500 - round(0.35 * (500 - 256 - 128))
 
 
-def test_the_default_looks_ahead_at_so_many_layers_at_most() -> None:
+def test_the_default_decides_after_an_eighth_of_the_layers() -> None:
     (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder())).stages
+    assert (policy.start, policy.layers_ahead) == (2, 0)
+
+
+def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:
+    (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder(), vision=True)).stages
+    assert isinstance(policy, WindowAttention)
     assert (policy.start, policy.layers_ahead) == (2, AHEAD)
+    with halting(tiny_vision("qwen2_vl"), "auto") as halted:
+        assert isinstance(halted.policy, WindowAttention)
 
 
 def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:
     decoder = tiny("llama").get_decoder()
     decoder.layers[4].to("meta")
-    (stage,) = place(parse_policy(safe_default(decoder)), 6)
+    (stage,) = place(parse_policy(safe_default(decoder, vision=True)), 6)
     (policy,) = stage.policies
     assert (stage.last, stage.ahead(policy, stage.last, 6)) == (3, 0)
 
 
-def test_a_model_that_sees_part_of_the_prompt_only_has_no_default() -> None:
+def test_where_no_layer_sees_the_whole_prompt_there_is_no_default_for_pictures() -> None:
     with pytest.raises(UnsupportedError, match="name a policy"):
-        safe_default(tiny("mistral-sliding").get_decoder())
+        safe_default(tiny("mistral-sliding").get_decoder(), vision=True)
 
 
 def test_shipped_profiles_are_whole_and_differ() -> None:

@@ -52,12 +52,14 @@ def test_the_error_is_that_of_paired_differences() -> None:
     assert within_one_error([best, other]) == best
 
 
-def test_what_is_usual_is_left_only_for_what_is_better() -> None:
+def test_what_is_usual_is_left_only_for_what_is_clearly_better() -> None:
     best, tied = _rated(B, 0.0, 0.1, 0.0, 0.1), _rated(C, 0.2, 0.0, 0.1, 0.0)
     assert within_one_error([best, tied]) == best  # it halts less
     assert within_one_error([best, tied], C) == tied
-    worse = _rated(C, 0.1, 0.1, 0.1, 0.1)
-    assert within_one_error([best, worse], C) == best
+    worse = _rated(C, 0.1, 0.1, 0.1, 0.1)  # by 0.05, or 1.7 errors
+    assert within_one_error([best, worse], C) == worse
+    clearly = _rated(C, 0.1, 0.2, 0.2, 0.2)  # by 0.125, or 5
+    assert within_one_error([best, clearly], C) == best
 
 
 def test_only_samples_that_both_were_measured_on_tell_two_policies_apart() -> None:

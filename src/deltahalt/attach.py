@@ -62,7 +62,7 @@ def halting(
     decoder = find_decoder(model)
     base = find_base(model, decoder)
     handover = Handover(vision_family_of(base.config)) if base is not decoder else None
-    chosen = find_policy(policy, decoder)
+    chosen = find_policy(policy, decoder, vision=handover is not None)
     with ExitStack() as undo:
         halted = Halted(
             decoder,
@@ -104,6 +104,11 @@ def find_base(model: Module, decoder: Module) -> Module:
     parent = next((module for module in model.modules() if decoder in module.children()), decoder)
     config = getattr(parent, "config", decoder.config)
     return decoder if config.model_type == decoder.config.model_type else parent
+
+
+def sees_images(model: Module, decoder: Module) -> bool:
+    """Whether the model is a vision-language model, which gives its decoder visual tokens, too."""
+    return find_base(model, decoder) is not decoder
 
 
 def _listen(base: Module, handover: Handover, undo: ExitStack) -> None:

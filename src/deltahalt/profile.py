@@ -16,6 +16,7 @@ from deltahalt.policy import AnyPolicy
 AUTO = "auto"
 FORMAT = 1
 AHEAD = 12  # layers that a look ahead usually takes in: more lost more on most models, and costs more
+EARLY = 8  # of the layers, the part after which late interaction usually decides
 SIGNED = 16  # entries of the final norm that tell models of one shape apart
 
 
@@ -112,8 +113,10 @@ def names_profile(wanted: str) -> bool:
     return name == AUTO or name.endswith(".json")
 
 
-def policy_text(wanted: str, decoder: Module) -> str:
+def policy_text(wanted: str, decoder: Module, *, vision: bool = False) -> str:
     """`wanted` with "auto" and profile files replaced by the policy that they stand for on this host's decoder.
+
+    vision: whether the decoder is given visual tokens, too.
 
     "auto" is the default choice of the profile shipped for the model, or `safe_default` for a model without; a path to
     a .json file is the default choice of that profile. `:2.5` behind either asks for at least that speedup.
@@ -129,7 +132,7 @@ def policy_text(wanted: str, decoder: Module) -> str:
     signature = Signature.of(decoder)
     if name == AUTO:
         known = next((profile for profile in shipped() if profile.signature.matches(signature)), None)
-        return known.choose(speedup) if known is not None else safe_default(decoder)
+        return known.choose(speedup) if known is not None else safe_default(decoder, vision=vision)
     path = Path(name)
     if not path.is_file():
         raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
@@ -139,34 +142,44 @@ def policy_text(wanted: str, decoder: Module) -> str:
     return profile.choose(speedup)
 
 
-def find_policy(wanted: AnyPolicy | str, decoder: Module) -> AnyPolicy:
+def find_policy(wanted: AnyPolicy | str, decoder: Module, *, vision: bool = False) -> AnyPolicy:
     """A policy as it is, or the one that a text stands for: see `policy_text` and `parse_policy`."""
-    return parse_policy(policy_text(wanted, decoder)) if isinstance(wanted, str) else wanted
+    return parse_policy(policy_text(wanted, decoder, vision=vision)) if isinstance(wanted, str) else wanted
 
 
-def safe_default(decoder: Module) -> str:
-    """For a model that nobody has calibrated: a third of the tokens halt early, after a look ahead.
+def safe_default(decoder: Module, *, vision: bool = False) -> str:
+    """For a model that nobody has calibrated: a third of the tokens halt early, by late interaction.
 
-    Where layers are offloaded no look ahead is possible: then half of the tokens, after half of the layers.
-    Raises UnsupportedError for a model without a layer there that sees the whole prompt.
+    Words do not resemble pictures, so with `vision` attention decides, after a look ahead; or where layers are
+    offloaded, so that none is possible, half of the tokens halt after half of the layers.
+    Raises UnsupportedError for a vision-language model without a layer there that sees the whole prompt.
     """
     windows = family_of(decoder.config).windows(decoder.config)
+    if not vision:
+        return resembling(len(windows) // EARLY, 0.35)
     offloaded = any(layer.self_attn.o_proj.weight.is_meta for layer in decoder.layers)
     first = len(windows) // (2 if offloaded else 7)
     start = next((layer for layer in range(first, len(windows) - 1) if windows[layer] is None), None)
     if start is None:
-        raise UnsupportedError("no layer of this model sees the whole prompt: name a policy, such as key-norm")
-    if offloaded:
-        return attention_policy(start, 0.5)
-    return attention_policy(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
+        raise UnsupportedError("no layer of this model sees the whole prompt: name a policy, such as max-sim")
+    return attended(start, 0.5) if offloaded else attended(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
 
 
-def attention_policy(start: int, pruning_ratio: float, **options: Any) -> str:
+def resembling(start: int, pruning_ratio: float, **options: Any) -> str:
+    """Late interaction, in the form that lost least where it was measured: see docs/accuracy.md."""
+    return _in_chunks("max-sim", {"start": start, "pruning_ratio": pruning_ratio}, options)
+
+
+def attended(start: int, pruning_ratio: float, **options: Any) -> str:
     """Attention of the last window, in the form that lost least where it was measured: see docs/accuracy.md.
 
     It has no use for the output of the start layer's FFN, so tokens halt before it: the same tokens for less work.
     """
-    settings: dict[str, Any] = {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention", "heads": "max"}
-    settings |= {"chunk": 64, "keep_first": 256, "keep_last": 128}
-    settings |= {name: value for name, value in options.items() if value}
-    return "window-attention:" + ",".join(f"{name}={value}" for name, value in settings.items())
+    place = {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention", "heads": "max"}
+    return _in_chunks("window-attention", place, options)
+
+
+def _in_chunks(name: str, place: dict[str, Any], options: dict[str, Any]) -> str:
+    protected = {"chunk": 64, "keep_first": 256, "keep_last": 128}
+    settings = place | protected | {name: value for name, value in options.items() if value}
+    return f"{name}:" + ",".join(f"{name}={value}" for name, value in settings.items())

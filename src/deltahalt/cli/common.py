@@ -53,9 +53,10 @@ def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:
 
 def resolve_policy(policy: str, model: Any) -> str:
     """The text of the policy that `policy` stands for on this model; says so where that is not the text itself."""
-    from deltahalt.attach import find_decoder
+    from deltahalt.attach import find_decoder, sees_images
 
-    chosen = policy_text(policy, find_decoder(model))
+    decoder = find_decoder(model)
+    chosen = policy_text(policy, decoder, vision=sees_images(model, decoder))
     if chosen != policy:
         log.print(f"{policy}: {chosen}", markup=False, highlight=False, soft_wrap=True)
     return chosen

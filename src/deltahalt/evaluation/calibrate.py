@@ -14,10 +14,11 @@ import transformers
 import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.candidates import USUAL, deciding_layers, late_layer, single, usual_layer, varied
+from deltahalt.evaluation.candidates import deciding_layers, single, usual_layer, varied
 from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
+from deltahalt.families import family_of
 from deltahalt.machine import machine_name
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Profile, Signature
@@ -51,7 +52,8 @@ def calibrate(
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
-    depth, late = len(decoder.layers), late_layer(decoder)
+    windows = family_of(decoder.config).windows(decoder.config)
+    depth = len(windows)
     own = [replace(sample, answer=None) for sample in in_turn(samples)]
     few, more = ROUNDS
     tried: dict[str, Rated] = {}
@@ -69,25 +71,23 @@ def calibrate(
 
     if not samples:
         raise InputError("there are no samples to calibrate on: give one or more")
-    able = deciding_layers(decoder)
+    able = deciding_layers(depth)
     if unable := sorted(set(layers or ()).difference(able)):
         raise InputError(f"layers {unable} cannot decide: choose among {able}")
-    fields = {target: _distinct(single(layer, target, depth, USUAL) for layer in layers or able) for target in targets}
+    fields = {target: _distinct(single(layer, target, depth) for layer in layers or able) for target in targets}
     for target in [target for target, field in fields.items() if not field]:
         if max_loss is None:
             raise InputError(f"no schedule of this model reaches {target}x: ask for less")
         del fields[target]
     usual = {
-        target: single(usual_layer(layers or able, depth), target, depth, USUAL) or fields[target][0]
-        for target in fields
+        target: single(usual_layer(layers or able, depth), target, depth) or fields[target][0] for target in fields
     }
     tick("what the full model answers")
     said = own_answers(loaded, own, Way().max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     best = {target: better_third(field) for target, field in measure(fields, few).items()}
     fields = {
-        target: _distinct([usual[target], *field, *varied(field, target, depth, late)])
-        for target, field in best.items()
+        target: _distinct([usual[target], *field, *varied(field, target, windows)]) for target, field in best.items()
     }
     for count in (few, more):
         ranked = measure(fields, count)

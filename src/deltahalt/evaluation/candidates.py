@@ -1,22 +1,23 @@
-"""The policies that calibration tries: window attention at a target speedup, in one to three decisions."""
+"""The policies that calibration tries: late interaction and attention at a target speedup, in one to three steps."""
 
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import permutations
-from typing import Any
 
-from deltahalt.errors import UnsupportedError
 from deltahalt.evaluation.sweep import reference_speedup
-from deltahalt.families import family_of
 from deltahalt.policies import parse_policy
-from deltahalt.profile import AHEAD, attention_policy
+from deltahalt.profile import AHEAD, EARLY, attended, resembling
 
-Settings = dict[str, Any]  # options of window attention
-USUAL: Settings = {"ahead": AHEAD}
-ALL: Settings = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
-OTHERS: tuple[Settings, ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
+Form = Callable[..., str]  # of a policy of one decision, given `start` and `pruning_ratio`
+USUAL: Form = resembling
+OTHERS: tuple[Form, ...] = (
+    partial(resembling, kernel=257),
+    partial(resembling, kernel=65),
+    partial(resembling, window=16),
+)
+ATTENDED: tuple[Form, ...] = (attended, partial(attended, similar=1.0))  # after a look ahead at `AHEAD` layers
 DEEPEST = 0.62  # of the depth: a first decision later than that saves too little
 HIGHEST = 0.95  # ratio that a stage may have
 LATE = 2 / 3  # of the depth: where a further decision may relieve the others
@@ -24,47 +25,38 @@ LATE_RATIO = 0.8  # what it halts
 PAIRED = 3  # layers that are tried in pairs, and with a late decision
 
 
-def deciding_layers(decoder: Any) -> list[int]:
-    """Layers that may decide: those that see the whole prompt, from the first few to a little past half depth.
-
-    Raises UnsupportedError if there is none.
-    """
-    windows = family_of(decoder.config).windows(decoder.config)
-    deepest = int(DEEPEST * len(windows))
-    layers = [layer for layer in range(len(windows) // 8, deepest + 1) if windows[layer] is None]
-    if not layers:
-        raise UnsupportedError("no layer of this model sees the whole prompt, so attention cannot be asked there")
-    return layers
+def deciding_layers(depth: int) -> list[int]:
+    """Layers of `depth` that may decide: from the first few to a little past the middle."""
+    return list(range(depth // 10, int(DEEPEST * depth) + 1))
 
 
 def usual_layer(layers: Sequence[int], depth: int) -> int:
-    """Of `layers` the one where the usual policy decides: the nearest to a seventh of the depth."""
-    return min(layers, key=lambda layer: abs(layer - depth / 7))
+    """Of `layers` the one where the usual policy decides: the nearest to an eighth of the depth."""
+    return min(layers, key=lambda layer: abs(layer - depth / EARLY))
 
 
-def late_layer(decoder: Any) -> int | None:
-    """The first layer from `LATE` of the depth on that sees the whole prompt and has one to save behind it, if any."""
-    windows = family_of(decoder.config).windows(decoder.config)
-    return next((layer for layer in range(int(LATE * len(windows)), len(windows) - 1) if windows[layer] is None), None)
-
-
-def varied(best: Sequence[str], target: float, depth: int, late: int | None) -> Iterator[str | None]:
+def varied(best: Sequence[str], target: float, windows: Sequence[int | None]) -> Iterator[str | None]:
     """What else to try at the layers of `best`, single decisions that give `target`, best first.
 
-    Other chunks and looks ahead for each; for the first `PAIRED` also two decisions, and a further one at layer `late`.
+    Other surroundings and windows for each, and attention at the nearest layer that sees the whole prompt; for the
+    first `PAIRED` also two decisions, and a further late one. windows: how far back each layer attends; None for all.
     None where a schedule cannot be that fast.
     """
+    depth = len(windows)
     yield from (single(layer_of(policy), target, depth, other) for policy in best for other in OTHERS)
+    for seeing in {_seeing(layer_of(policy), windows): None for policy in best}:
+        if seeing is not None:
+            ahead = min(AHEAD, depth - 1 - seeing)
+            yield from (single(seeing, target, depth, partial(form, ahead=ahead)) for form in ATTENDED)
     few = best[:PAIRED]
     pairs = [both for first, last in permutations(few, 2) if (both := pair(first, last, target, depth))]
     yield from pairs
-    if late is not None:
-        yield from (relieved(policy, late, target, depth) for policy in (*few, *pairs))
+    yield from (relieved(policy, int(LATE * depth), target, depth) for policy in (*few, *pairs))
 
 
-def single(layer: int, target: float, depth: int, settings: Settings) -> str | None:
+def single(layer: int, target: float, depth: int, form: Form = USUAL) -> str | None:
     """One decision at `layer` with the ratio that gives `target`, in a model `depth` layers deep; None if none does."""
-    return _least(partial(_decision, layer, depth, settings), _ratios(), target, depth)
+    return _least(partial(form, layer), _ratios(), target, depth)
 
 
 def layer_of(policy: str) -> int:
@@ -98,7 +90,7 @@ def relieved(policy: str, late: int, target: float, depth: int) -> str | None:
     last = parse_policy(policy).stages[-1].pruning_ratio
     if last >= LATE_RATIO:
         return None
-    further = _decision(late, depth, USUAL, LATE_RATIO)
+    further = USUAL(late, LATE_RATIO)
     return _least(lambda share: f"{_scaled(policy, share)}+{further}", [n / 100 for n in range(1, 101)], target, depth)
 
 
@@ -113,9 +105,9 @@ def looks_ahead(policy: str) -> int:
     return sum(stage.layers_ahead for stage in parse_policy(policy).stages)
 
 
-def _decision(layer: int, depth: int, settings: Settings, ratio: float) -> str:
-    ahead = min(settings.get("ahead", 0), depth - 1 - layer)
-    return attention_policy(layer, ratio, **settings | {"ahead": ahead})
+def _seeing(layer: int, windows: Sequence[int | None]) -> int | None:
+    """The first layer from `layer` on that sees the whole prompt and has one behind it, if any."""
+    return next((one for one in range(layer, len(windows) - 1) if windows[one] is None), None)
 
 
 def _join(first: str, last: str, ratio: float) -> str:

@@ -10,6 +10,7 @@ from deltahalt.evaluation.candidates import halted_share, looks_ahead
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.profile import Choice
 
+CLEARLY = 3  # standard errors by which another must beat the usual policy: the luckiest of many is two ahead by chance
 CLIP = 0.5  # nats a token by which one sample may count, so that a missed answer does not rule the mean
 
 
@@ -90,9 +91,9 @@ def within_one_error(rated: Sequence[Rated], usual: str | None = None) -> Rated:
     """The one-standard-error rule: of those that no more than one standard error tells from the least loss, one.
 
     The least loss is that of the policies on most samples; the error that of the differences to it, on the samples that
-    both were measured on. The policy `usual` comes first: what was good on other models is left only for what is better
-    on this one. Then the one that halts the smallest share of the tokens, since real prompts are harder than generated
-    ones; then the one that looks ahead least.
+    both were measured on. The policy `usual` comes first, and with `CLEARLY` as many errors: what was good on documents
+    and other models is left only for what is clearly better on this one. Then the one that halts the smallest share of
+    the tokens, since real prompts are harder than generated ones; then the one that looks ahead least.
     """
     most = max(len(one.changes) for one in rated)
     best = min((one for one in rated if len(one.changes) == most), key=lambda one: one.loss)
@@ -100,7 +101,8 @@ def within_one_error(rated: Sequence[Rated], usual: str | None = None) -> Rated:
     def ties(one: Rated) -> bool:
         both = one.changes.keys() & best.changes.keys()
         differences = [one.changes[sample] - best.changes[sample] for sample in both]
-        return not both or fmean(differences) <= standard_error(differences)
+        errors = CLEARLY if one.policy == usual else 1
+        return not both or fmean(differences) <= errors * standard_error(differences)
 
     def order(one: Rated) -> tuple[bool, float, int, float]:
         return one.policy != usual, halted_share(one.policy), looks_ahead(one.policy), one.loss

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from deltahalt.applying import Applied, applying
-from deltahalt.attach import find_decoder
+from deltahalt.attach import find_decoder, sees_images
 from deltahalt.clock import clock
 from deltahalt.documents import context_ends
 from deltahalt.errors import InputError, UnsupportedError
@@ -101,7 +101,8 @@ class DeltahaltLM(HFLM):
             trust_remote_code=trust_remote_code,
         )
         self.name = loaded.name
-        self.policy_text = policy_text(self.policy_text, find_decoder(loaded.model))
+        decoder = find_decoder(loaded.model)
+        self.policy_text = policy_text(self.policy_text, decoder, vision=sees_images(loaded.model, decoder))
         self.policy, self.spent = parse_method(self.policy_text), Spent()
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
         with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
