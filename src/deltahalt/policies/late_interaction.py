@@ -24,5 +24,5 @@ def late_interaction(view: LayerView, among: torch.Tensor, window: int, kernel: 
     pieces = states.split(COMPARED)
     similar = torch.cat([asking @ F.normalize(piece.float() - mean, dim=-1).mT for piece in pieces], dim=1)  # [w, n]
     best = F.max_pool1d(similar.masked_fill(~among, -1)[None], kernel, stride=1, padding=kernel // 2)[0]
-    usual = best[:, among].mean(dim=1, keepdim=True)
+    usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
     return (best - usual).clamp(min=0).square().sum(dim=0).masked_fill(~among, 0)
