@@ -51,3 +51,8 @@ def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
             raise InputError(f"{found}: give a file of such rows, or measure anew") from error
         rows.append(row)
     return rows
+
+
+def rows_so_far(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
+    """The rows of a file that is still written; none if there is no file yet. Raises as `read_rows` for other lines."""
+    return read_rows(path, *kinds) if path.exists() else []

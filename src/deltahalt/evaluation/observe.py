@@ -15,7 +15,7 @@ from deltahalt.models import LoadedModel, LoadedVisionModel
 from deltahalt.observer import observing
 from deltahalt.policies.attention_scores import attention_weights
 from deltahalt.policy import LayerView
-from deltahalt.rows import Row, append_rows, read_rows
+from deltahalt.rows import Row, append_rows, rows_so_far
 
 # Edges of the histogram of relative deltas: decades 10^-3 to 10^1, 40 bins each; what lies beyond is in the end bins.
 DECADES, BINS_A_DECADE = (-3, 1), 40
@@ -109,7 +109,7 @@ def observe_missing(
     tick: Callable[[], None] = lambda: None,
 ) -> list[Observation]:
     """As `observe`; wanted: each sample's digest, and what observes it."""
-    known = [row for row in _read(rows) if row.model == model]
+    known = [row for row in rows_so_far(rows, Observation) if row.model == model]
     seen: list[Observation] = []
     for sample, look in wanted:
         found = [row for row in known if row.sample == sample]
@@ -138,10 +138,6 @@ def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:
 def markdown(rows: Sequence[Observation]) -> str:
     """The rows as a Markdown table."""
     return table(columns(rows))
-
-
-def _read(path: Path) -> list[Observation]:
-    return read_rows(path, Observation) if path.exists() else []
 
 
 @dataclass

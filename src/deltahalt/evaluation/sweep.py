@@ -27,7 +27,7 @@ from deltahalt.methods import AnyMethod, parse_method
 from deltahalt.models import LoadedModel, end_tokens
 from deltahalt.policies import Dense
 from deltahalt.policy import Progressive, Stage, place
-from deltahalt.rows import Row, append_rows, read_rows
+from deltahalt.rows import Row, append_rows, rows_so_far
 from deltahalt.stream import TokenStream
 
 FULL = Dense()
@@ -362,7 +362,7 @@ def _way(row: SweepRow) -> Way:
 
 def read_sweep(path: Path) -> list[SweepRow]:
     """The rows of a JSONL file; none if there is no file yet."""
-    return read_rows(path, SweepRow) if path.exists() else []
+    return rows_so_far(path, SweepRow)
 
 
 def digest(sample: Sample) -> str:

@@ -21,7 +21,7 @@ from deltahalt.machine import machine_name
 from deltahalt.models import LoadedVisionModel
 from deltahalt.policies import Dense
 from deltahalt.report import Report
-from deltahalt.rows import append_rows, read_rows
+from deltahalt.rows import append_rows, rows_so_far
 from deltahalt.stand_in import replace
 from deltahalt.vision.attach import find_tower, halting_vision
 from deltahalt.vision.engine import HaltedTower
@@ -148,7 +148,7 @@ def vision_sweep(
     Rows are added to the JSONL file as they come, and those in it are not measured again. tick: called after each.
     Returns all rows of this model, these combinations and pictures. Raises what both seams raise.
     """
-    known = read_rows(rows, VisionRow) if rows.exists() else []
+    known = rows_so_far(rows, VisionRow)
     done = {_key(row): row for row in known if (row.model, row.pictures) == (loaded.name, pictures)}
     wanted = list(dict.fromkeys([FULL, *chosen]))
     missing = [each for each in wanted if _key(each) not in done]
