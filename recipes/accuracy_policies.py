@@ -45,8 +45,8 @@ def frontier(layers: int, varied: list[int]) -> Iterator[str | None]:
         yield from every.values()
         yield from (single(layer, speedup, layers, looking(layers, other)) for layer in varied for other in OTHERS)
         for first, last in combinations(varied, 2):
-            if every[first]:
-                yield pair(every[first], every[last] or widest(last, 0.9), speedup, layers)
+            if (before := every[first]) is not None:
+                yield pair(before, every[last] or widest(last, 0.9), speedup, layers)
 
 
 def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:

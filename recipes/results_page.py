@@ -115,15 +115,18 @@ def score_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str:
     columns = {head: ((task, metric), scale) for head, (task, metric, scale) in paper["columns"].items()}
     for one in measured:
         found = [(one.rows.get(key), scale) for key, scale in columns.values()]
-        scores = [row and row.value * scale for row, scale in found]
-        errors = [row and row.stderr and row.stderr * scale for row, scale in found]
+        scores = [None if row is None else row.value * scale for row, scale in found]
+        errors = [None if row is None or row.stderr is None else row.stderr * scale for row, scale in found]
         if one.method in paper["paper"] and any(score is not None for score in scores):
             lines.append(replace(one.line([key for key, _ in columns.values()], scores), errors=errors))
     shown = {
         head: [_score(line, number, ".3f" if scale == 1 else ".2f") for line in lines]
         for number, (head, (_, scale)) in enumerate(columns.items())
     }
-    means = ["" if None in line.figures else f"{fmean(line.figures):.2f}" for line in lines]
+    known = [[figure for figure in line.figures if figure is not None] for line in lines]
+    means = [
+        f"{fmean(own):.2f}" if len(own) == len(line.figures) else "" for own, line in zip(known, lines, strict=True)
+    ]
     return _table(lines, shown | {"mean": means})
 
 
