@@ -113,8 +113,8 @@ def match_naively(states: torch.Tensor, among: list[bool], window: int, kernel: 
     scores, half = [0.0] * len(rows), kernel // 2
     for asker in rows[-window:]:
         alike = [sum(a * b for a, b in zip(asker, row, strict=True)) for row in rows]
-        found = [value if free else -1.0 for value, free in zip(alike, among, strict=True)]
-        best = [max(found[max(0, i - half) : i + half + 1]) for i in range(len(found))]
+        found = alike[:-window]
+        best = [max(found[max(0, i - half) : i + half + 1], default=0.0) for i in range(len(alike))]
         usual = sum(value for value, free in zip(best, among, strict=True) if free) / sum(among)
         for i, free in enumerate(among):
             scores[i] += max(0.0, best[i] - usual) ** 2 * free
@@ -150,17 +150,22 @@ def test_max_sim_keeps_the_passage_that_the_question_repeats() -> None:
     assert set(range(20, 24)) <= set(kept.tolist())
 
 
-def test_max_sim_does_not_find_what_stays_in_any_case() -> None:
-    """The asking tokens are most like themselves, and a repetition among the protected tokens needs no finding."""
+def test_max_sim_does_not_find_those_who_ask() -> None:
     view = layer_view(60)
-    states = torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(1))
-    other = states.clone()
-    other[0:4] = 100 * states[-4:] - 99 * states[0:4]
     policy = MaxSim(window=4, kernel=9, keep_first=4, keep_last=4)
-    scores = policy.score(replace(view, hidden_out=states))
+    scores = policy.score(replace(view, hidden_out=torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(1))))
     assert scores[:4].abs().max() == 0
     assert scores[-4:].abs().max() == 0
-    assert scores[4:8].max() < 1  # a match with itself would count in full
+    assert scores[-8:-4].max() < 1  # a match with itself would count in full
+
+
+def test_a_match_among_protected_tokens_speaks_for_what_is_around_it() -> None:
+    """A passage may begin before `keep_first`, and what it says come after."""
+    view = layer_view(60)
+    states = torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(1))
+    states[2:4] = states[-2:]
+    scores = MaxSim(window=2, kernel=9, keep_first=4, keep_last=4).score(replace(view, hidden_out=states))
+    assert scores[4:6].min() > scores[8:].max()
 
 
 def test_max_sim_of_half_precision_states_does_not_overflow() -> None:

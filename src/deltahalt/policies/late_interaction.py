@@ -16,13 +16,15 @@ def late_interaction(view: LayerView, among: torch.Tensor, window: int, kernel: 
     state, by cosine after the mean state is taken away, within `kernel` tokens around; what is more than its average
     over the prompt counts, squared, so that a rare match outweighs many common ones; the sum over askers is the score.
 
-    among: [n] bool, which tokens can be found; others score zero. kernel: odd.
+    among: [n] bool, which tokens may halt; others score zero, but a match among them speaks for its surroundings, too,
+    save for those who ask. kernel: odd.
     """
     states = view.hidden_in if view.hidden_out is None else view.hidden_out  # as they are where tokens halt
     mean = states.mean(dim=0, dtype=torch.float32)
     asking = F.normalize(states[-window:].float() - mean, dim=-1)
     pieces = states.split(COMPARED)
     similar = torch.cat([asking @ F.normalize(piece.float() - mean, dim=-1).mT for piece in pieces], dim=1)  # [w, n]
-    best = F.max_pool1d(similar.masked_fill(~among, -1)[None], kernel, stride=1, padding=kernel // 2)[0]
+    best = F.max_pool1d(similar[None, :, :-window], kernel, stride=1, padding=kernel // 2)[0]
+    best = F.pad(best, (0, window))
     usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
     return (best - usual).clamp(min=0).square().sum(dim=0).masked_fill(~among, 0)
