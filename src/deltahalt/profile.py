@@ -116,10 +116,9 @@ def names_profile(wanted: str) -> bool:
 def policy_text(wanted: str, decoder: Module, *, vision: bool = False) -> str:
     """`wanted` with "auto" and profile files replaced by the policy that they stand for on this host's decoder.
 
-    vision: whether the decoder is given visual tokens, too.
-
     "auto" is the default choice of the profile shipped for the model, or `safe_default` for a model without; a path to
     a .json file is the default choice of that profile. `:2.5` behind either asks for at least that speedup.
+    vision: whether the decoder is given visual tokens, too.
     Raises InputError for a profile that is missing, broken, or of another model.
     """
     if not names_profile(wanted):

@@ -5,10 +5,15 @@ from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policy import LayerView, Policy
 
 
-def check_window(window: int, policy: Policy) -> None:
-    """Raise PolicyError unless the last `window` tokens, 1 or more, are kept in any case."""
+def check_asking(window: int, kernel: int, policy: Policy) -> None:
+    """Raise PolicyError unless the last `window` tokens, 1 or more, are kept in any case, and `kernel` is odd.
+
+    kernel: how many neighbours share what one of them is asked for.
+    """
     if not 1 <= window <= policy.keep_last:
         raise PolicyError(f"window is {window}; its tokens must be kept: 1 to keep_last ({policy.keep_last})")
+    if kernel < 1 or kernel % 2 == 0:
+        raise PolicyError(f"kernel is {kernel}; it must be odd and positive")
 
 
 def askers(window: int, policy: Policy, view: LayerView) -> int:

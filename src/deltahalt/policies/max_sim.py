@@ -5,8 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.errors import PolicyError
-from deltahalt.policies.asking import askers, check_window
+from deltahalt.policies.asking import askers, check_asking
 from deltahalt.policies.late_interaction import AROUND, late_interaction
 from deltahalt.policy import LayerView, Policy
 
@@ -29,9 +28,7 @@ class MaxSim(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_window(self.window, self)
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
+        check_asking(self.window, self.kernel, self)
 
     def score(self, view: LayerView) -> torch.Tensor:
         return late_interaction(view, self.choice(view)[0], askers(self.window, self, view), self.kernel)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies.asking import askers, check_window
+from deltahalt.policies.asking import askers, check_asking
 from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policies.late_interaction import AROUND, late_interaction
 from deltahalt.policy import LayerView, Policy
@@ -42,9 +42,7 @@ class WindowAttention(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_window(self.window, self)
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
+        check_asking(self.window, self.kernel, self)
         if self.layers < 1 or self.ahead < 0:
             raise PolicyError(f"layers is {self.layers} and ahead {self.ahead}: give 1 or more, and 0 or more")
         if self.similar < 0:
@@ -86,4 +84,4 @@ class WindowAttention(Policy):
 
 def _share(scores: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     """Scores [n] as shares of what the tokens `among` [n] have together."""
-    return scores / scores[among].sum().clamp(min=torch.finfo(scores.dtype).tiny)
+    return scores / (scores * among).sum().clamp(min=torch.finfo(scores.dtype).tiny)
