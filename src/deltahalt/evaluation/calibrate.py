@@ -71,17 +71,7 @@ def calibrate(
 
     if not samples:
         raise InputError("there are no samples to calibrate on: give one or more")
-    able = deciding_layers(depth)
-    if unable := sorted(set(layers or ()).difference(able)):
-        raise InputError(f"layers {unable} cannot decide: choose among {able}")
-    fields = {target: _distinct(single(layer, target, depth) for layer in layers or able) for target in targets}
-    for target in [target for target, field in fields.items() if not field]:
-        if max_loss is None:
-            raise InputError(f"no schedule of this model reaches {target}x: ask for less")
-        del fields[target]
-    usual = {
-        target: single(usual_layer(layers or able, depth), target, depth) or fields[target][0] for target in fields
-    }
+    fields, usual = first_fields(layers, targets, depth, all_needed=max_loss is None)
     tick("what the full model answers")
     said = own_answers(loaded, own, Way().max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
@@ -111,6 +101,26 @@ def calibrate(
             "transformers": transformers.__version__,
         },
     )
+
+
+def first_fields(
+    layers: Sequence[int] | None, targets: Sequence[float], depth: int, *, all_needed: bool
+) -> tuple[dict[float, list[str]], dict[float, str]]:
+    """By target, one decision at each of `layers` (None: at all that can) that reaches it, and which of them is usual.
+
+    Targets that no layer reaches are left out, or refused if `all_needed`. Raises InputError for these, and for a layer
+    that cannot decide.
+    """
+    able = deciding_layers(depth)
+    if unable := sorted(set(layers or ()).difference(able)):
+        raise InputError(f"layers {unable} cannot decide: choose among {able}")
+    tried = layers or able
+    fields = {target: _distinct(single(layer, target, depth) for layer in tried) for target in targets}
+    if all_needed and (missed := [target for target, field in fields.items() if not field]):
+        raise InputError(f"no schedule of this model reaches {missed[0]}x: ask for less")
+    fields = {target: field for target, field in fields.items() if field}
+    layer = usual_layer(tried, depth)
+    return fields, {target: single(layer, target, depth) or field[0] for target, field in fields.items()}
 
 
 def default_samples(device: torch.device) -> tuple[str, int]:
