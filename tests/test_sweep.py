@@ -1,5 +1,6 @@
 """The sweep agrees with a real halted generate, resumes, and reads or generates its samples."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -34,12 +35,15 @@ from deltahalt.evaluation.sweep import (
     encode,
     greedy_answer,
     judge,
+    read_sweep,
     reference_speedup,
     sweep,
+    sweep_sample,
 )
 from deltahalt.methods import variants
 from deltahalt.models import LoadedModel
 from deltahalt.policy import AnyPolicy, LayerView, place
+from deltahalt.rows import append_rows
 from tiny import VOCAB, tiny
 
 PROTECTED = {"keep_first": 4, "keep_last": 8}
@@ -132,6 +136,21 @@ def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Pa
     for way in (Way(), Way(query_free=True), Way(halted_kv="frozen"), Way(max_answer_tokens=2), Way()):
         sweep(loaded_tiny, QUESTIONS[:1], SPECS[:2], file, way)
     assert len(file.read_text().splitlines()) == 4 * 2
+
+
+def test_rows_of_another_number_format_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    half = loaded_tiny._replace(model=copy.deepcopy(loaded_tiny.model).to(torch.bfloat16))
+    for loaded in (loaded_tiny, half, loaded_tiny, half):
+        sweep(loaded, QUESTIONS[:1], SPECS[:2], file)
+    assert [row.dtype for row in read_sweep(file)] == ["float32", "float32", "bfloat16", "bfloat16"]
+
+
+def test_rows_that_do_not_say_their_number_format_are_not_run_again(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    unsaid = [replace(row, dtype="") for row in sweep_sample(loaded_tiny, QUESTIONS[0], SPECS[:1])]
+    append_rows(file, unsaid)
+    assert sweep(loaded_tiny, QUESTIONS[:1], SPECS[:1], file) == unsaid
 
 
 def test_the_full_models_own_answer_is_what_generate_gives() -> None:

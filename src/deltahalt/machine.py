@@ -14,13 +14,18 @@ import deltahalt
 def ran_on(model: Any) -> dict[str, Any]:
     """What a row says of where and how a model ran: number format, attention, machine, and versions."""
     return {
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": number_format(model),
         "attention": model.config._attn_implementation,
         "machine": machine_name(model.device),
         "deltahalt": deltahalt.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
+
+
+def number_format(model: Any) -> str:
+    """The name of a model's dtype, such as bfloat16."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def machine_name(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
 from deltahalt.families import family_of
-from deltahalt.machine import machine_name
+from deltahalt.machine import machine_name, number_format
 from deltahalt.models import LoadedModel
 from deltahalt.profile import Profile, Signature
 
@@ -93,7 +93,7 @@ def calibrate(
             "tasks": sorted({sample.task for sample in samples}),
             "samples": len(samples),
             "measurements": sum(len(one.changes) for one in tried.values()),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": number_format(model),
             "machine": machine_name(model.device),
             "seconds": round(perf_counter() - begin),
             "deltahalt": deltahalt.__version__,

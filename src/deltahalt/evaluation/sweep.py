@@ -22,6 +22,7 @@ from deltahalt.errors import InputError
 from deltahalt.evaluation.samples import Sample
 from deltahalt.families import family_of
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
+from deltahalt.machine import number_format
 from deltahalt.method import Method
 from deltahalt.methods import AnyMethod, parse_method
 from deltahalt.models import LoadedModel, end_tokens
@@ -42,7 +43,7 @@ class SweepRow(Row):
     full_exact, full_nll: the same of the full model. agreement: share of the full model's own greedy answer that stays
     the most likely next token. speedup: true-FLOPs ratio on this model and prompt; reference_speedup: of the same
     schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free, max_answer_tokens: as in
-    `Way`.
+    `Way`. dtype: the model's; empty in rows from before it was told.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -63,6 +64,7 @@ class SweepRow(Row):
     halted_kv: str = "drop"
     query_free: bool = False
     max_answer_tokens: int = 48
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def sweep_row(
         halted_kv=way.halted_kv,
         query_free=way.query_free,
         max_answer_tokens=way.max_answer_tokens,
+        dtype=number_format(model),
     )
 
 
@@ -341,9 +344,10 @@ def sweep(
     """Measure every policy on every sample; rows are added to the JSONL file as they come, and those in it are kept.
 
     own: by digest, answers of the full model that are known. tick: called after each sample. Returns all rows of this
-    model, samples, policies and way.
+    model in its number format, samples, policies and way; rows that do not say their format count as of any.
     """
-    known = (row for row in read_sweep(rows) if row.model == loaded.name)
+    formats = number_format(loaded.model), ""
+    known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
     done = {(row.sample, row.policy): row for row in known if _way(row) == way}
     wanted: list[SweepRow] = []
     for sample in samples:

@@ -14,7 +14,7 @@ import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.integrations.lm_eval import DeltahaltLM
-from deltahalt.machine import machine_name
+from deltahalt.machine import machine_name, number_format
 
 
 def run_tasks(
@@ -75,7 +75,7 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 chat_template=chat_template,
                 batch_size=lm.batch_size,
                 max_length=lm.max_length,
-                dtype=str(lm.model.dtype).removeprefix("torch."),
+                dtype=number_format(lm.model),
                 device=str(lm.device),
                 processes=lm.world_size,
                 seed=seed,

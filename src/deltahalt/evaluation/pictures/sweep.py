@@ -17,7 +17,7 @@ from deltahalt.evaluation.pictures.combinations import FULL, Combination
 from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.evaluation.pictures.row import VisionRow
 from deltahalt.evaluation.pictures.samples import Picture, Question, held_out_pictures
-from deltahalt.machine import machine_name
+from deltahalt.machine import machine_name, number_format
 from deltahalt.models import LoadedVisionModel
 from deltahalt.policies import Dense
 from deltahalt.report import Report
@@ -121,7 +121,7 @@ def measure(
         kept=kept / visual,
         vision_flops=seen.flops,
         flops=sum(report.flops for report in reports) / sum(report.full_flops for report in reports),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=number_format(model),
         machine=machine_name(model.device),
     )
 
