@@ -2,12 +2,15 @@
 
 usage: accuracy_policies.py frontier LAYERS VARIED,...
        accuracy_policies.py resembling LAYERS START,...
+       accuracy_policies.py further LAYERS START
        accuracy_policies.py signals START,...
 
 frontier: window attention at 1.7x and 2.5x, in a model of LAYERS layers. One decision at every layer, with a look ahead
-at all deeper ones; at the layers VARIED other chunks and looks ahead, and pairs of them. resembling: late interaction
-at every START and the same speeds, at the first with other surroundings and windows, and beside attention one layer
-deeper. signals: every signal at every START, with what the paper ablates.
+at all deeper ones; at the layers VARIED other chunks and looks ahead, and pairs of them. resembling: late interaction,
+asked by 32 tokens, at every START and the same speeds; at the first with wider surroundings, and as it is now used,
+asked by 16; one layer deeper beside attention. further: late interaction at START and the layer before, at other ratios
+and in other forms, and followed by a second decision in the middle of the model. signals: every signal at every START,
+with what the paper ablates.
 """
 
 import sys
@@ -16,12 +19,14 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from deltahalt.evaluation.candidates import DEEPEST, Form, pair, single
+from deltahalt.evaluation.candidates import DEEPEST, HIGHEST, Form, pair, single
+from deltahalt.policies import parse_policy
 from deltahalt.profile import AHEAD, attended, resembling
 
 ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
 OTHERS: tuple[dict[str, Any], ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
 SPEEDUPS = (1.7, 2.5)
+wide: Form = partial(resembling, window=None)  # asked by the 32 tokens that are max-sim's own default
 
 
 def looking(layers: int, settings: dict[str, Any]) -> Form:
@@ -50,14 +55,39 @@ def frontier(layers: int, varied: list[int]) -> Iterator[str | None]:
 
 
 def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:
-    """Late interaction at 1.7x and 2.5x, in other forms too, and beside attention."""
+    """Late interaction at 1.7x and 2.5x, asked by 32 tokens, in other forms too, and beside attention."""
     first, beside = starts[0], ({"ahead": AHEAD, "similar": 1.0}, {"ahead": AHEAD, "similar": 0.3}, {"similar": 1.0})
     yield "dense"
     for speedup in SPEEDUPS:
-        yield from (single(start, speedup, layers) for start in starts)
-        for other in ({"kernel": 257}, {"window": 16}):
-            yield single(first, speedup, layers, partial(resembling, **other))
+        yield from (single(start, speedup, layers, wide) for start in starts)
+        yield single(first, speedup, layers, partial(wide, kernel=257))
+        yield single(first, speedup, layers)
         yield from (single(first + 1, speedup, layers, looking(layers, settings)) for settings in beside)
+
+
+def further(layers: int, starts: list[int]) -> Iterator[str | None]:
+    """Late interaction at the only start at other ratios, with other settings, and with a second decision behind it."""
+    (start,) = starts
+    yield "dense"
+    yield from (wide(start, ratio) for ratio in (0.15, 0.3, 0.56, 0.75))
+    similar = partial(attended, similar=1.0)
+    third, half = round(0.36 * layers), layers // 2
+    later: list[tuple[Form, int, float]] = [
+        (similar, third, 0.5),
+        (similar, half, 0.5),
+        (attended, half, 0.5),
+        (wide, third, 0.5),
+    ]
+    later += [(similar, half, 0.75), (similar, half, 0.33)]
+    settings = ({"keep_first": 1024}, {"chunk": 128}, {"window": 64}, {"window": 16, "kernel": 257})
+    for speedup in SPEEDUPS:
+        first = single(start, speedup, layers, wide)
+        assert first is not None
+        yield single(start - 1, speedup, layers, wide)
+        yield from (single(start, speedup, layers, partial(wide, **other)) for other in settings)
+        yield from (pair(first, form(layer, HIGHEST), speedup, layers, (share,)) for form, layer, share in later)
+    alone = parse_policy(single(start, SPEEDUPS[0], layers) or "")
+    yield f"random:start={start},pruning_ratio={alone.stages[0].pruning_ratio},chunk=64,keep_first=256,keep_last=128"
 
 
 def signals(starts: list[str]) -> Iterator[str]:
@@ -84,15 +114,17 @@ def signals(starts: list[str]) -> Iterator[str]:
     yield from (f"dash:start={start},{usual}" for start in ("0.2", "0.3", "0.6", "0.7"))
 
 
+BY_LAYERS = {"frontier": frontier, "resembling": late_interaction, "further": further}
+
+
 def main() -> None:
     """Print the policies, separated by blanks."""
     lists = [words.split(",") for words in sys.argv[2:]]
     if sys.argv[1:2] == ["signals"] and len(lists) == 1:
         policies = list(signals(*lists))
-    elif sys.argv[1:2] in (["frontier"], ["resembling"]) and len(lists) == 2:
+    elif len(lists) == 2 and sys.argv[1] in BY_LAYERS:
         (layers,), starts = ([int(word) for word in words] for words in lists)
-        found = (frontier if sys.argv[1] == "frontier" else late_interaction)(layers, starts)
-        policies = [policy for policy in found if policy]
+        policies = [policy for policy in BY_LAYERS[sys.argv[1]](layers, starts) if policy]
     else:
         sys.exit(__doc__)
     print(*dict.fromkeys(policies))  # noqa: T201

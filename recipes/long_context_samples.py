@@ -15,6 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LONGEST = 44_000  # characters of a document
+BEFORE_NEWS = "You are given several news passages. Write a one-page summary of all news.\n\nNews:\n"
+NEWS = "Now, write a one-page summary of all the news.\n\nSummary:"
+ABSTRACT = "Write the abstract of the article above.\nAbstract:"
 CITIES = ["Lisbon", "Oslo", "Quito", "Hanoi", "Tunis", "Perth", "Turin", "Leeds"]
 
 Row = dict[str, Any]
@@ -47,14 +51,12 @@ def _needle(essays: list[str], draw: random.Random, characters: int, keys: int, 
 
 def multi_news(folder: Path, draw: random.Random, longest: int) -> list[Row]:
     """Summaries of several articles (LongBench), with LongBench's own instruction in spirit."""
-    before = "You are given several news passages. Write a one-page summary of all news.\n\nNews:\n"
-    question = "Now, write a one-page summary of all the news.\n\nSummary:"
     return [
         {
             "task": "multi_news",
-            "prompt": before + row["context"][:longest],
+            "prompt": BEFORE_NEWS + row["context"][:longest],
             "answer": row["answers"][0],
-            "question": question,
+            "question": NEWS,
         }
         for row in _shuffled(folder / "longbench/multi_news.jsonl", draw)[:24]
     ]
@@ -88,40 +90,54 @@ def loogle(folder: Path, _: random.Random, longest: int) -> list[Row]:
     """Questions and abstracts (LooGLE), documents cut at `longest` characters."""
     rows = []
     for file, task in (("shortdep_qa", "loogle_short_qa"), ("longdep_qa", "loogle_long_qa")):
-        for row in _read(folder / f"loogle/{file}.jsonl"):
+        for row in read_rows(folder / f"loogle/{file}.jsonl"):
             text = row["input"][:longest]
             for pair in ast.literal_eval(row["qa_pairs"]):
                 inside = task == "loogle_long_qa" or pair.get("S", "")[:60] in text
                 if inside and len(row["input"]) <= 120_000:
-                    question = f"Question: {pair['Q']}\nAnswer:"
-                    rows.append({"task": task, "prompt": text, "answer": str(pair["A"]), "question": question})
-    for row in _read(folder / "loogle/longdep_summarization.jsonl"):
-        question = "Write the abstract of the article above.\nAbstract:"
-        rows.append(
-            {"task": "loogle_summ", "prompt": row["input"][:longest], "answer": row["output"], "question": question}
-        )
-    return rows
+                    answer, question = str(pair["A"]), loogle_question(pair)
+                    rows.append({"task": task, "prompt": text, "answer": answer, "question": question})
+    return rows + [
+        {"task": "loogle_summ", "prompt": row["input"][:longest], "answer": row["output"], "question": ABSTRACT}
+        for row in read_rows(folder / "loogle/longdep_summarization.jsonl")
+    ]
+
+
+def loogle_question(pair: Row) -> str:
+    """How one of a document's question-answer pairs is asked."""
+    return f"Question: {pair['Q']}\nAnswer:"
 
 
 def _shuffled(path: Path, draw: random.Random) -> list[Row]:
-    rows = _read(path)
+    rows = read_rows(path)
     draw.shuffle(rows)
     return rows
 
 
-def _read(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file, compressed or not."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def main() -> None:
-    """Write the samples, in a drawn order."""
-    folder, out, longest = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 44_000
+def samples(folder: Path, longest: int = LONGEST) -> list[Row]:
+    """All samples, in a drawn order."""
     draw = random.Random(7)
     rows = [row for make in (needles, multi_news, ruler, key_value, loogle) for row in make(folder, draw, longest)]
     draw.shuffle(rows)
+    return rows
+
+
+def write_rows(rows: list[Row], out: Path) -> None:
+    """Write rows as JSONL."""
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the samples."""
+    longest = int(sys.argv[3]) if len(sys.argv) > 3 else LONGEST
+    write_rows(samples(Path(sys.argv[1]), longest), Path(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -105,9 +105,9 @@ def test_the_best_vary_in_surroundings_window_signal_and_number_of_decisions() -
     assert starts[20:] == [[6, 9], [4, 6], [4, 9], [6, 18], [4, 18], [9, 18], [6, 9, 18], [4, 6, 18], [4, 9, 18]]
     alike = [parse_policy(text).stages[0] for text in texts[:3]]
     assert {(policy.window, policy.kernel) for policy in alike if isinstance(policy, MaxSim)} == {
-        (32, 257),
-        (32, 65),
-        (16, 129),
+        (16, 257),
+        (16, 65),
+        (32, 129),
     }
     attended = [parse_policy(text).stages[0] for text in texts[12:14]]
     assert [policy.similar for policy in attended if isinstance(policy, WindowAttention)] == [0, 1]

@@ -10,6 +10,7 @@ from deltahalt import InputError, MaxSim, UnsupportedError, WindowAttention, hal
 from deltahalt.policy import place
 from deltahalt.profile import (
     AHEAD,
+    ASKING,
     Choice,
     Profile,
     Signature,
@@ -113,7 +114,8 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
 
 def test_the_default_decides_after_an_eighth_of_the_layers() -> None:
     (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder())).stages
-    assert (policy.start, policy.layers_ahead) == (2, 0)
+    assert isinstance(policy, MaxSim)
+    assert (policy.start, policy.window) == (2, ASKING)
 
 
 def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:

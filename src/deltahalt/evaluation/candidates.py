@@ -15,7 +15,7 @@ USUAL: Form = resembling
 OTHERS: tuple[Form, ...] = (
     partial(resembling, kernel=257),
     partial(resembling, kernel=65),
-    partial(resembling, window=16),
+    partial(resembling, window=32),
 )
 ATTENDED: tuple[Form, ...] = (attended, partial(attended, similar=1.0))  # after a look ahead at `AHEAD` layers
 DEEPEST = 0.62  # of the depth: a first decision later than that saves too little
@@ -66,15 +66,15 @@ def layer_of(policy: str) -> int:
     return stage.start
 
 
-def pair(first: str, last: str, target: float, depth: int) -> str | None:
+def pair(first: str, last: str, target: float, depth: int, shares: Sequence[float] = (0.5, 0.75)) -> str | None:
     """Two decisions that give `target` together, at the layers of two single ones; None if none do.
 
-    The first halts half of what it would alone, or three quarters where half is too little; the second does the rest.
+    The first halts a share of what it would alone, the earliest of `shares` with which the second can do the rest.
     """
     before, after = parse_policy(first).stages[0], parse_policy(last).stages[0]
     if before.start >= after.start:
         return None
-    for share in (0.5, 0.75):
+    for share in shares:
         ratio = round(share * before.pruning_ratio, 3)
         both = _least(partial(_join, _with_ratio(first, ratio), last), _ratios(ratio), target, depth)
         if both is not None:
