@@ -33,8 +33,10 @@ from deltahalt.harness.local import read_jsonl
 from deltahalt.harness.loogle import questions, score_cloze, score_text, share
 from deltahalt.harness.lookup import OWN_TASKS, find_tasks
 from deltahalt.harness.needle import DEPTHS, needle_rows
+from deltahalt.harness.rows import EvalRow
 from deltahalt.harness.run import run_tasks
 from deltahalt.integrations.lm_eval import DeltahaltLM
+from deltahalt.rows import read_rows
 
 # LongBench-E's tasks (DASH, Table 1), each with a right answer in its own form.
 LONGBENCH_E = {
@@ -474,6 +476,14 @@ def test_loogles_answers_are_scored_by_the_encoder_given(data: Path, encoder: Pa
     scores = task.process_results(task.eval_docs[0], ["in the harbour"])
     assert scores == pytest.approx({"rouge_l": 1, "rouge_l_recall": 1, "bertscore_f1": 1}, abs=1e-5)
     assert set(tasks["loogle_shortdep_cloze"].aggregation()) == {"exact_match", "partial_match"}
+
+
+def test_a_row_of_bertscore_names_its_encoder(evaluate: Callable[..., int], tmp_path: Path, encoder: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    options = ["--bertscore", f"{encoder}:2", "--limit", "1", "--policy", "dense", "--rows", str(rows)]
+    assert evaluate("--tasks", "loogle_shortdep_qa", *options) == 0
+    named = {row.metric: row.encoder for row in read_rows(rows, EvalRow)}
+    assert named == {"rouge_l": "", "rouge_l_recall": "", "bertscore_f1": f"{encoder.name}:2"}
 
 
 @pytest.mark.parametrize(("layer", "complaint"), [("9", "no layer 9"), ("two", "MODEL:LAYER"), ("", "MODEL:LAYER")])

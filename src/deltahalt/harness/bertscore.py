@@ -8,6 +8,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from deltahalt.errors import InputError, ModelError
 
+BERTSCORE = "bertscore_f1"  # what lm-eval calls the metric
+
 
 class BertScore:
     """Scores texts by an encoder `MODEL:LAYER`: a hub id or local folder, and the layer whose states are compared.

@@ -13,7 +13,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.ruler import common_utils
 
 from deltahalt.errors import InputError
-from deltahalt.harness.bertscore import load_bertscore
+from deltahalt.harness.bertscore import BERTSCORE, load_bertscore
 from deltahalt.harness.local import longbench_rows, ruler_rows
 from deltahalt.harness.loogle import answered, score_text
 from deltahalt.harness.needle import needle_rows
@@ -143,7 +143,8 @@ def _with_bertscore(config: Config, encoder: str | None) -> Config:
     bertscore = load_bertscore(encoder)
 
     def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-        return score_text(doc, results) | {"bertscore_f1": bertscore.f1(answered(results), doc["answer"])}
+        return score_text(doc, results) | {BERTSCORE: bertscore.f1(answered(results), doc["answer"])}
 
-    metrics = [*config["metric_list"], {"metric": "bertscore_f1", **MEAN}]
-    return config | {"process_results": score, "metric_list": metrics}
+    metrics = [*config["metric_list"], {"metric": BERTSCORE, **MEAN}]
+    metadata = config["metadata"] | {BERTSCORE: Path(encoder).name}
+    return config | {"process_results": score, "metric_list": metrics, "metadata": metadata}

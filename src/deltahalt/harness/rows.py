@@ -46,8 +46,9 @@ class EvalRow(Row):
     """One metric of one task.
 
     stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
-    task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing. The
-    last five are those of `Spent`, in this process.
+    task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing. From
+    prefill_seconds to peak_bytes: those of `Spent`, in this process. encoder: BERTScore's and its layer, no folders;
+    empty for other metrics, and in rows from before it was told.
     """
 
     kind: ClassVar[str] = "eval"
@@ -80,3 +81,4 @@ class EvalRow(Row):
     prompt_tokens: int
     new_tokens: int
     peak_bytes: int | None
+    encoder: str = ""

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 import deltahalt
 from deltahalt.errors import InputError
+from deltahalt.harness.bertscore import BERTSCORE
 from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.integrations.lm_eval import DeltahaltLM
 from deltahalt.machine import machine_name, number_format
@@ -82,6 +83,7 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 version=str(results["versions"][task]),
                 machine=machine_name(lm.device),
                 **asdict(lm.spent),
+                encoder=results["configs"][task]["metadata"].get(BERTSCORE, "") if name == BERTSCORE else "",
                 deltahalt=deltahalt.__version__,
                 lm_eval=version("lm_eval"),
                 transformers=version("transformers"),
