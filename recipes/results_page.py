@@ -4,7 +4,7 @@ usage: results_page.py > docs/results.md
 
 Rows of `deltahalt bench` are in results/prefill-*.jsonl and bench-*.jsonl, rows of `deltahalt eval` in eval-*.jsonl,
 and in smoke-*.jsonl those of `make eval-smoke`, which are of no benchmark and in no table of the paper. Those of
-eval-shared-*.jsonl ran beside each other on one GPU: they give scores, and no efficiency.
+eval-shared-*.jsonl ran beside each other on one machine: they give scores, and no efficiency.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,13 +34,13 @@ Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the mo
 `make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md).
 
 Times in *-busy.jsonl are of a machine that other work kept busy, and uncertain ([how much](bench.md)). Rows of
-eval-shared-*.jsonl are of processes that ran beside each other on one GPU: they give scores, and no efficiency. What
+eval-shared-*.jsonl are of processes that ran beside each other on one machine: they give scores, no efficiency. What
 was measured in the paper's tables shows that the methods there run by the same command. It does not rank them, and says
 nothing about the paper's numbers: the samples are few, of most prompts only the end is read, and the models are small
 ([what the scores show](evaluate.md#what-table-2-shows-here)). A cell is empty where a run was cut off by time, or needs
 what was not at hand. LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
-([baselines](baselines.md#an-encoder-without-a-hub)). BERTScore needs an encoder that has to be downloaded, and was not
-run."""
+([baselines](baselines.md#an-encoder-without-a-hub)). BERTScore is by a small encoder, all-MiniLM-L6-v2, and not the
+paper's, so that its height says nothing beside theirs."""
 
 
 @dataclass(frozen=True)

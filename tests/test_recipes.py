@@ -64,6 +64,7 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows(recipe: C
         assert tables.filled(page) == page, f"{file.name}: make results"
     shown = {name for page in written.values() for _, _, name, _ in tables.MARKED.findall(page)}
     sweeps = (
+        "d3",
         "development",
         "frontier",
         "frozen",
