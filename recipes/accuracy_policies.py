@@ -20,7 +20,6 @@ from itertools import combinations
 from typing import Any
 
 from deltahalt.evaluation.candidates import DEEPEST, HIGHEST, Form, pair, single
-from deltahalt.policies import parse_policy
 from deltahalt.profile import AHEAD, attended, resembling
 
 ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
@@ -65,6 +64,11 @@ def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:
         yield from (single(first + 1, speedup, layers, looking(layers, settings)) for settings in beside)
 
 
+def drawn(start: int, pruning_ratio: float) -> str:
+    """A random draw in place of late interaction."""
+    return wide(start, pruning_ratio).replace("max-sim", "random")
+
+
 def further(layers: int, starts: list[int]) -> Iterator[str | None]:
     """Late interaction at the only start at other ratios, with other settings, and with a second decision behind it."""
     (start,) = starts
@@ -77,8 +81,9 @@ def further(layers: int, starts: list[int]) -> Iterator[str | None]:
         (similar, half, 0.5),
         (attended, half, 0.5),
         (wide, third, 0.5),
+        (similar, half, 0.75),
+        (similar, half, 0.33),
     ]
-    later += [(similar, half, 0.75), (similar, half, 0.33)]
     settings = ({"keep_first": 1024}, {"chunk": 128}, {"window": 64}, {"window": 16, "kernel": 257})
     for speedup in SPEEDUPS:
         first = single(start, speedup, layers, wide)
@@ -86,8 +91,7 @@ def further(layers: int, starts: list[int]) -> Iterator[str | None]:
         yield single(start - 1, speedup, layers, wide)
         yield from (single(start, speedup, layers, partial(wide, **other)) for other in settings)
         yield from (pair(first, form(layer, HIGHEST), speedup, layers, (share,)) for form, layer, share in later)
-    alone = parse_policy(single(start, SPEEDUPS[0], layers) or "")
-    yield f"random:start={start},pruning_ratio={alone.stages[0].pruning_ratio},chunk=64,keep_first=256,keep_last=128"
+    yield single(start, SPEEDUPS[0], layers, drawn)
 
 
 def signals(starts: list[str]) -> Iterator[str]:

@@ -115,7 +115,7 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
 def test_the_default_decides_after_an_eighth_of_the_layers() -> None:
     (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder())).stages
     assert isinstance(policy, MaxSim)
-    assert (policy.start, policy.window) == (2, ASKING)
+    assert (policy.start, policy.window, policy.layers_ahead) == (2, ASKING, 0)
 
 
 def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:
