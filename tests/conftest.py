@@ -1,9 +1,11 @@
 """What several test files share: the real bundled model, and a tiny one saved in a folder."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -89,3 +91,10 @@ def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return int(exit_.value.code or 0)
 
     return run
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports one of the recipes by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
+    return importlib.import_module
