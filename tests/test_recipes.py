@@ -22,7 +22,7 @@ from deltahalt.policies import parse_policy
 from deltahalt.profile import Choice
 from deltahalt.rows import append_rows
 from deltahalt.vision.policies import parse_vision_policy
-from test_figures import row
+from sweep_rows import row
 from test_rows import scored
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.figures.signals import SIGNALS, ablations, signals
 from deltahalt.policies import POLICIES
 from deltahalt.rows import append_rows
-from test_figures import row
+from sweep_rows import row
 
 AT = "start=11,pruning_ratio=0.667"
 ROWS = [
