@@ -1,11 +1,13 @@
-"""What several test files share: the real bundled model, and a tiny one saved in a folder."""
+"""What several test files share: the real bundled model, a tiny one saved in a folder, our command, and its data."""
 
 import importlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from deltahalt import cli
 from deltahalt.errors import ModelError
 from deltahalt.models import LoadedModel, load
+from local_tasks import write_benchmarks
 from tiny import tiny
 
 THREADS = torch.get_num_threads()
@@ -91,6 +94,34 @@ def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return int(exit_.value.code or 0)
 
     return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of tiny benchmarks, each in its own layout, for `deltahalt eval`."""
+    write_benchmarks(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(
+    deltahalt: Callable[..., int], tiny_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """`deltahalt eval` of the tiny model on the local data; returns its exit status."""
+    monkeypatch.setenv("COLUMNS", "200")
+    model = ["--model", tiny_folder, "--dtype", "float32", "--device", "cpu", "--data", data]
+    return lambda *options: deltahalt("eval", *model, *options)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that opens a connection, or as much as looks up a host."""
+
+    def refuse(*address: Any) -> None:
+        raise AssertionError(f"the network was called: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture
