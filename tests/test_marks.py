@@ -16,17 +16,11 @@ from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
 from oracle import Feed, Oracle
 from test_vision import generated, logits_of, more
-from tiny_vision import BATCH, VISION, Prompts, Row, tiny_vision, vision_prompts
+from tiny_vision import BATCH, VISION, Prompts, Row, features_of, tiny_vision, vision_prompts
 
 TOLERANCE = 1e-5
 HALF = Dash(start=1, pruning_ratio=0.5, scope="visual")
 UNEVEN: tuple[Row, ...] = ((4, (4, 2), 3, (3, 3), 11), (3, (2, 3), 8), (2, (4, 4), 20))
-
-
-def features_of(output: Any) -> list[torch.Tensor]:
-    """The features in what a host's `get_image_features` returns, [tokens, D] by image, or one tensor of them all."""
-    features = output if isinstance(output, (list, tuple, torch.Tensor)) else output.pooler_output
-    return [features] if isinstance(features, torch.Tensor) else list(features)
 
 
 @contextmanager

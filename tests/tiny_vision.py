@@ -1,4 +1,4 @@
-"""Tiny vision-language models with random weights, and prompts with images made by hand for them."""
+"""Tiny vision-language models with random weights, prompts with images made by hand for them, and their features."""
 
 import inspect
 from collections.abc import Callable
@@ -261,3 +261,9 @@ def _inputs(name: str, images: list[tuple[int, tuple[int, int], torch.Tensor]]) 
         sizes = torch.tensor([[SIDE, SIDE]] * len(images))
         return {"pixel_values": torch.stack(pixels)[:, None].repeat(1, 2, 1, 1, 1), "image_sizes": sizes}
     return {"pixel_values": torch.stack(pixels)}
+
+
+def features_of(output: Any) -> list[torch.Tensor]:
+    """The features in what a host's `get_image_features` returns, [tokens, D] by image, or one tensor of them all."""
+    features = output if isinstance(output, (list, tuple, torch.Tensor)) else output.pooler_output
+    return [features] if isinstance(features, torch.Tensor) else list(features)
