@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deltahalt import cli
 from deltahalt.errors import ModelError
@@ -73,6 +73,12 @@ def tiny_folder(byte_vocabulary: list[str], tmp_path_factory: pytest.TempPathFac
 def loaded_tiny(tiny_folder: Path) -> LoadedModel:
     """The model of `tiny_folder`, in float32 on the CPU."""
     return load(str(tiny_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder: Path) -> Any:
+    """The tokenizer of `tiny_folder`, as transformers loads it."""
+    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @pytest.fixture
