@@ -3,14 +3,15 @@
 usage: accuracy_policies.py frontier LAYERS VARIED,...
        accuracy_policies.py resembling LAYERS START,...
        accuracy_policies.py further LAYERS START
+       accuracy_policies.py finding LAYERS START
        accuracy_policies.py signals START,...
 
 frontier: window attention at 1.7x and 2.5x, in a model of LAYERS layers. One decision at every layer, with a look ahead
 at all deeper ones; at the layers VARIED other chunks and looks ahead, and pairs of them. resembling: late interaction,
-asked by 32 tokens, at every START and the same speeds; at the first with wider surroundings, and as it is now used,
-asked by 16; one layer deeper beside attention. further: late interaction at START and the layer before, at other ratios
-and in other forms, and followed by a second decision in the middle of the model. signals: every signal at every START,
-with what the paper ablates.
+asked by 32 tokens, at every START and the same speeds; at the first with wider surroundings, and asked by 16; one layer
+deeper beside attention. further: late interaction at START and the layer before, at other ratios and in other forms,
+and followed by a second decision in the middle of the model. finding: late interaction as it is now used at START, and
+what it owes to each of its parts. signals: every signal at every START, with what the paper ablates.
 """
 
 import sys
@@ -25,7 +26,9 @@ from deltahalt.profile import AHEAD, attended, resembling
 ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
 OTHERS: tuple[dict[str, Any], ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
 SPEEDUPS = (1.7, 2.5)
-wide: Form = partial(resembling, window=None)  # asked by the 32 tokens that are max-sim's own default
+# Late interaction as it was first, by plain cosine: asked by 16 tokens, or by the 32 that are max-sim's own default.
+plain: Form = partial(resembling, kernel=None, power=None, standardize=None)
+wide: Form = partial(plain, window=None)
 
 
 def looking(layers: int, settings: dict[str, Any]) -> Form:
@@ -60,7 +63,7 @@ def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:
     for speedup in SPEEDUPS:
         yield from (single(start, speedup, layers, wide) for start in starts)
         yield single(first, speedup, layers, partial(wide, kernel=257))
-        yield single(first, speedup, layers)
+        yield single(first, speedup, layers, plain)
         yield from (single(first + 1, speedup, layers, looking(layers, settings)) for settings in beside)
 
 
@@ -94,6 +97,22 @@ def further(layers: int, starts: list[int]) -> Iterator[str | None]:
     yield single(start, SPEEDUPS[0], layers, drawn)
 
 
+def finding(layers: int, starts: list[int]) -> Iterator[str | None]:
+    """Late interaction as it is now used at the only start, with one part after another left out or changed."""
+    (start,) = starts
+    forms: tuple[Form, ...] = (
+        resembling,
+        partial(resembling, kernel=129),
+        partial(resembling, kernel=129, power=None),
+        plain,
+        partial(resembling, keep_first=1024),
+    )
+    yield "dense"
+    for speedup in SPEEDUPS:
+        yield from (single(start, speedup, layers, form) for form in forms)
+        yield from (single(start + 1, speedup, layers, form) for form in (resembling, plain))
+
+
 def signals(starts: list[str]) -> Iterator[str]:
     """Every signal at every start, and what the paper ablates."""
     yield "dense"
@@ -118,7 +137,7 @@ def signals(starts: list[str]) -> Iterator[str]:
     yield from (f"dash:start={start},{usual}" for start in ("0.2", "0.3", "0.6", "0.7"))
 
 
-BY_LAYERS = {"frontier": frontier, "resembling": late_interaction, "further": further}
+BY_LAYERS = {"frontier": frontier, "resembling": late_interaction, "further": further, "finding": finding}
 
 
 def main() -> None:

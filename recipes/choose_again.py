@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from deltahalt.evaluation.candidates import layer_of, single, usual_layer
+from deltahalt.evaluation.candidates import layer_of, usual_policies
 from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.policies import parse_policy
@@ -21,10 +21,9 @@ def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile
     """The profile with choices anew."""
     layers = [layer_of(one.policy) for one in rated if len(parse_policy(one.policy).stages) == 1]
     depth = profile.signature.layers
-    found = {target: single(usual_layer(layers, depth), target, depth) for target in targets}
-    usual = {target: policy for target, policy in found.items() if policy}
+    usual = {target: usual_policies(layers, target, depth) for target in targets}
     most = max(len(one.changes) for one in rated)
-    last = [one for one in rated if len(one.changes) == most or one.policy in usual.values()]
+    last = [one for one in rated if len(one.changes) == most or any(one.policy in some for some in usual.values())]
     chosen = choose(last, targets, None, usual)
     measurements = sum(len(one.changes) for one in rated)
     known = {name: value for name, value in profile.evidence.items() if name != "seconds"}

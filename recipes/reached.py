@@ -15,7 +15,7 @@ from deltahalt.markdown import table
 from deltahalt.profile import shipped
 
 RESULTS = Path(__file__).parents[1] / "results"
-KINDS = ("heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw
+KINDS = ("finding", "heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw
 DOCUMENTS = ("loogle", "multi_news")  # tasks whose names begin so
 
 
@@ -135,14 +135,18 @@ def _lines(aim: Aim) -> list[tuple[str, str, Kept | None]]:
 
 
 def _sets(model: str, *kinds: str) -> list[dict[str, list[SweepRow]]]:
-    """The rows of each of the model's files by policy, those on most prompts first."""
-    sets = []
-    for rows in filter(None, (read_sweep(RESULTS / f"{kind}-{model}.jsonl") for kind in kinds)):
+    """The rows of the model's files by policy, a dict for each number of prompts, the largest first.
+
+    Files of as many prompts are of the same ones; of a policy that is in several the first file's rows count.
+    """
+    sets: dict[int, dict[str, list[SweepRow]]] = {}
+    for kind in kinds:
         by_policy: dict[str, list[SweepRow]] = {}
-        for row in rows:
+        for row in read_sweep(RESULTS / f"{kind}-{model}.jsonl"):
             by_policy.setdefault(row.policy, []).append(row)
-        sets.append(by_policy)
-    return sorted(sets, key=lambda by_policy: -max(map(len, by_policy.values())))
+        for policy, rows in by_policy.items():
+            sets.setdefault(len(rows), {}).setdefault(policy, rows)
+    return [sets[prompts] for prompts in sorted(sets, reverse=True)]
 
 
 def _figures(kept: Sequence[Kept | None]) -> dict[str, list[str]]:

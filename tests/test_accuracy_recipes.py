@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import BatchEncoding
 
 from deltahalt.evaluation.samples import read_samples
 
@@ -23,6 +25,10 @@ ROOT = Path(__file__).parents[1]
         ("further", 28, [3], "variants-qwen2.5-coder-1.5b"),
         ("resembling", 24, [3, 2, 5], "heldout-qwen2.5-coder-0.5b"),
         ("further", 24, [3], "variants-qwen2.5-coder-0.5b"),
+        ("finding", 28, [2], "finding-qwen2.5-coder-1.5b"),
+        ("finding", 24, [2], "finding-development-qwen2.5-coder-0.5b"),
+        ("finding", 30, [3], "finding-smollm2-135m"),
+        ("finding", 18, [1], "finding-gemma3-270m"),
     ],
 )
 def test_late_interaction_was_measured_as_the_recipe_says(
@@ -72,3 +78,47 @@ def test_what_is_tried_on_is_apart_from_what_is_reported(tmp_path: Path) -> None
     assert {task for task, *_ in tried} == {"multi_news", "own_news", "loogle_short_qa", "abstract", "own_summary"}
     assert not {sample[1:] for sample in reported} & {sample[1:] for sample in tried}
     assert len({sample[1:] for sample in tried}) == len(tried)
+
+
+def test_passages_are_whole_sentences_from_within_long_texts(
+    tmp_path: Path, recipe: Callable[[str], ModuleType]
+) -> None:
+    module = recipe("asked_passages")
+    every = list(module.passages(_benchmarks(tmp_path)))
+    assert every == list(module.passages(tmp_path))
+    assert {one.kind for one in every} == {"essays", "loogle"}  # the news are too short
+    for one in every:
+        words = one.text[one.begin : one.end]
+        assert one.text[one.begin - 2 : one.begin] == ". "
+        assert words.endswith(".")
+        assert 700 <= len(words) <= 1500
+        assert one.begin > 1500 - 100
+
+
+def test_a_passage_is_asked_for_where_the_model_keeps_to_the_form(recipe: Callable[[str], ModuleType]) -> None:
+    module = recipe("asked_passages")
+    said = ["Question: Who was it?\n\nAnswer: the mayor\nof a town", "I do not know."]
+    prompts: list[str] = []
+
+    class Tokenizer:
+        def apply_chat_template(self, turns: Any, **_: Any) -> list[str]:
+            prompts.extend(turn[0]["content"] for turn in turns)
+            return prompts
+
+        def __call__(self, texts: list[str], **_: Any) -> Any:
+            return BatchEncoding({"input_ids": torch.zeros(len(texts), 3, dtype=torch.long)})
+
+        def batch_decode(self, ids: torch.Tensor, **_: Any) -> list[str]:
+            assert ids.tolist() == [[7, 7], [7, 7]]
+            return said
+
+    def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([input_ids, torch.full((len(input_ids), 2), 7)], dim=1)
+
+    loaded = SimpleNamespace(model=SimpleNamespace(generate=generate, device="cpu"), tokenizer=Tokenizer())
+    text = "It rained. The mayor of the town opened it. It snowed."
+    passage = module.Passage("news", text, 11, 43)
+    assert list(module.asked(loaded, [passage, passage])) == [
+        {"task": "asked_news", "prompt": text, "question": "Question: Who was it?\nAnswer:", "answer": "the mayor"}
+    ]
+    assert "\n\nThe mayor of the town opened it.\n\n" in prompts[0]

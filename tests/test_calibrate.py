@@ -26,6 +26,7 @@ from deltahalt.evaluation.candidates import (
     relieved,
     single,
     usual_layer,
+    usual_policies,
     varied,
 )
 from deltahalt.evaluation.rating import rate
@@ -106,8 +107,8 @@ def test_the_best_vary_in_surroundings_window_signal_and_number_of_decisions() -
     alike = [parse_policy(text).stages[0] for text in texts[:3]]
     assert {(policy.window, policy.kernel) for policy in alike if isinstance(policy, MaxSim)} == {
         (16, 257),
-        (16, 65),
-        (32, 129),
+        (16, 129),
+        (32, 193),
     }
     attended = [parse_policy(text).stages[0] for text in texts[12:14]]
     assert [policy.similar for policy in attended if isinstance(policy, WindowAttention)] == [0, 1]
@@ -130,8 +131,8 @@ def test_a_look_ahead_names_no_more_layers_than_there_are(layer: int, ahead: int
     assert seen == {ahead}
 
 
-@pytest.mark.parametrize(("depth", "expected"), [(28, 3), (24, 3), (30, 4), (12, 1)])
-def test_the_usual_layer_is_near_an_eighth_of_the_depth(depth: int, expected: int) -> None:
+@pytest.mark.parametrize(("depth", "expected"), [(28, 2), (24, 2), (30, 3), (36, 3)])
+def test_the_usual_layer_is_near_a_twelfth_of_the_depth(depth: int, expected: int) -> None:
     assert usual_layer(deciding_layers(depth), depth) == expected
     assert usual_layer([9, 5, 11], depth) == 5
 
@@ -190,15 +191,16 @@ def test_each_round_measures_the_better_third_on_more_samples(
         return policies[: max(4, ceil(len(policies) / 3))]
 
     layers = {target: [text for layer in range(4) if (text := single(layer, target, 6))] for target in targets}
-    usual = {target: next(text for text in own if layer_of(text) == 1) for target, own in layers.items()}  # 6 / 7
+    usual = {target: usual_policies([0, 1, 2, 3], target, 6) for target in targets}
+    assert [len(own) for own in usual.values()] == [2, 2]
     fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
     expected = [(12, {text for own in layers.values() for text in own})]
     for target, best in fields.items():
-        fields[target] = [usual[target], *best, *(text for text in varied(best, target, (None,) * 6) if text)]
+        fields[target] = [*usual[target], *best, *(text for text in varied(best, target, (None,) * 6) if text)]
     for count in (12, 36, 50):
         expected.append((count, {text for own in fields.values() for text in own}))
         fields = {
-            target: [usual[target], *third(measured.ranked(own, samples[:count]))] for target, own in fields.items()
+            target: [*usual[target], *third(measured.ranked(own, samples[:count]))] for target, own in fields.items()
         }
     assert [(count, set(policies)) for count, policies in measured.asked] == expected
     assert all(len(policies) == len(set(policies)) for _, policies in measured.asked)

@@ -16,11 +16,18 @@ def unit(row: list[float]) -> list[float]:
     return [value / size for value in row]
 
 
-def match_naively(states: torch.Tensor, among: list[bool], window: int, kernel: int) -> list[float]:
+def match_naively(
+    states: torch.Tensor, among: list[bool], window: int, kernel: int, *, power: int = 2, standardize: bool = False
+) -> list[float]:
     """Late interaction of states [n, D] written out: for each asker the best match around each token."""
     rows = states.double().tolist()
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    rows = [unit([value - usual for value, usual in zip(row, mean, strict=True)]) for row in rows]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    mean = [sum(column) / len(rows) for column in columns]
+    spread = [
+        math.sqrt(sum((value - usual) ** 2 for value in column) / len(rows)) if standardize else 1.0
+        for column, usual in zip(columns, mean, strict=True)
+    ]
+    rows = [unit([(value - m) / s for value, m, s in zip(row, mean, spread, strict=True)]) for row in rows]
     scores, half = [0.0] * len(rows), kernel // 2
     for asker in rows[-window:]:
         alike = [sum(a * b for a, b in zip(asker, row, strict=True)) for row in rows]
@@ -28,25 +35,28 @@ def match_naively(states: torch.Tensor, among: list[bool], window: int, kernel: 
         best = [max(found[max(0, i - half) : i + half + 1], default=0.0) for i in range(len(alike))]
         usual = sum(value for value, free in zip(best, among, strict=True) if free) / sum(among)
         for i, free in enumerate(among):
-            scores[i] += max(0.0, best[i] - usual) ** 2 * free
+            scores[i] += max(0.0, best[i] - usual) ** power * free
     return scores
 
 
 @pytest.mark.parametrize(("window", "kernel"), [(1, 1), (4, 5), (7, 3)])
 @pytest.mark.parametrize("boundary", ["block", "attention"])
-def test_max_sim_scores_the_best_matches_around_each_token(boundary: Any, window: int, kernel: int) -> None:
+@pytest.mark.parametrize("form", [{}, {"power": 3}, {"standardize": True}, {"power": 1, "standardize": True}])
+def test_max_sim_scores_the_best_matches_around_each_token(
+    boundary: Any, window: int, kernel: int, form: dict[str, Any]
+) -> None:
     view = layer_view(40)
     if boundary == "attention":
         view = replace(view, hidden_out=None)
     states = view.hidden_in if view.hidden_out is None else view.hidden_out
     among = [3 <= i < 40 - 8 for i in range(40)]
-    expected = match_naively(states, among, window, kernel)
-    policy = MaxSim(window=window, kernel=kernel, keep_first=3, keep_last=8, boundary=boundary)
+    expected = match_naively(states, among, window, kernel, **form)
+    policy = MaxSim(window=window, kernel=kernel, keep_first=3, keep_last=8, boundary=boundary, **form)
     assert policy.score(view).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_max_sim_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    view, policy = layer_view(40), MaxSim(window=4, kernel=5, keep_first=3, keep_last=8)
+    view, policy = layer_view(40), MaxSim(window=4, kernel=5, keep_first=3, keep_last=8, standardize=True)
     whole = policy.score(view)
     monkeypatch.setattr("deltahalt.policies.late_interaction.COMPARED", 7)
     torch.testing.assert_close(policy.score(view), whole)
@@ -79,9 +89,19 @@ def test_a_match_among_protected_tokens_speaks_for_what_is_around_it() -> None:
     assert scores[4:6].min() > scores[8:].max()
 
 
-def test_max_sim_of_half_precision_states_does_not_overflow() -> None:
+def test_a_dimension_that_is_the_same_everywhere_tells_no_tokens_apart() -> None:
+    """Its deviation is zero, and nothing may be divided by it."""
+    states = torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(1))
+    policy = MaxSim(window=4, kernel=5, keep_first=4, keep_last=4, standardize=True)
+    without = policy.score(replace(layer_view(60), hidden_out=states[:, 1:]))
+    states[:, 0] = 7.0
+    torch.testing.assert_close(policy.score(replace(layer_view(60), hidden_out=states)), without)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_max_sim_of_half_precision_states_does_not_overflow(standardize: bool) -> None:
     states = torch.randn(30, HIDDEN, generator=torch.Generator().manual_seed(1))
-    policy = MaxSim(window=4, kernel=5, keep_last=4, keep_first=0)
+    policy = MaxSim(window=4, kernel=5, keep_last=4, keep_first=0, standardize=standardize)
     half = (states * 20_000).clamp(-60_000, 60_000).half()
     expected = policy.score(replace(layer_view(30), hidden_out=half.double()))
     torch.testing.assert_close(policy.score(replace(layer_view(30), hidden_out=half)), expected.float())
@@ -96,8 +116,10 @@ def test_max_sim_asks_for_neither_queries_nor_keys_and_takes_a_sliding_layer() -
     assert policy.score(replace(view, queries=refuse, keys=refuse)).equal(policy.score(view))
 
 
-@pytest.mark.parametrize(("option", "value"), [("window", 0), ("window", 33), ("kernel", 0), ("kernel", 4)])
-def test_max_sim_refuses_a_window_that_may_halt_and_an_even_width(option: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("window", 0), ("window", 33), ("kernel", 0), ("kernel", 4), ("power", 0)]
+)
+def test_max_sim_refuses_a_window_that_may_halt_an_even_width_and_no_power(option: str, value: int) -> None:
     with pytest.raises(PolicyError, match=f"{option} (is )?{value}"):
         MaxSim(**{option: value})
 

@@ -10,7 +10,7 @@ from deltahalt import InputError, MaxSim, UnsupportedError, WindowAttention, hal
 from deltahalt.policy import place
 from deltahalt.profile import (
     AHEAD,
-    ASKING,
+    FINDING,
     Choice,
     Profile,
     Signature,
@@ -112,10 +112,11 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
     assert halted.report.lengths[0][-1] == 500 - round(0.35 * (500 - 256 - 128))
 
 
-def test_the_default_decides_after_an_eighth_of_the_layers() -> None:
-    (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder())).stages
+def test_the_default_decides_after_a_twelfth_of_the_layers() -> None:
+    (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=25).get_decoder())).stages
     assert isinstance(policy, MaxSim)
-    assert (policy.start, policy.window, policy.layers_ahead) == (2, ASKING, 0)
+    assert (policy.start, policy.layers_ahead) == (2, 0)
+    assert {name: getattr(policy, name) for name in FINDING} == FINDING
 
 
 def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:

@@ -55,18 +55,18 @@ def test_the_error_is_that_of_paired_differences() -> None:
 def test_what_is_usual_is_left_only_for_what_is_clearly_better() -> None:
     best, tied = _rated(B, 0.0, 0.1, 0.0, 0.1), _rated(C, 0.2, 0.0, 0.1, 0.0)
     assert within_one_error([best, tied]) == best  # it halts less
-    assert within_one_error([best, tied], C) == tied
+    assert within_one_error([best, tied], [C]) == tied
     worse = _rated(C, 0.1, 0.1, 0.1, 0.1)  # by 0.05, or 1.7 errors
-    assert within_one_error([best, worse], C) == worse
+    assert within_one_error([best, worse], [C]) == worse
     clearly = _rated(C, 0.1, 0.2, 0.2, 0.2)  # by 0.125, or 5
-    assert within_one_error([best, clearly], C) == best
+    assert within_one_error([best, clearly], [C]) == best
 
 
 def test_only_samples_that_both_were_measured_on_tell_two_policies_apart() -> None:
     best = Rated(B, 1.7, {"a": 0.0, "b": 0.0}, 1.0)
-    assert within_one_error([best, Rated(C, 1.7, {"b": 0.0, "c": 0.5}, 1.0)], C).policy == C
-    assert within_one_error([best, Rated(C, 1.7, {"b": 0.1, "c": 0.5}, 1.0)], C).policy == B
-    assert within_one_error([best, Rated(C, 1.7, {"c": 0.5}, 1.0)], C).policy == C
+    assert within_one_error([best, Rated(C, 1.7, {"b": 0.0, "c": 0.5}, 1.0)], [C]).policy == C
+    assert within_one_error([best, Rated(C, 1.7, {"b": 0.1, "c": 0.5}, 1.0)], [C]).policy == B
+    assert within_one_error([best, Rated(C, 1.7, {"c": 0.5}, 1.0)], [C]).policy == C
 
 
 def test_a_few_easy_samples_are_no_least_loss() -> None:
@@ -76,8 +76,21 @@ def test_a_few_easy_samples_are_no_least_loss() -> None:
 
 def test_what_is_usual_at_one_speed_is_not_at_another() -> None:
     slow, fast = _rated(C, 0.0, 0.1), _rated(A, 0.1, 0.0, speedup=2.5)
-    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {1.7: C, 2.5: A})] == [C, A]
-    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {2.5: A})] == [A]
+    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {1.7: [C], 2.5: [A]})] == [C, A]
+    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {2.5: [A]})] == [A]
+
+
+def test_of_usual_policies_the_one_that_is_least_worse_than_the_best_is_chosen() -> None:
+    """On the samples that it was measured on, which may be the harder ones."""
+    best = Rated(B, 1.7, {"a": 0.0, "b": 0.4, "c": 0.0}, 1.0)
+    everywhere = Rated(f"{C},chunk=64", 1.7, {"a": 0.06, "b": 0.42, "c": 0.0}, 1.0)
+    somewhere = Rated(f"{C},chunk=32", 1.7, {"b": 0.41}, 1.0)
+    usual = [everywhere.policy, somewhere.policy]
+    assert somewhere.loss > everywhere.loss
+    assert within_one_error([best, everywhere], usual) == everywhere
+    assert within_one_error(
+        [best, everywhere, Rated(somewhere.policy, 1.7, {"b": 0.41, "c": 0.0}, 1.0)], usual
+    ).policy == (somewhere.policy)
 
 
 def test_of_ties_that_halt_alike_the_one_that_looks_ahead_least_is_chosen() -> None:

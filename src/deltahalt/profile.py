@@ -16,8 +16,9 @@ from deltahalt.policy import AnyPolicy
 AUTO = "auto"
 FORMAT = 1
 AHEAD = 12  # layers that a look ahead usually takes in: more lost more on most models, and costs more
-EARLY = 8  # of the layers, the part after which late interaction usually decides
-ASKING = 16  # last tokens that late interaction usually lets ask: with more, the end of the document asks, too
+EARLY = 12  # of the layers, the part after which late interaction usually decides
+# How late interaction usually finds what was asked for. With more askers the end of the document asks, too.
+FINDING = {"window": 16, "kernel": 193, "power": 3, "standardize": True}
 SIGNED = 16  # entries of the final norm that tell models of one shape apart
 
 
@@ -167,7 +168,7 @@ def safe_default(decoder: Module, *, vision: bool = False) -> str:
 
 def resembling(start: int, pruning_ratio: float, **options: Any) -> str:
     """Late interaction, in the form that lost least where it was measured: see docs/accuracy.md."""
-    return _in_chunks("max-sim", {"start": start, "pruning_ratio": pruning_ratio}, {"window": ASKING} | options)
+    return _in_chunks("max-sim", {"start": start, "pruning_ratio": pruning_ratio}, FINDING | options)
 
 
 def attended(start: int, pruning_ratio: float, **options: Any) -> str:
@@ -183,4 +184,4 @@ def _in_chunks(name: str, place: dict[str, Any], options: dict[str, Any]) -> str
     """The policy's text. options: those that are None or 0 are left to the policy."""
     protected = {"chunk": 64, "keep_first": 256, "keep_last": 128}
     settings = place | protected | {name: value for name, value in options.items() if value}
-    return f"{name}:" + ",".join(f"{name}={value}" for name, value in settings.items())
+    return f"{name}:" + ",".join(f"{name}={str(value).lower()}" for name, value in settings.items())

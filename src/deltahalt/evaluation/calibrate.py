@@ -14,7 +14,7 @@ import transformers
 import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.candidates import deciding_layers, single, usual_layer, varied
+from deltahalt.evaluation.candidates import deciding_layers, single, usual_policies, varied
 from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
@@ -40,8 +40,8 @@ def calibrate(
     """Choose a policy for each target speedup by successive halving: see docs/accuracy.md.
 
     Every layer on a few samples; for the better third of them other settings on the same; of all these the better third
-    on three times as many, and the better third of those on all. `choose` decides among the last. The usual policy
-    goes through all rounds.
+    on three times as many, and the better third of those on all. `choose` decides among the last. The usual
+    policies go through all rounds.
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
@@ -77,11 +77,11 @@ def calibrate(
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     best = {target: better_third(field) for target, field in measure(fields, few).items()}
     fields = {
-        target: _distinct([usual[target], *field, *varied(field, target, windows)]) for target, field in best.items()
+        target: _distinct([*usual[target], *field, *varied(field, target, windows)]) for target, field in best.items()
     }
     for count in (few, more):
         ranked = measure(fields, count)
-        fields = {target: _distinct([usual[target], *better_third(field)]) for target, field in ranked.items()}
+        fields = {target: _distinct([*usual[target], *better_third(field)]) for target, field in ranked.items()}
     fields = measure(fields, len(own))
 
     return Profile(
@@ -105,8 +105,8 @@ def calibrate(
 
 def first_fields(
     layers: Sequence[int] | None, targets: Sequence[float], depth: int, *, all_needed: bool
-) -> tuple[dict[float, list[str]], dict[float, str]]:
-    """By target, one decision at each of `layers` (None: at all that can) that reaches it, and which of them is usual.
+) -> tuple[dict[float, list[str]], dict[float, list[str]]]:
+    """By target, one decision at each of `layers` (None: at all that can) that reaches it, and what is usual.
 
     Targets that no layer reaches are left out, or refused if `all_needed`. Raises InputError for these, and for a layer
     that cannot decide.
@@ -119,8 +119,7 @@ def first_fields(
     if all_needed and (missed := [target for target, field in fields.items() if not field]):
         raise InputError(f"no schedule of this model reaches {missed[0]}x: ask for less")
     fields = {target: field for target, field in fields.items() if field}
-    layer = usual_layer(tried, depth)
-    return fields, {target: single(layer, target, depth) or field[0] for target, field in fields.items()}
+    return fields, {target: usual_policies(tried, target, depth) or field[:1] for target, field in fields.items()}
 
 
 def default_samples(device: torch.device) -> tuple[str, int]:

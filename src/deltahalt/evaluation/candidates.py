@@ -11,10 +11,10 @@ from deltahalt.policies import parse_policy
 from deltahalt.profile import AHEAD, EARLY, attended, resembling
 
 Form = Callable[..., str]  # of a policy of one decision, given `start` and `pruning_ratio`
-USUAL: Form = resembling
+USUAL: tuple[Form, ...] = (resembling, partial(resembling, kernel=129))  # passages are longer in longer prompts
 OTHERS: tuple[Form, ...] = (
     partial(resembling, kernel=257),
-    partial(resembling, kernel=65),
+    partial(resembling, kernel=129),
     partial(resembling, window=32),
 )
 ATTENDED: tuple[Form, ...] = (attended, partial(attended, similar=1.0))  # after a look ahead at `AHEAD` layers
@@ -31,8 +31,14 @@ def deciding_layers(depth: int) -> list[int]:
 
 
 def usual_layer(layers: Sequence[int], depth: int) -> int:
-    """Of `layers` the one where the usual policy decides: the nearest to an eighth of the depth."""
+    """Of `layers` the one where the usual policies decide: the nearest to a twelfth of the depth."""
     return min(layers, key=lambda layer: abs(layer - depth / EARLY))
+
+
+def usual_policies(layers: Sequence[int], target: float, depth: int) -> list[str]:
+    """The usual policies that give `target`, deciding at one of `layers`; none where the usual one is too deep."""
+    layer = usual_layer(layers, depth)
+    return [policy for form in USUAL if (policy := single(layer, target, depth, form))]
 
 
 def varied(best: Sequence[str], target: float, windows: Sequence[int | None]) -> Iterator[str | None]:
@@ -54,7 +60,7 @@ def varied(best: Sequence[str], target: float, windows: Sequence[int | None]) ->
     yield from (relieved(policy, int(LATE * depth), target, depth) for policy in (*few, *pairs))
 
 
-def single(layer: int, target: float, depth: int, form: Form = USUAL) -> str | None:
+def single(layer: int, target: float, depth: int, form: Form = resembling) -> str | None:
     """One decision at `layer` with the ratio that gives `target`, in a model `depth` layers deep; None if none does."""
     return _least(partial(form, layer), _ratios(), target, depth)
 
@@ -90,7 +96,7 @@ def relieved(policy: str, late: int, target: float, depth: int) -> str | None:
     last = parse_policy(policy).stages[-1].pruning_ratio
     if last >= LATE_RATIO:
         return None
-    further = USUAL(late, LATE_RATIO)
+    further = resembling(late, LATE_RATIO)
     return _least(lambda share: f"{_scaled(policy, share)}+{further}", [n / 100 for n in range(1, 101)], target, depth)
 
 

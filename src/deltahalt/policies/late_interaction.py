@@ -1,5 +1,7 @@
 """Late interaction: how well each token's surroundings answer to each of the last tokens, by their states alone."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -7,24 +9,40 @@ from deltahalt.policy import LayerView
 
 AROUND = 129  # tokens around a match that it speaks for, itself included
 COMPARED = 4096  # states that are compared at once
+POWER = 2  # of what a match is better than usual
 
 
-def late_interaction(view: LayerView, among: torch.Tensor, window: int, kernel: int) -> torch.Tensor:
+def late_interaction(
+    view: LayerView, among: torch.Tensor, window: int, kernel: int, *, power: int = POWER, standardize: bool = False
+) -> torch.Tensor:
     """How much better than elsewhere the last `window` tokens find their like around each token: [n] float32.
 
     ColBERT's MaxSim (arXiv 2004.12832) with the host's own hidden states: each asking token looks for the most similar
     state, by cosine after the mean state is taken away, within `kernel` tokens around; what is more than its average
-    over the prompt counts, squared, so that a rare match outweighs many common ones; the sum over askers is the score.
+    over the prompt counts, to the `power`, so that a rare match outweighs many common ones; the sum over askers is the
+    score.
 
     among: [n] bool, which tokens may halt; others score zero, but a match among them speaks for its surroundings, too,
-    save for those who ask. kernel: odd.
+    save for those who ask. kernel: odd. standardize: divide every dimension by its standard deviation over the prompt,
+    so that the few large ones do not decide alone.
     """
     states = view.hidden_in if view.hidden_out is None else view.hidden_out  # as they are where tokens halt
-    mean = states.mean(dim=0, dtype=torch.float32)
-    asking = F.normalize(states[-window:].float() - mean, dim=-1)
-    pieces = states.split(COMPARED)
-    similar = torch.cat([asking @ F.normalize(piece.float() - mean, dim=-1).mT for piece in pieces], dim=1)  # [w, n]
+    mean, pieces = states.mean(dim=0, dtype=torch.float32), states.split(COMPARED)
+    spread = _deviation(pieces, mean) if standardize else torch.ones_like(mean)
+
+    def directions(piece: torch.Tensor) -> torch.Tensor:
+        return F.normalize((piece.float() - mean) / spread, dim=-1)
+
+    asking = directions(states[-window:])
+    similar = torch.cat([asking @ directions(piece).mT for piece in pieces], dim=1)  # [w, n]
     best = F.max_pool1d(similar[None, :, :-window], kernel, stride=1, padding=kernel // 2)[0]
     best = F.pad(best, (0, window))
     usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
-    return (best - usual).clamp(min=0).square().sum(dim=0).masked_fill(~among, 0)
+    return (best - usual).clamp(min=0).pow(power).sum(dim=0).masked_fill(~among, 0)
+
+
+def _deviation(pieces: Sequence[torch.Tensor], mean: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of every dimension around its `mean` [D], [D]; infinite where it is zero."""
+    squares = torch.stack([(piece.float() - mean).square().sum(dim=0) for piece in pieces]).sum(dim=0)
+    deviation = (squares / sum(len(piece) for piece in pieces)).sqrt()
+    return deviation.masked_fill(deviation == 0, torch.inf)

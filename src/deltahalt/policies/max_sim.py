@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import torch
 
+from deltahalt.errors import PolicyError
 from deltahalt.policies.asking import askers, check_asking
-from deltahalt.policies.late_interaction import AROUND, late_interaction
+from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
 from deltahalt.policy import LayerView, Policy
 
 
@@ -17,6 +18,8 @@ class MaxSim(Policy):
     Asks for states alone: no queries, keys or deeper layers, so layers with a sliding window can decide, too.
     window: in a scope without text, no more than the tokens behind the last that may halt: only kept tokens ask.
     kernel: odd width of the surroundings, in tokens, in which a match counts for a token.
+    power: 1 or more; the higher, the more a rare match outweighs many common ones.
+    standardize: divide every dimension of the states by its standard deviation over the prompt first.
     """
 
     name: ClassVar[str] = "max-sim"
@@ -25,10 +28,15 @@ class MaxSim(Policy):
 
     window: int = 32
     kernel: int = AROUND
+    power: int = POWER
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_asking(self.window, self.kernel, self)
+        if self.power < 1:
+            raise PolicyError(f"power is {self.power}; it must be 1 or more")
 
     def score(self, view: LayerView) -> torch.Tensor:
-        return late_interaction(view, self.choice(view)[0], askers(self.window, self, view), self.kernel)
+        among, window = self.choice(view)[0], askers(self.window, self, view)
+        return late_interaction(view, among, window, self.kernel, power=self.power, standardize=self.standardize)
