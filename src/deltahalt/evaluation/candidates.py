@@ -11,7 +11,7 @@ from deltahalt.policies import parse_policy
 from deltahalt.profile import AHEAD, EARLY, attended, resembling
 
 Form = Callable[..., str]  # of a policy of one decision, given `start` and `pruning_ratio`
-USUAL: tuple[Form, ...] = (resembling, partial(resembling, kernel=129))  # passages are longer in longer prompts
+USUAL: tuple[Form, ...] = (resembling, partial(resembling, kernel=129))  # which width is better differs by model
 OTHERS: tuple[Form, ...] = (
     partial(resembling, kernel=257),
     partial(resembling, kernel=129),
@@ -36,7 +36,7 @@ def usual_layer(layers: Sequence[int], depth: int) -> int:
 
 
 def usual_policies(layers: Sequence[int], target: float, depth: int) -> list[str]:
-    """The usual policies that give `target`, deciding at one of `layers`; none where the usual one is too deep."""
+    """The usual policies at the usual one of `layers`, those of them that can give `target`."""
     layer = usual_layer(layers, depth)
     return [policy for form in USUAL if (policy := single(layer, target, depth, form))]
 
