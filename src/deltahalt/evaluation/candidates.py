@@ -14,7 +14,7 @@ Form = Callable[..., str]  # of a policy of one decision, given `start` and `pru
 USUAL: tuple[Form, ...] = (resembling, partial(resembling, kernel=129))  # which width is better differs by model
 OTHERS: tuple[Form, ...] = (
     partial(resembling, kernel=257),
-    partial(resembling, kernel=129),
+    *USUAL[1:],
     partial(resembling, window=32),
 )
 ATTENDED: tuple[Form, ...] = (attended, partial(attended, similar=1.0))  # after a look ahead at `AHEAD` layers
