@@ -5,7 +5,7 @@ a mask written out by hand. So a halted run agrees with it only if compaction, p
 all right.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -60,7 +60,8 @@ class Oracle(Feed):
     """Feeds the stock model, under masks that forbid deeper layers to read what `report` says was halted.
 
     windows: by layer, how many columns back it attends. serving: the layers whose halted tokens may be read after
-    all, but stay at their last hidden state. inside: the layers whose tokens halt between attention and FFN.
+    all, but stay at their last hidden state; or change as `penalties` says: by layer, the penalty of a regression on
+    the last `tail` tokens. inside: the layers whose tokens halt between attention and FFN.
     blocks: [B, T] the image of a prompt's token within which it sees all others; -1 for none.
     """
 
@@ -73,9 +74,13 @@ class Oracle(Feed):
         serving: Collection[int] = (),
         inside: tuple[int, ...] = (),
         blocks: torch.Tensor | None = None,
+        penalties: Mapping[int, float] = {},
+        tail: int = 0,
     ) -> None:
         super().__init__(model, DynamicCache())  # without a config: every layer stores every column
         self.windows, self.report, self.serving, self.inside, self.blocks = windows, report, serving, inside, blocks
+        self.penalties, self.tail = penalties, tail
+        self.stopped: dict[int, torch.Tensor] = {}  # by layer of `penalties`, [B, T, D] where its tokens stop
         self.active: list[torch.Tensor] = []  # [B, columns] of the tokens that enter each layer, and leave the last
         self.readable: list[torch.Tensor] = []  # the same, with those that serve K/V
 
@@ -156,8 +161,36 @@ class Oracle(Feed):
             if index in self.inside:
                 hidden = torch.where(entering & ~leaving, between[0], hidden)
             hidden = torch.where(entering, hidden, args[0])
+            if new > 1 and self.penalties and hidden.shape[1] == self.mask.shape[1]:
+                where_it_stops = torch.where(leaving, between[0], hidden) if index in self.inside else hidden
+                hidden = self._changed(index, where_it_stops, hidden)
             return (hidden,) if isinstance(output, tuple) else hidden
 
         feed_forward_norm = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
         undo.callback(feed_forward_norm.register_forward_pre_hook(keep).remove)
         undo.callback(layer.register_forward_hook(put_back).remove)
+
+    def _changed(self, index: int, stopped: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The states after a layer, those of halted tokens as regressions on the prompt's last tokens tell them."""
+        hidden = hidden.clone()
+        if index in self.penalties:
+            self.stopped[index] = stopped
+        for decided, before in self.stopped.items():
+            gone = self.active[decided][:, : hidden.shape[1]] & ~self.active[decided + 1][:, : hidden.shape[1]]
+            for row in range(len(hidden)):
+                if gone[row].any():
+                    change = hidden[row, -self.tail :] - before[row, -self.tail :]
+                    told = fitted(before[row, -self.tail :], change, before[row, gone[row]], self.penalties[decided])
+                    hidden[row, gone[row]] = before[row, gone[row]] + told
+        return hidden
+
+
+def fitted(known: torch.Tensor, change: torch.Tensor, wanted: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Ridge regression with an intercept, as least squares with the penalty in rows of their own; in double."""
+    known, wanted = (states.double() / states.double().norm(dim=1, keepdim=True) for states in (known, wanted))
+    middle, mean = known.mean(dim=0), change.double().mean(dim=0)
+    known = known - middle
+    strength = penalty * known.square().sum(dim=1).mean()
+    rows = torch.cat([known, strength.sqrt() * torch.eye(known.shape[1], dtype=torch.double)])
+    targets = torch.cat([change.double() - mean, torch.zeros(known.shape[1], change.shape[1], dtype=torch.double)])
+    return (mean + (wanted - middle) @ torch.linalg.lstsq(rows, targets).solution).to(change.dtype)

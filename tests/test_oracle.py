@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from deltahalt import (
     Dash,
     DashLayer,
+    Forecast,
     KeyNorm,
     LastTokenAttention,
     MaxSim,
@@ -77,6 +78,12 @@ def gap(
             for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
             if stage.boundary == "attention"
         ),
+        penalties={
+            layer: stage.penalty
+            for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
+            if stage.penalty is not None
+        },
+        tail=min(stage.keep_last for stage in policy.stages),
     )
     theirs = [oracle(*call)[:, -logits.shape[1] :] for call, logits in zip(calls, ours, strict=True)]
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
@@ -140,6 +147,26 @@ def test_an_exit_reads_the_prompt_from_where_it_stopped(
     variant: str, exit_: str, attention: str, lengths: tuple[int, ...]
 ) -> None:
     assert gap(variant, attention, EXITS[exit_], lengths) < TOLERANCE
+
+
+TOLD = Forecast(start=2, keep_last=9)
+FORECASTS = {
+    "alone": TOLD,
+    "inside": Forecast(start=2, keep_last=9, ridge=1.0, boundary="attention"),
+    "behind another": Progressive([Dash(**HALF | {"keep_last": 12}), TOLD]),
+    "in two steps": Progressive([Forecast(start=1, keep_last=9, pruning_ratio=0.5, ridge=0.02), TOLD]),
+    "before a shorter end": Progressive([Forecast(start=1, keep_last=12, pruning_ratio=0.5), TOLD]),
+}
+
+
+@pytest.mark.parametrize("lengths", [(40,), (40, 29), (40, 8)], ids=str)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("forecast", FORECASTS)
+@pytest.mark.parametrize("variant", FULL_VARIANTS)
+def test_a_forecast_reads_the_prompt_as_a_regression_tells_it(
+    variant: str, forecast: str, attention: str, lengths: tuple[int, ...]
+) -> None:
+    assert gap(variant, attention, FORECASTS[forecast], lengths) < TOLERANCE
 
 
 @pytest.mark.parametrize("halted_kv", ["drop", "frozen"])

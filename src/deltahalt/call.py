@@ -107,7 +107,7 @@ class Call:
         key = (segment.start, window)
         if key not in self.masks:
             past = segment.slots[:, -self._stored(layer) :] if self.past else stream.slots[:, :0]
-            parts = (*trace.frozen, stream)
+            parts = (*(served.halted for served in trace.served), stream)
             self.masks[key] = attention_mask(
                 stream.slots,
                 torch.cat([past, *(part.slots for part in parts)], dim=1),

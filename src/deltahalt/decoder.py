@@ -23,32 +23,32 @@ def run_layers(
 ) -> tuple[TokenStream, Trace]:
     """Run numbered layers of the host, halting tokens at each of `stages` (DASH, Alg. 1); fills the call's cache.
 
-    freeze: all halted tokens go on serving K and V of their last hidden state. min_tokens: shorter prompts stay whole.
-    Returns the tokens that are still active, and the trace of the run.
+    freeze: all halted tokens go on serving K and V, of the states they stopped at unless their stage says otherwise.
+    min_tokens: shorter prompts stay whole. Returns the tokens that are still active, and the trace of the run.
     """
     trace, decision = Trace.begin(stream, dropped=call.dropped), None
-    begins = {stage.first: stage for stage in stages}
+    begins, tail = {stage.first: stage for stage in stages}, min((stage.tail for stage in stages), default=0)
     for index, layer in layers:
         if index in begins:
             decision = decide(begins[index], call, stream, min_tokens)
-        attended, served = stream.lengths, tuple(trace.frozen)
-        for halted in served:
-            _serve(layer, index, halted, call)
+        attended, frozen = stream.lengths, trace.serving(len(stream.lengths))
+        for served in trace.served:
+            _serve(layer, index, served.as_of(call.prompts_of(stream)), call)
         inputs = call.layer_inputs(index, stream, trace)
         looked = (0,) * len(attended) if decision is None else decision.looked(index, attended, len(call.layers))
         if decision is None:
             stream = fed = stream.advance(layer_output(layer(stream.hidden, **inputs)))
         else:
-            opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
+            opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze, tail)
             stream, fed = opened.run(inputs)
             decision = None if index == decision.stage.last else decision
-        trace.log(attended, fed.lengths, served, looked)
+        trace.log(attended, fed.lengths, frozen, looked)
         stream = call.after_layer(index, stream)
     return stream, trace
 
 
 def _serve(layer: Module, index: int, halted: TokenStream, call: Call) -> None:
-    """Put K and V of halted tokens, from their frozen hidden states, into the layer's cache."""
+    """Put K and V of halted tokens, from the states they are given here, into the layer's cache."""
     assert call.cache is not None  # Call refuses frozen K/V without a cache
     rotary = halted.rotary[call.family.rotary_kind(call.config, index)]
     call.cache.update(*call.family.keys_values(layer, halted.hidden, rotary), index)

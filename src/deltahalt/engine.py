@@ -38,8 +38,8 @@ def freezes(halted_kv: str, shape: ModelShape, stages: Iterable[Stage]) -> bool:
         raise PolicyError(f"halted_kv is {halted_kv!r}; choose one of {', '.join(get_args(HaltedKV))}")
     if any(shape.windows) and (halted_kv == "frozen" or any(stage.serves_halted for stage in stages)):
         raise UnsupportedError(
-            'halted_kv="frozen" and single-input-kv are not supported on sliding-window layers: use "drop", and '
-            "another policy"
+            'halted_kv="frozen", single-input-kv and forecast are not supported on sliding-window layers: use "drop", '
+            "and another policy"
         )
     return halted_kv == "frozen"
 
@@ -97,7 +97,7 @@ class Halted:
         stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
         stages = tuple(stage for stage in self.stages if decide(stage, call, stream, self.min_prompt_tokens))
         if call.cache is None and any(stage.serves_halted for stage in stages):
-            raise UnsupportedError("single-input-kv needs a cache: leave use_cache on")
+            raise UnsupportedError("single-input-kv and forecast need a cache: leave use_cache on")
         compacted = bool(stages) or call.dropped
         tail = 1 if call.dropped else min((stage.tail for stage in stages), default=0)
         if compacted and wanted is not None and not 0 < wanted <= tail:

@@ -69,13 +69,15 @@ class LayerLoad:
 
     attended: tokens that go through attention. fed: tokens that go through the FFN (differs where tokens halt
     between the two). frozen: halted tokens whose K/V is computed and read all the same. looked: tokens whose K/V at
-    deeper layers is computed for a look ahead, each once for every layer looked at.
+    deeper layers is computed for a look ahead, each once for every layer looked at. told: pairs of a frozen token and
+    one that runs on, from which its state is told.
     """
 
     attended: int
     fed: int
     frozen: int = 0
     looked: int = 0
+    told: int = 0
 
 
 def paper_flops(shape: ModelShape, loads: Sequence[LayerLoad]) -> int:
@@ -97,6 +99,7 @@ def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> in
         total += 4 * (load.attended + load.frozen + load.looked) * shape.hidden * keys
         total += 4 * queries * _pairs(load, shape.window(layer), prompt)
         total += 6 * load.fed * shape.hidden * shape.intermediate
+        total += 2 * load.told * shape.hidden
     return total
 
 
@@ -124,8 +127,9 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
     paper: as in the paper's Eq. 7, where layer l_s runs on the kept tokens already; Alg. 1, and this engine, run it
     in full.
     """
-    loads, active, serving, placed = [], tokens, 0, place(policy, layers)
+    loads, active, serving, told, placed = [], tokens, 0, 0, place(policy, layers)
     stages = {stage.last: policy for stage in placed for policy in stage.policies}
+    tail = min((stage.tail for stage in placed), default=0)
     for layer in range(layers):
         before = attended = fed = active
         frozen = serving
@@ -134,13 +138,14 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
             attended = active if paper else before
             fed = active if paper or stages[layer].boundary == "attention" else before
             serving += (before - active) * stages[layer].serves_halted
+            told += (before - active) * tail * (stages[layer].penalty is not None)
         looked = before * sum(
             stage.ahead(policy, layer, layers)
             for stage in placed
             for policy in stage.policies
             if policy.kept(tokens) < before
         )
-        loads.append(LayerLoad(attended, fed, frozen, looked))
+        loads.append(LayerLoad(attended, fed, frozen, looked, told))
     return loads
 
 

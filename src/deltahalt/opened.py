@@ -9,6 +9,7 @@ import torch
 from deltahalt.call import Call
 from deltahalt.decision import Decision
 from deltahalt.families.base import Module
+from deltahalt.served import Served
 from deltahalt.stand_in import within_hook
 from deltahalt.stream import TokenStream
 from deltahalt.trace import Trace
@@ -20,7 +21,7 @@ class OpenedLayer:
     """Layer number `index` of the host, about to run on `stream`.
 
     decision: observes the layer and, if it is the stage's last, says who stays active. trace: notes who halted. freeze:
-    as in `run_layers`.
+    as in `run_layers`. tail: so many of the prompts' last tokens no stage halts.
     """
 
     index: int
@@ -30,6 +31,7 @@ class OpenedLayer:
     decision: Decision
     trace: Trace
     freeze: bool
+    tail: int
 
     def run(self, inputs: dict[str, Any]) -> tuple[TokenStream, TokenStream]:
         """The tokens after the layer, and those that went through its FFN.
@@ -53,8 +55,12 @@ class OpenedLayer:
         decision.observe(partial(view_layer, self.index, self.call, prompts, update, after, stream.hidden), scored)
         if self.index == decision.stage.last:
             active = [self._with_behind(kept, row) for row, kept in enumerate(decision.active_sets(prompts))]
-            freeze = self.freeze or decision.stage.serves_halted
-            stream = self.trace.halt(self.index, active, decision.row_scores(), stream, freeze=freeze)
+            whole, stream = stream, stream.keep(active)
+            if self.freeze or decision.stage.serves_halted:
+                halted = whole.keep([_complement(kept, n) for kept, n in zip(active, whole.lengths, strict=True)])
+                running = self.call.prompts_of(stream).last(self.tail)
+                self.trace.served.append(Served(halted, running, decision.stage.penalty))
+            self.trace.halt(self.index, stream, decision.row_scores())
         if inside:
             stream = self.fed = stream.advance(family.feed_forward(self.layer, stream.hidden))
         self.after = stream
@@ -64,3 +70,10 @@ class OpenedLayer:
         """The index `kept` [k] of the row's prompt, and of what comes after it."""
         behind, length = self.call.behind, self.stream.lengths[row]
         return torch.cat([kept, torch.arange(length - behind, length, device=kept.device)]) if behind else kept
+
+
+def _complement(index: torch.Tensor, length: int) -> torch.Tensor:
+    """The numbers below `length` that are not in `index`, ascending."""
+    others = torch.ones(length, dtype=torch.bool, device=index.device)
+    others[index] = False
+    return others.nonzero().squeeze(1)

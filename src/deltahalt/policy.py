@@ -128,6 +128,14 @@ class Policy:
         return False
 
     @property
+    def penalty(self) -> float | None:
+        """That of the ridge regression which tells what states of halted tokens that serve become (`deltahalt.served`).
+
+        None: they serve the last they had.
+        """
+        return None
+
+    @property
     def scoring(self) -> "Policy":
         """The policy whose scores these are: the same one for all that differ in their choice alone."""
         return self
@@ -247,6 +255,11 @@ class Stage:
     def serves_halted(self) -> bool:
         """Whether tokens halted here go on serving K/V: see `Policy.serves_halted`."""
         return self.policies[0].serves_halted
+
+    @property
+    def penalty(self) -> float | None:
+        """How the states of tokens that serve are told: see `Policy.penalty`."""
+        return self.policies[0].penalty
 
     def ahead(self, policy: Policy, layer: int, layers: int) -> int:
         """How many of the `layers` layers one of the policies looks ahead at from `layer`."""

@@ -46,6 +46,11 @@ class TokenStream:
             {kind: (cos[:, :column], sin[:, :column]) for kind, (cos, sin) in self.rotary.items()},
         )
 
+    def last(self, count: int) -> "TokenStream":
+        """The last `count` tokens of each row, or all where there are fewer."""
+        rows = [torch.arange(max(0, length - count), length, device=self.slots.device) for length in self.lengths]
+        return self.keep(rows)
+
     def followed_by(self, later: "TokenStream") -> "TokenStream":
         """These tokens, then those of `later`, which has no padding."""
         return TokenStream(

@@ -11,6 +11,7 @@ from deltahalt.policies.dash import Dash
 from deltahalt.policies.dash_layer import DashLayer
 from deltahalt.policies.dense import Dense
 from deltahalt.policies.fastv import FastV
+from deltahalt.policies.forecast import Forecast
 from deltahalt.policies.key_norm import KeyNorm
 from deltahalt.policies.last_token_attention import LastTokenAttention
 from deltahalt.policies.max_sim import MaxSim
@@ -36,6 +37,7 @@ POLICIES: dict[str, type[Policy]] = {
         V2Drop,
         SparseVLM,
         SingleInputKV,
+        Forecast,
         Random,
         Uniform,
         Dense,
@@ -49,6 +51,7 @@ __all__ = [
     "DashLayer",
     "Dense",
     "FastV",
+    "Forecast",
     "KeyNorm",
     "LastTokenAttention",
     "MaxSim",

@@ -32,7 +32,7 @@ class SingleInputKV(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_first or self.scope != "all" or self.chunk != 1:
-            raise PolicyError("single-input-kv keeps the latest tokens of all: leave keep_first, scope and chunk alone")
+            raise PolicyError(f"{self.name} keeps the latest tokens of all: leave keep_first, scope and chunk alone")
 
     @property
     def serves_halted(self) -> bool:
