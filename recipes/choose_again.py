@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from deltahalt.evaluation.candidates import layer_of, usual_policies
+from deltahalt.evaluation.candidates import ASKED, BLIND, exit_of, layer_of, usual_policies
 from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.sweep import read_sweep
 from deltahalt.policies import parse_policy
@@ -19,9 +19,12 @@ from deltahalt.profile import Profile
 
 def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile:
     """The profile with choices anew."""
-    layers = [layer_of(one.policy) for one in rated if len(parse_policy(one.policy).stages) == 1]
-    depth = profile.signature.layers
-    usual = {target: usual_policies(layers, target, depth) for target in targets}
+    exits = any(exit_of(one.policy) is not None for one in rated)
+    alone = [one.policy for one in rated if len(parse_policy(one.policy).stages) == 1 and exit_of(one.policy) is None]
+    layers = [layer_of(policy) for policy in alone]
+    windows = (None if exits else 1,) * profile.signature.layers
+    search = BLIND if profile.query_free else ASKED
+    usual = {target: usual_policies(layers, target, windows, search) for target in targets}
     most = max(len(one.changes) for one in rated)
     last = [one for one in rated if len(one.changes) == most or any(one.policy in some for some in usual.values())]
     chosen = choose(last, targets, None, usual)

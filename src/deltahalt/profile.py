@@ -14,6 +14,7 @@ from deltahalt.policies import parse_policy
 from deltahalt.policy import AnyPolicy
 
 AUTO = "auto"
+AUTO_QUERY_FREE = "auto-query-free"
 FORMAT = 1
 AHEAD = 12  # layers that a look ahead usually takes in: more lost more on most models, and costs more
 EARLY = 12  # of the layers, the part after which late interaction usually decides
@@ -70,12 +71,16 @@ class Signature:
 
 @dataclass(frozen=True)
 class Profile:
-    """What calibration chose for one model: choices in ascending speed, the first the default, and the evidence."""
+    """What calibration chose for one model: choices in ascending speed, the first the default, and the evidence.
+
+    query_free: chosen for prompts whose question comes after the halted prefill.
+    """
 
     model: str
     signature: Signature
     choices: tuple[Choice, ...]
     evidence: dict[str, Any]
+    query_free: bool = False
 
     def write(self, path: Path) -> None:
         """Write the profile as JSON."""
@@ -91,7 +96,7 @@ class Profile:
                 raise InputError(f"{source} is a profile of another format: calibrate again")
             signature = Signature(**fields["signature"] | {"norm": tuple(fields["signature"]["norm"])})
             choices = tuple(Choice(**choice) for choice in fields["choices"])
-            return cls(fields["model"], signature, choices, fields["evidence"])
+            return cls(fields["model"], signature, choices, fields["evidence"], fields.get("query_free", False))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -112,14 +117,15 @@ def shipped() -> Iterator[Profile]:
 def names_profile(wanted: str) -> bool:
     """Whether a text stands for a profile's choice, not for a policy itself."""
     name = wanted.partition(":")[0]
-    return name == AUTO or name.endswith(".json")
+    return name in (AUTO, AUTO_QUERY_FREE) or name.endswith(".json")
 
 
 def policy_text(wanted: str, decoder: Module, *, vision: bool = False) -> str:
     """`wanted` with "auto" and profile files replaced by the policy that they stand for on this host's decoder.
 
-    "auto" is the default choice of the profile shipped for the model, or `safe_default` for a model without; a path to
-    a .json file is the default choice of that profile. `:2.5` behind either asks for at least that speedup.
+    "auto" is the default choice of the profile shipped for the model, or `safe_default` for a model without;
+    "auto-query-free" of the one for prompts whose question comes later, or `blind_default`. A path to a .json file is
+    the default choice of that profile. `:2.5` behind any asks for at least that speedup.
     vision: whether the decoder is given visual tokens, too.
     Raises InputError for a profile that is missing, broken, or of another model.
     """
@@ -131,9 +137,13 @@ def policy_text(wanted: str, decoder: Module, *, vision: bool = False) -> str:
     except ValueError as error:
         raise InputError(f"{wanted!r} asks for no speedup: write {name}:2.5 for at least 2.5x") from error
     signature = Signature.of(decoder)
-    if name == AUTO:
-        known = next((profile for profile in shipped() if profile.signature.matches(signature)), None)
-        return known.choose(speedup) if known is not None else safe_default(decoder, vision=vision)
+    if not name.endswith(".json"):
+        blind = name == AUTO_QUERY_FREE
+        fitting = (one for one in shipped() if one.query_free == blind and one.signature.matches(signature))
+        known = next(fitting, None)
+        if known is not None:
+            return known.choose(speedup)
+        return blind_default(decoder) if blind else safe_default(decoder, vision=vision)
     path = Path(name)
     if not path.is_file():
         raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
@@ -164,6 +174,30 @@ def safe_default(decoder: Module, *, vision: bool = False) -> str:
     if start is None:
         raise UnsupportedError("no layer of this model sees the whole prompt: name a policy, such as max-sim")
     return attended(start, 0.5) if offloaded else attended(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
+
+
+def blind_default(decoder: Module) -> str:
+    """For prompts without their question, to a model that nobody has calibrated: tokens stop after three quarters.
+
+    Where a layer does not see the whole prompt they cannot; a third of the tokens then halt early.
+    """
+    windows = family_of(decoder.config).windows(decoder.config)
+    return updated(len(windows) // 7, 0.3) if any(windows) else exit_at(3 * len(windows) // 4)
+
+
+def exit_at(start: int) -> str:
+    """All tokens but the latest stop, and serve what they would have become."""
+    return f"forecast:start={start},pruning_ratio=1"
+
+
+def updated(start: int, pruning_ratio: float) -> str:
+    """Tokens that a layer changes little halt, whatever will be asked."""
+    return _in_chunks("dash-layer", {"start": start, "pruning_ratio": pruning_ratio}, {})
+
+
+def keyed(start: int, pruning_ratio: float) -> str:
+    """Tokens with large keys halt, whatever will be asked."""
+    return _in_chunks("key-norm", {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention"}, {})
 
 
 def resembling(start: int, pruning_ratio: float, **options: Any) -> str:

@@ -11,6 +11,10 @@ from deltahalt.cli.base import DeviceOption, DtypeOption, HaltedKVOption, ModelO
 from deltahalt.cli.common import load_model, parse_numbers, parse_speedups, resolve_policy
 from deltahalt.profile import names_profile
 
+QueryFreeOption = Annotated[
+    bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
+]
+
 
 def sweep(
     rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
@@ -23,9 +27,7 @@ def sweep(
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Judge no more of an answer.")] = 48,
     halted_kv: HaltedKVOption = "drop",
-    query_free: Annotated[
-        bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
-    ] = False,
+    query_free: QueryFreeOption = False,
     seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
     dtype: DtypeOption = "auto",
@@ -78,6 +80,7 @@ def calibrate(
         float | None, typer.Option(help="Choose the fastest policy that loses no more nats a token, of 1.3x to 2.5x.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
+    query_free: QueryFreeOption = False,
     data: Annotated[
         str | None,
         typer.Option(help="generated:COUNT, or JSONL as for sweep; by default generated:108, on a CPU generated:24."),
@@ -107,6 +110,7 @@ def calibrate(
             profile.with_suffix(".rows.jsonl") if rows is None else rows,
             max_loss=max_loss,
             layers=parse_numbers(layers) if layers else None,
+            query_free=query_free,
             tick=status.update,
         )
     found.write(profile)

@@ -14,7 +14,7 @@ import transformers
 import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.candidates import deciding_layers, single, usual_policies, varied
+from deltahalt.evaluation.candidates import ASKED, BLIND, Search, deciding_layers, first_field, usual_policies, varied
 from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
@@ -35,25 +35,27 @@ def calibrate(
     *,
     max_loss: float | None = None,
     layers: Sequence[int] | None = None,
+    query_free: bool = False,
     tick: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """Choose a policy for each target speedup by successive halving: see docs/accuracy.md.
 
-    Every layer on a few samples; for the better third of them other settings on the same; of all these the better third
-    on three times as many, and the better third of those on all. `choose` decides among the last. The usual
-    policies go through all rounds.
+    Every layer, and every exit, on a few samples; for the better third of them other settings on the same; of all these
+    the better third on three times as many, and the better third of those on all. `choose` decides among the last. The
+    usual policies go through all rounds.
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
-    fastest of the last that loses no more. layers: try these only. rows: JSONL that every measurement goes to; a
-    calibration that was cut short goes on from it. tick: told what is measured, before each sample.
+    fastest of the last that loses no more. layers: only these decide early. query_free: no policy sees the question.
+    rows: JSONL that every measurement goes to; a calibration that was cut short goes on from it. tick: told what is
+    measured, before each sample.
 
     Raises InputError for no samples, where no policy reaches a target or keeps the loss, or a layer cannot decide.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
     windows = family_of(decoder.config).windows(decoder.config)
-    depth = len(windows)
+    way, search = Way(query_free=query_free), BLIND if query_free else ASKED
     own = [replace(sample, answer=None) for sample in in_turn(samples)]
     few, more = ROUNDS
     tried: dict[str, Rated] = {}
@@ -65,19 +67,20 @@ def calibrate(
         some = own[:count]
         what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {len(some)} samples"
         tick(what)
-        found = sweep(loaded, some, wanted, rows, own=answers, tick=lambda: tick(what))
+        found = sweep(loaded, some, wanted, rows, way, own=answers, tick=lambda: tick(what))
         tried.update((one.policy, one) for one in rate(found))
         return {target: sorted(field, key=lambda policy: tried[policy].loss) for target, field in fields.items()}
 
     if not samples:
         raise InputError("there are no samples to calibrate on: give one or more")
-    fields, usual = first_fields(layers, targets, depth, all_needed=max_loss is None)
+    fields, usual = first_fields(layers, targets, windows, search, all_needed=max_loss is None)
     tick("what the full model answers")
-    said = own_answers(loaded, own, Way().max_answer_tokens)
+    said = own_answers(loaded, own, way.max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     best = {target: better_third(field) for target, field in measure(fields, few).items()}
     fields = {
-        target: _distinct([*usual[target], *field, *varied(field, target, windows)]) for target, field in best.items()
+        target: _distinct([*usual[target], *field, *varied(field, target, windows, search)])
+        for target, field in best.items()
     }
     for count in (few, more):
         ranked = measure(fields, count)
@@ -100,26 +103,34 @@ def calibrate(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        query_free=query_free,
     )
 
 
 def first_fields(
-    layers: Sequence[int] | None, targets: Sequence[float], depth: int, *, all_needed: bool
+    layers: Sequence[int] | None,
+    targets: Sequence[float],
+    windows: Sequence[int | None],
+    search: Search,
+    *,
+    all_needed: bool,
 ) -> tuple[dict[float, list[str]], dict[float, list[str]]]:
-    """By target, one decision at each of `layers` (None: at all that can) that reaches it, and what is usual.
+    """By target, what is tried first, and what is usual. layers: that may decide early; None for all that can.
 
-    Targets that no layer reaches are left out, or refused if `all_needed`. Raises InputError for these, and for a layer
+    Targets that nothing reaches are left out, or refused if `all_needed`. Raises InputError for these, and for a layer
     that cannot decide.
     """
-    able = deciding_layers(depth)
+    able = deciding_layers(len(windows))
     if unable := sorted(set(layers or ()).difference(able)):
         raise InputError(f"layers {unable} cannot decide: choose among {able}")
     tried = layers or able
-    fields = {target: _distinct(single(layer, target, depth) for layer in tried) for target in targets}
+    fields = {target: _distinct(first_field(tried, target, windows, search)) for target in targets}
     if all_needed and (missed := [target for target, field in fields.items() if not field]):
         raise InputError(f"no schedule of this model reaches {missed[0]}x: ask for less")
     fields = {target: field for target, field in fields.items() if field}
-    return fields, {target: usual_policies(tried, target, depth) or field[:1] for target, field in fields.items()}
+    return fields, {
+        target: usual_policies(tried, target, windows, search) or field[:1] for target, field in fields.items()
+    }
 
 
 def default_samples(device: torch.device) -> tuple[str, int]:

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from deltahalt.errors import InputError
-from deltahalt.evaluation.candidates import halted_share, looks_ahead
+from deltahalt.evaluation.candidates import forgotten_share, looks_ahead
 from deltahalt.evaluation.sweep import SweepRow
 from deltahalt.profile import Choice
 
@@ -94,9 +94,9 @@ def within_one_error(rated: Sequence[Rated], usual: Sequence[str] = ()) -> Rated
 
     The least loss is that of the policies on most samples; the error that of the differences to it, on the samples that
     both were measured on. Those of `usual` come first, and with `CLEARLY` as many errors: what was good on documents
-    and other models is left only for what is clearly better on this one. Then the one that halts the smallest share of
-    the tokens, since real prompts are harder than generated ones; then the one that looks ahead least; then the one
-    that is least worse than the best.
+    and other models is left only for what is clearly better on this one. Then the one that forgets the smallest share
+    of the tokens, since real prompts are harder than generated ones; then the one that looks ahead least; then the
+    one that is least worse than the best.
     """
     most = max(len(one.changes) for one in rated)
     best = min((one for one in rated if len(one.changes) == most), key=lambda one: one.loss)
@@ -110,6 +110,6 @@ def within_one_error(rated: Sequence[Rated], usual: Sequence[str] = ()) -> Rated
         return fmean(worse(one)) <= errors * standard_error(worse(one))
 
     def order(one: Rated) -> tuple[bool, float, int, float]:
-        return one.policy not in usual, halted_share(one.policy), looks_ahead(one.policy), fmean(worse(one))
+        return one.policy not in usual, forgotten_share(one.policy), looks_ahead(one.policy), fmean(worse(one))
 
     return min(filter(ties, rated), key=order)
