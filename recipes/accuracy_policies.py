@@ -4,6 +4,8 @@ usage: accuracy_policies.py frontier LAYERS VARIED,...
        accuracy_policies.py resembling LAYERS START,...
        accuracy_policies.py further LAYERS START
        accuracy_policies.py finding LAYERS START
+       accuracy_policies.py exits LAYERS START
+       accuracy_policies.py blind LAYERS START
        accuracy_policies.py signals START,...
 
 frontier: window attention at 1.7x and 2.5x, in a model of LAYERS layers. One decision at every layer, with a look ahead
@@ -11,7 +13,9 @@ at all deeper ones; at the layers VARIED other chunks and looks ahead, and pairs
 asked by 32 tokens, at every START and the same speeds; at the first with wider surroundings, and asked by 16; one layer
 deeper beside attention. further: late interaction at START and the layer before, at other ratios and in other forms,
 and followed by a second decision in the middle of the model. finding: late interaction as it is now used at START, and
-what it owes to each of its parts. signals: every signal at every START, with what the paper ablates.
+what it owes to each of its parts. exits: late interaction at START, alone and before exits. blind: what sees no
+question, at 1.5x: exits, alone and behind small updates or large keys that halt at START, and these alone, for
+`sweep --query-free`. signals: every signal at every START, with what the paper ablates.
 """
 
 import sys
@@ -20,8 +24,8 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from deltahalt.evaluation.candidates import DEEPEST, HIGHEST, Form, pair, single
-from deltahalt.profile import AHEAD, attended, resembling
+from deltahalt.evaluation.candidates import DEEPEST, HIGHEST, NARROW, Form, pair, relieved, single
+from deltahalt.profile import AHEAD, attended, exit_at, keyed, resembling, updated
 
 ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
 OTHERS: tuple[dict[str, Any], ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
@@ -113,6 +117,31 @@ def finding(layers: int, starts: list[int]) -> Iterator[str | None]:
         yield from (single(start + 1, speedup, layers, form) for form in (resembling, plain))
 
 
+def stops(layers: int) -> list[int]:
+    """Five layers about 0.65 of the depth, at which tokens may stop."""
+    return [round(0.65 * layers) + away for away in (-2, -1, 0, 1, 2)]
+
+
+def exits(layers: int, starts: list[int]) -> Iterator[str | None]:
+    """Late interaction at the only start, alone and with exits behind it."""
+    (start,) = starts
+    yield "dense"
+    for speedup in SPEEDUPS:
+        yield from (single(start, speedup, layers, form) for form in (resembling, NARROW))
+        yield from (relieved(resembling(start, HIGHEST), exit_at(stop), speedup, layers) for stop in stops(layers))
+
+
+def blind(layers: int, starts: list[int]) -> Iterator[str | None]:
+    """Exits, alone and behind a decision at the only start, and these decisions alone, at 1.5x."""
+    (start,) = starts
+    yield "dense"
+    yield from map(exit_at, stops(layers))
+    for form in (updated, keyed):
+        early = form(start, HIGHEST)
+        yield from (relieved(early, exit_at(stop), 1.5, layers) for stop in stops(layers)[2:])
+        yield single(start, 1.5, layers, form)
+
+
 def signals(starts: list[str]) -> Iterator[str]:
     """Every signal at every start, and what the paper ablates."""
     yield "dense"
@@ -137,7 +166,14 @@ def signals(starts: list[str]) -> Iterator[str]:
     yield from (f"dash:start={start},{usual}" for start in ("0.2", "0.3", "0.6", "0.7"))
 
 
-BY_LAYERS = {"frontier": frontier, "resembling": late_interaction, "further": further, "finding": finding}
+BY_LAYERS = {
+    "frontier": frontier,
+    "resembling": late_interaction,
+    "further": further,
+    "finding": finding,
+    "exits": exits,
+    "blind": blind,
+}
 
 
 def main() -> None:

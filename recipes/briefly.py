@@ -9,13 +9,21 @@ REST = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def brief(tables: str, policies: Iterable[str]) -> str:
-    """Markdown tables, in which options that all long ones of `policies` share are an ellipsis, explained above."""
+    """Markdown tables, in which options that all long stages of `policies` share are an ellipsis, explained above."""
     long = dict.fromkeys(policy for policy in policies if len(policy) > LONGEST)
-    shared = shared_options(long)
+    stages = [stage for policy in long for stage in policy.split("+")]
+    shared = shared_options(stage for stage in stages if len(stage) > LONGEST)
     if not shared:
         return tables
     for policy in long:
-        stages = without(policy, shared).split("+")
-        shown = "+".join(f"{stage}{',' if ':' in stage else ':'}{REST}" for stage in stages)
+        shown = "+".join(_briefly(stage, shared) for stage in policy.split("+"))
         tables = tables.replace(f"`{policy}`", f"`{shown}`")
     return f"`{REST}` is `{','.join(shared)}`.\n\n{tables}"
+
+
+def _briefly(stage: str, shared: list[str]) -> str:
+    """The stage with an ellipsis for the `shared` options, if it has them all."""
+    if not set(shared) <= set(stage.partition(":")[2].split(",")):
+        return stage
+    rest = without(stage, shared)
+    return f"{rest}{',' if ':' in rest else ':'}{REST}"

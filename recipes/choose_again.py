@@ -19,14 +19,14 @@ from deltahalt.profile import Profile
 
 def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile:
     """The profile with choices anew."""
-    exits = any(exit_of(one.policy) is not None for one in rated)
-    alone = [one.policy for one in rated if len(parse_policy(one.policy).stages) == 1 and exit_of(one.policy) is None]
-    layers = [layer_of(policy) for policy in alone]
-    windows = (None if exits else 1,) * profile.signature.layers
     search = BLIND if profile.query_free else ASKED
+    alone = [one.policy for one in rated if len(parse_policy(one.policy).stages) == 1 and exit_of(one.policy) is None]
+    exits = any(exit_of(one.policy) is not None for one in rated)
+    layers, windows = [layer_of(policy) for policy in alone], (None if exits else 1,) * profile.signature.layers
     usual = {target: usual_policies(layers, target, windows, search) for target in targets}
     most = max(len(one.changes) for one in rated)
-    last = [one for one in rated if len(one.changes) == most or any(one.policy in some for some in usual.values())]
+    kept = {policy for some in usual.values() for policy in some if exit_of(policy) is None}
+    last = [one for one in rated if len(one.changes) == most or one.policy in kept]
     chosen = choose(last, targets, None, usual)
     measurements = sum(len(one.changes) for one in rated)
     known = {name: value for name, value in profile.evidence.items() if name != "seconds"}

@@ -54,10 +54,10 @@ def frontier_table(name: str) -> str:
 
 def profiles_table() -> str:
     """The choices of the shipped profiles, with what calibration saw."""
-    choices = [(profile.model, choice) for profile in shipped() for choice in profile.choices]
+    choices = [(profile, choice) for profile in shipped() for choice in profile.choices]
     shown = table(
         {
-            "model": [model for model, _ in choices],
+            "model": [profile.model + (", query-free" if profile.query_free else "") for profile, _ in choices],
             "policy": [f"`{choice.policy}`" for _, choice in choices],
             "speedup": [f"{choice.speedup:.2f}x" for _, choice in choices],
             "NLL change": [f"{choice.loss:+.3f}" for _, choice in choices],

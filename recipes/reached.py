@@ -16,6 +16,7 @@ from deltahalt.profile import shipped
 
 RESULTS = Path(__file__).parents[1] / "results"
 KINDS = ("finding", "heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw
+BLIND = ("query-free", "query-free-signals")  # of those measured with the question kept from the policy
 DOCUMENTS = ("loogle", "multi_news")  # tasks whose names begin so
 
 
@@ -33,6 +34,11 @@ class Aim:
     query_free: bool = False
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of files with what was measured so."""
+        return BLIND if self.query_free else KINDS
+
+    @property
     def shown(self) -> str:
         return f"needles {self.needles:+.2f}" + ("" if self.nll is None else f", NLL {self.nll:+.2f}")
 
@@ -43,7 +49,10 @@ AIMS = [
     Aim("qwen2.5-coder-0.5b", 1.7, -0.05, 0.08),
     Aim("smollm2-135m", 1.7, -0.05, 0.08),
     Aim("gemma3-270m", 1.7, -0.05, 0.08),
-    Aim("qwen2.5-coder-1.5b", 1.5, -0.10, query_free=True),
+    *(
+        Aim(model, 1.5, -0.10, query_free=True)
+        for model in ("qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m")
+    ),
 ]
 
 
@@ -87,7 +96,8 @@ class Kept:
 
 def auto_table() -> str:
     """What the first choice of each shipped profile keeps, where it was measured."""
-    found = {profile.model: measured(profile.model, profile.choices[0].policy) for profile in shipped()}
+    asked = (profile for profile in shipped() if not profile.query_free)
+    found = {profile.model: measured(profile.model, profile.choices[0].policy, KINDS) for profile in asked}
     kept = {model: one for model, one in found.items() if one is not None}
     return table({"model": list(kept), **_figures(list(kept.values()))})
 
@@ -110,14 +120,14 @@ def reached_table() -> str:
     return brief(shown, policies)
 
 
-def measured(model: str, policy: str) -> Kept | None:
+def measured(model: str, policy: str, kinds: Sequence[str]) -> Kept | None:
     """What a policy keeps, on the largest set of prompts that it was measured on; None if it was on none."""
-    return next((Kept.of(rows[policy]) for rows in _sets(model, *KINDS) if policy in rows), None)
+    return next((Kept.of(rows[policy]) for rows in _sets(model, *kinds) if policy in rows), None)
 
 
 def best(aim: Aim) -> Kept:
     """Of policies that are fast enough the one that finds most needles, and then loses least, on most prompts."""
-    sets = _sets(aim.model, *(["query-free"] if aim.query_free else KINDS))
+    sets = _sets(aim.model, *aim.kinds)
     fast = ([own for own in rows.values() if round(own[0].reference_speedup, 2) >= aim.speedup] for rows in sets)
     return max(map(Kept.of, next(filter(None, fast))), key=lambda kept: (kept.found, -fmean(kept.losses)))
 
@@ -125,13 +135,14 @@ def best(aim: Aim) -> Kept:
 def _lines(aim: Aim) -> list[tuple[str, str, Kept | None]]:
     """What a policy is, the policy, and what it keeps; None where that was not measured."""
     top = best(aim)
-    profile = next((profile for profile in shipped() if profile.model == aim.model and not aim.query_free), None)
+    fitting = (one for one in shipped() if (one.model, one.query_free) == (aim.model, aim.query_free))
+    profile = next(fitting, None)
     if profile is None:
         return [("best measured", top.policy, top)]
     own = profile.choose(aim.speedup)
     if own == top.policy:
         return [("profile, best measured", own, top)]
-    return [("profile", own, measured(aim.model, own)), ("best measured", top.policy, top)]
+    return [("profile", own, measured(aim.model, own, aim.kinds)), ("best measured", top.policy, top)]
 
 
 def _sets(model: str, *kinds: str) -> list[dict[str, list[SweepRow]]]:

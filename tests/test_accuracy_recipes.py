@@ -29,14 +29,24 @@ ROOT = Path(__file__).parents[1]
         ("finding", 24, [2], "finding-development-qwen2.5-coder-0.5b"),
         ("finding", 30, [3], "finding-smollm2-135m"),
         ("finding", 18, [1], "finding-gemma3-270m"),
+        ("exits", 28, [2], "exits-qwen2.5-coder-1.5b"),
+        ("exits", 24, [2], "exits-qwen2.5-coder-0.5b"),
+        ("exits", 30, [3], "exits-smollm2-135m"),
+        ("blind", 28, [4], "query-free-qwen2.5-coder-1.5b"),
+        ("blind", 24, [3], "query-free-qwen2.5-coder-0.5b"),
+        ("blind", 30, [4], "query-free-smollm2-135m"),
     ],
 )
-def test_late_interaction_was_measured_as_the_recipe_says(
+def test_what_was_measured_is_what_the_recipe_says(
     form: str, layers: int, starts: list[int], file: str, recipe: Callable[[str], ModuleType]
 ) -> None:
     printed = {policy for policy in recipe("accuracy_policies").BY_LAYERS[form](layers, starts) if policy}
     lines = (ROOT / "results" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = {policy for policy in (json.loads(line)["policy"] for line in lines) if "max-sim" in policy}
+    measured = {
+        policy
+        for policy in (json.loads(line)["policy"] for line in lines)
+        if "max-sim" in policy or "forecast" in policy
+    }
     assert measured
     assert measured <= printed
 

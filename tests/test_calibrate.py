@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from statistics import fmean
@@ -16,15 +17,20 @@ from deltahalt.evaluation import sweep as sweeping
 from deltahalt.evaluation.answers import own_answers
 from deltahalt.evaluation.calibrate import ROUNDS, calibrate, default_samples, in_turn
 from deltahalt.evaluation.candidates import (
+    ASKED,
+    BLIND,
     LATE_RATIO,
     Form,
     deciding_layers,
-    halted_share,
+    exit_of,
+    first_field,
+    forgotten_share,
     layer_of,
     looks_ahead,
     pair,
     relieved,
     single,
+    stopping_layers,
     usual_layer,
     usual_policies,
     varied,
@@ -33,7 +39,7 @@ from deltahalt.evaluation.rating import rate
 from deltahalt.evaluation.samples import TASKS, Sample, load_samples
 from deltahalt.evaluation.sweep import SweepRow, digest, read_sweep, reference_speedup
 from deltahalt.models import LoadedModel
-from deltahalt.profile import AHEAD, Choice, Profile, attended, resembling
+from deltahalt.profile import AHEAD, Choice, Profile, attended, exit_at, resembling, updated
 
 
 @pytest.mark.parametrize("form", [resembling, attended])
@@ -75,7 +81,7 @@ def test_a_late_decision_lets_the_earlier_ones_halt_less(target: float) -> None:
     alone = [_at(4, target), pair(_at(4, target), _at(8, target), target, 28)]
     for before in alone:
         assert before is not None
-        text = relieved(before, 18, target, 28)
+        text = relieved(before, resembling(18, LATE_RATIO), target, 28)
         assert text is not None
         *stages, last = parse_policy(text).stages
         assert (last.start, last.pruning_ratio) == (18, LATE_RATIO)
@@ -90,7 +96,28 @@ def test_a_late_decision_lets_the_earlier_ones_halt_less(target: float) -> None:
 
 
 def test_what_halts_as_much_already_is_not_relieved() -> None:
-    assert relieved(_at(14, 1.7), 18, 1.7, 28) is None
+    assert relieved(_at(14, 1.7), resembling(18, LATE_RATIO), 1.7, 28) is None
+
+
+@pytest.mark.parametrize("target", [1.5, 1.7])
+def test_an_exit_lets_earlier_decisions_halt_less(target: float) -> None:
+    alone = single(4, target, 28, updated)
+    assert alone is not None
+    text = relieved(alone, exit_at(18), target, 28)
+    assert text is not None
+    assert text.endswith(exit_at(18))
+    early, late = parse_policy(text).stages
+    assert (exit_of(text), exit_of(alone)) == (18, None)
+    assert forgotten_share(text) == early.pruning_ratio < forgotten_share(alone)
+    assert reference_speedup(parse_policy(text), 28) >= target > reference_speedup(late, 28)
+
+
+def test_an_exit_that_is_fast_enough_needs_no_other_decision() -> None:
+    alone = single(4, 1.7, 28, updated)
+    assert alone is not None
+    assert relieved(alone, exit_at(14), 1.7, 28) == exit_at(14)
+    assert forgotten_share(exit_at(14)) == 0
+    assert relieved(alone, exit_at(3), 1.7, 28) is None
 
 
 WINDOWS = (None,) * 28
@@ -112,7 +139,7 @@ def test_the_best_vary_in_surroundings_window_signal_and_number_of_decisions() -
     }
     attended = [parse_policy(text).stages[0] for text in texts[12:14]]
     assert [policy.similar for policy in attended if isinstance(policy, WindowAttention)] == [0, 1]
-    assert all(halted_share(text) == LATE_RATIO for text in texts[23:])
+    assert all(forgotten_share(text) == LATE_RATIO for text in texts[23:])
 
 
 def test_attention_is_tried_at_the_nearest_layer_that_sees_the_whole_prompt() -> None:
@@ -129,6 +156,33 @@ def test_a_look_ahead_names_no_more_layers_than_there_are(layer: int, ahead: int
     texts = [text for text in varied([_at(layer, 1.2)], 1.2, WINDOWS) if text]
     seen = {looks_ahead(text) for text in texts if text.startswith("window-attention")}
     assert seen == {ahead}
+
+
+def test_what_sees_no_question_is_tried_alone_and_before_every_exit() -> None:
+    field = [text for text in first_field(deciding_layers(28), 1.5, WINDOWS, BLIND) if text]
+    exits = {layer: text for text in field if (layer := exit_of(text)) is not None}
+    assert list(exits) == stopping_layers(WINDOWS) == [*range(14, 22)]
+    assert [layer_of(text) for text in field if exit_of(text) is None] == deciding_layers(28)
+    assert {stage.start for text in exits.values() for stage in parse_policy(text).stages[:-1]} == {4}
+    assert all(stage.name in ("dash-layer", "forecast") for text in field for stage in parse_policy(text).stages)
+    assert usual_policies(deciding_layers(28), 1.5, WINDOWS, BLIND) == [*exits.values()]
+    best = [exits[20], *(_blind(layer) for layer in (3, 4)), exits[18]]
+    texts = [text for text in varied(best, 1.5, WINDOWS, BLIND) if text]
+    assert [text.partition(":")[0] for text in texts[:2]] == ["key-norm"] * 2
+    assert [exit_of(text) for text in texts[2:]] == [None, *[20] * 3, *[18] * 3]
+
+
+def _blind(layer: int) -> str:
+    text = single(layer, 1.5, 28, updated)
+    assert text is not None
+    return text
+
+
+def test_no_exit_is_tried_where_a_window_would_count_halted_tokens() -> None:
+    windows = [None if layer in (5, 11) else 64 for layer in range(18)]
+    assert stopping_layers(windows) == []
+    assert all(exit_of(text) is None for text in first_field(deciding_layers(18), 1.5, windows, BLIND) if text)
+    assert all(exit_of(text) is None for text in first_field(deciding_layers(28), 1.5, WINDOWS, ASKED) if text)
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(28, 2), (24, 2), (30, 3), (36, 3)])
@@ -191,7 +245,7 @@ def test_each_round_measures_the_better_third_on_more_samples(
         return policies[: max(4, ceil(len(policies) / 3))]
 
     layers = {target: [text for layer in range(4) if (text := single(layer, target, 6))] for target in targets}
-    usual = {target: usual_policies([0, 1, 2, 3], target, 6) for target in targets}
+    usual = {target: usual_policies([0, 1, 2, 3], target, (None,) * 6) for target in targets}
     assert [len(own) for own in usual.values()] == [2, 2]
     fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
     expected = [(12, {text for own in layers.values() for text in own})]
@@ -292,6 +346,19 @@ def test_for_a_loss_what_cannot_be_reached_is_left_out(
     (choice,) = profile.choices
     tried = profile.evidence["tried"]
     assert choice.speedup == max(line["speedup"] for line in tried if line["samples"] == len(SAMPLES))
+
+
+def test_query_free_no_policy_sees_the_question(
+    loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "ROUNDS", (1, 1))
+    asking = [replace(sample, question="Where is the tide?") for sample in SAMPLES]
+    profile = calibrate(loaded_tiny, asking, [1.3], tmp_path / "rows.jsonl", query_free=True)
+    assert profile.query_free
+    assert all(row.query_free for row in read_sweep(tmp_path / "rows.jsonl"))
+    assert any(exit_of(line["policy"]) is not None for line in profile.evidence["tried"])
+    with pytest.raises(InputError, match="query-free needs it apart"):
+        calibrate(loaded_tiny, SAMPLES, [1.3], tmp_path / "more.jsonl", query_free=True)
 
 
 def test_only_the_layers_asked_for_are_tried(loaded_tiny: LoadedModel, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Profiles know their model, are refused for another, and "auto" always ends in a policy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from deltahalt.profile import (
     Choice,
     Profile,
     Signature,
+    blind_default,
     find_policy,
     names_profile,
     policy_text,
@@ -138,6 +140,25 @@ def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:
 def test_where_no_layer_sees_the_whole_prompt_there_is_no_default_for_pictures() -> None:
     with pytest.raises(UnsupportedError, match="name a policy"):
         safe_default(tiny("mistral-sliding").get_decoder(), vision=True)
+
+
+def test_before_the_question_tokens_stop_late_or_halt_early() -> None:
+    assert blind_default(tiny("llama").get_decoder()) == "forecast:start=4,pruning_ratio=1"
+    (stage,) = parse_policy(blind_default(tiny("gemma3").get_decoder())).stages
+    assert (stage.name, stage.start, stage.pruning_ratio) == ("dash-layer", 0, 0.3)
+
+
+def test_each_way_of_asking_has_its_own_profile(
+    decoder: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, blind = _profile(decoder), replace(_profile(decoder), choices=CHOICES[1:], query_free=True)
+    monkeypatch.setattr("deltahalt.profile.shipped", lambda: iter([blind, asked]))
+    assert policy_text("auto", decoder) == CHOICES[0].policy
+    assert policy_text("auto-query-free", decoder) == policy_text("auto-query-free:1.5", decoder) == CHOICES[1].policy
+    blind.write(tmp_path / "p.json")
+    assert Profile.parse((tmp_path / "p.json").read_text(), "p.json") == blind
+    monkeypatch.setattr("deltahalt.profile.shipped", lambda: iter([asked]))
+    assert policy_text("auto-query-free", decoder) == blind_default(decoder)
 
 
 def test_shipped_profiles_are_whole_and_differ() -> None:

@@ -57,6 +57,7 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows(recipe: C
     sweeps = (
         "d3",
         "development",
+        "exits",
         "frontier",
         "frozen",
         "heldout",
@@ -250,8 +251,9 @@ def test_what_long_policies_share_is_written_once(recipe: Callable[[str], Module
     brief = recipe("briefly").brief
     one, two = (f"window-attention:start={start},heads=max,keep_first=256" for start in (4, 40))
     stages = "key-norm:keep_first=256,start=1,heads=max+dash:heads=max,keep_first=256"
-    cells = [f"| `{policy}` |" for policy in ("dash", one, two, one, stages)]
-    legend, empty, *shown = brief("\n".join(cells), ["dash", one, two, stages]).splitlines()
+    exit_ = f"{one}+forecast:start=20,pruning_ratio=1"
+    cells = [f"| `{policy}` |" for policy in ("dash", one, two, one, stages, exit_)]
+    legend, empty, *shown = brief("\n".join(cells), ["dash", one, two, stages, exit_]).splitlines()
     assert (legend, empty) == ("`\u2026` is `heads=max,keep_first=256`.", "")
     assert shown == [
         "| `dash` |",
@@ -259,6 +261,7 @@ def test_what_long_policies_share_is_written_once(recipe: Callable[[str], Module
         "| `window-attention:start=40,\u2026` |",
         "| `window-attention:start=4,\u2026` |",
         "| `key-norm:start=1,\u2026+dash:\u2026` |",
+        "| `window-attention:start=4,\u2026+forecast:start=20,pruning_ratio=1` |",
     ]
     for policies in (["dash"], ["dash", one, "random:start=0.5,pruning_ratio=0.667,ratio_of=prompt"]):
         assert brief(cells[1], policies) == cells[1]
@@ -290,9 +293,12 @@ def reached(recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: py
     ]
     append_rows(tmp_path / "frontier-small.jsonl", few)
     append_rows(tmp_path / "heldout-small.jsonl", sweep_rows(FASTER, 0.4, 0.6, exact="1", speedup=2.5))
-    profile = SimpleNamespace(model="small", choices=[Choice(FAST, 1.7, 0.0, 1.0)], choose={1.7: FAST, 2.5: FASTER}.get)
+    choices = [Choice(FAST, 1.7, 0.0, 1.0)]
+    profile = SimpleNamespace(model="small", choices=choices, choose={1.7: FAST, 2.5: FASTER}.get, query_free=False)
+    blind = SimpleNamespace(model="small", choose={1.5: "dash-layer"}.get, query_free=True)
+    append_rows(tmp_path / "query-free-small.jsonl", sweep_rows("dash-layer", 0.4, 0.6, exact="10", speedup=1.5))
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(module, "shipped", lambda: [profile])
+    monkeypatch.setattr(module, "shipped", lambda: [profile, blind])
     return module
 
 
@@ -321,6 +327,11 @@ def test_what_is_reached_stands_beside_what_was_aimed_at(
     assert both == (
         f"| small | 2.5x | profile, best measured | `{FASTER}` | 3 | 1 of 1 (1) | +0.50 \u00b1 0.10, median +0.50 "
         "| needles +0.00, NLL +0.40 | needles |"
+    )
+    monkeypatch.setattr(reached, "AIMS", [reached.Aim("small", 1.5, -0.1, query_free=True)])
+    assert reached.reached_table().splitlines()[-1] == (
+        "| small, query-free | 1.5x | profile, best measured | `dash-layer` | 4 | 1 of 2 (2) "
+        "| +0.50 \u00b1 0.10, median +0.50 | needles -0.10 | nothing |"
     )
     assert reached.auto_table().splitlines()[-1] == f"| small | {figures} |"
 

@@ -14,7 +14,16 @@ import transformers
 import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.evaluation.answers import own_answers
-from deltahalt.evaluation.candidates import ASKED, BLIND, Search, deciding_layers, first_field, usual_policies, varied
+from deltahalt.evaluation.candidates import (
+    ASKED,
+    BLIND,
+    Search,
+    deciding_layers,
+    exit_of,
+    first_field,
+    usual_policies,
+    varied,
+)
 from deltahalt.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, sweep
@@ -77,14 +86,16 @@ def calibrate(
     tick("what the full model answers")
     said = own_answers(loaded, own, way.max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
+    # Which exit is usual for this model is for the rounds to tell.
+    kept = {target: [policy for policy in some if exit_of(policy) is None] for target, some in usual.items()}
     best = {target: better_third(field) for target, field in measure(fields, few).items()}
     fields = {
-        target: _distinct([*usual[target], *field, *varied(field, target, windows, search)])
+        target: _distinct([*kept[target], *field, *varied(field, target, windows, search)])
         for target, field in best.items()
     }
     for count in (few, more):
         ranked = measure(fields, count)
-        fields = {target: _distinct([*usual[target], *better_third(field)]) for target, field in ranked.items()}
+        fields = {target: _distinct([*kept[target], *better_third(field)]) for target, field in ranked.items()}
     fields = measure(fields, len(own))
 
     return Profile(
@@ -128,9 +139,7 @@ def first_fields(
     if all_needed and (missed := [target for target, field in fields.items() if not field]):
         raise InputError(f"no schedule of this model reaches {missed[0]}x: ask for less")
     fields = {target: field for target, field in fields.items() if field}
-    return fields, {
-        target: usual_policies(tried, target, windows, search) or field[:1] for target, field in fields.items()
-    }
+    return fields, {target: usual_policies(tried, target, windows, search) for target in fields}
 
 
 def default_samples(device: torch.device) -> tuple[str, int]:

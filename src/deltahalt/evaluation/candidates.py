@@ -1,4 +1,4 @@
-"""The policies that calibration tries: early decisions at a target speedup, in one step or two, and exits."""
+"""The policies that calibration tries, at a target speedup: early decisions in one or two steps, and a late one."""
 
 import re
 from bisect import bisect_left
@@ -14,34 +14,40 @@ from deltahalt.profile import AHEAD, EARLY, attended, exit_at, keyed, resembling
 Form = Callable[..., str]  # of a policy of one decision, given `start` and `pruning_ratio`
 DEEPEST = 0.62  # of the depth: a first decision later than that saves too little
 HIGHEST = 0.95  # ratio that a stage may have
+LATE = 2 / 3  # of the depth: where a further decision may relieve the others
+LATE_RATIO = 0.8  # what it halts
+PAIRED = 3  # layers that are tried in pairs, and with a late decision
 EXITS = 0.5, 0.8  # of the depth: between them tokens may stop
-EXIT = 0.65  # of the depth: at the nearest layer and those beside it tokens usually stop
-PAIRED = 3  # layers that are tried in pairs, and exits that are tried behind other decisions
 
 
 @dataclass(frozen=True)
 class Search:
-    """What kind of early decisions are tried.
+    """What is tried. first: the form of early decisions, at every layer. early: the part of the depth after which the
+    usual one decides.
 
-    forms: tried at every layer (the first), and usual where tokens cannot stop later. early: of the depth, the part
-    after which they usually decide. others: forms tried where the first did well. looking: so, at layers that see the
-    whole prompt, after a look ahead.
+    usual: forms that are kept there unless another is clearly better. others: further forms, where the first does well.
+    looking: the same after a look ahead, at layers that see the whole prompt. exits: whether the late decision is an
+    exit, at every layer where tokens can stop, and the usual early decision before one of them what is kept; else it
+    is late interaction again.
     """
 
-    forms: tuple[Form, ...]
+    first: Form
     early: int
-    others: tuple[Form, ...]
+    usual: tuple[Form, ...] = ()
+    others: tuple[Form, ...] = ()
     looking: tuple[Form, ...] = ()
+    exits: bool = False
 
 
 NARROW = partial(resembling, kernel=129)  # which width is better differs by model
 ASKED = Search(
-    forms=(resembling, NARROW),
+    first=resembling,
     early=EARLY,
+    usual=(resembling, NARROW),
     others=(partial(resembling, kernel=257), NARROW, partial(resembling, window=32)),
     looking=(attended, partial(attended, similar=1.0)),
 )
-BLIND = Search(forms=(updated,), early=7, others=(keyed,))  # to a question that is not known yet
+BLIND = Search(first=updated, early=7, others=(keyed,), exits=True)  # to a question that is not known yet
 
 
 def deciding_layers(depth: int) -> list[int]:
@@ -50,44 +56,41 @@ def deciding_layers(depth: int) -> list[int]:
 
 
 def stopping_layers(windows: Sequence[int | None]) -> list[int]:
-    """Layers at which tokens may stop: none where some layers do not see the whole prompt."""
+    """Layers at which tokens can stop: none where some layers do not see the whole prompt."""
     depth = len(windows)
     return [] if any(windows) else list(range(int(EXITS[0] * depth), int(EXITS[1] * depth)))
 
 
 def usual_layer(layers: Sequence[int], depth: int, search: Search = ASKED) -> int:
-    """Of `layers` the one where early decisions are usually taken."""
+    """Of `layers` the one where the usual early decision is taken."""
     return min(layers, key=lambda layer: abs(layer - depth / search.early))
 
 
 def usual_policies(
     layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search = ASKED
 ) -> list[str]:
-    """The usual policies that can give `target`, deciding at one of `layers`.
-
-    Where tokens can stop, the first form before each of the usual exits; else every form alone.
-    """
-    usual = round(EXIT * len(windows))
-    exits = _exits(layers, target, windows, search).items()
+    """The usual policies at the usual one of `layers`, alone or before every exit, those that can give `target`."""
     layer = usual_layer(layers, len(windows), search)
-    alone = (single(layer, target, len(windows), form) for form in search.forms)
-    return [policy for stop, policy in exits if abs(stop - usual) <= 1] or [policy for policy in alone if policy]
+    alone = [policy for form in search.usual if (policy := single(layer, target, len(windows), form))]
+    return [*alone, *_exits(layer, target, windows, search)]
 
 
-def first_field(layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search) -> list[str]:
-    """What is tried first for `target`: one decision at each of `layers`, and the usual one before every exit."""
-    alone = (single(layer, target, len(windows), search.forms[0]) for layer in layers)
-    return [*(policy for policy in alone if policy), *_exits(layers, target, windows, search).values()]
+def first_field(
+    layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search = ASKED
+) -> Iterator[str | None]:
+    """What is tried first: one decision at each of `layers`, and the usual one before every exit."""
+    yield from (single(layer, target, len(windows), search.first) for layer in layers)
+    yield from _exits(usual_layer(layers, len(windows), search), target, windows, search)
 
 
 def varied(
     best: Sequence[str], target: float, windows: Sequence[int | None], search: Search = ASKED
 ) -> Iterator[str | None]:
-    """What else to try where those of a first field that are `best`, best first, did well.
+    """What else to try where those of a first field that give `target` did well, `best` first.
 
-    Other forms for each single decision, and others yet at the nearest layer that sees the whole prompt; the first
-    `PAIRED` of them in pairs, too; and behind these and other forms the best exits. windows: how far back each layer
-    attends; None for all. None where a schedule cannot be that fast.
+    Other forms of each single decision, and others yet at the nearest layer that sees the whole prompt; for the first
+    `PAIRED` of them also two decisions, and a further late one: the best exits, or another halting. windows: how far
+    back each layer attends; None for all. None where a schedule cannot be that fast.
     """
     depth = len(windows)
     alone = [policy for policy in best if exit_of(policy) is None]
@@ -97,11 +100,11 @@ def varied(
             ahead = min(AHEAD, depth - 1 - seeing)
             yield from (single(seeing, target, depth, partial(form, ahead=ahead)) for form in search.looking)
     few = alone[:PAIRED]
-    yield from (pair(first, last, target, depth) for first, last in permutations(few, 2))
-    exits = [layer for policy in best if (layer := exit_of(policy)) is not None][:PAIRED]
-    layer = usual_layer(deciding_layers(depth), depth, search)
-    others = [policy for form in search.others if (policy := single(layer, target, depth, form))]
-    yield from (exiting(policy, layer, target, depth) for layer in exits for policy in (*others, *few))
+    pairs = [both for first, last in permutations(few, 2) if (both := pair(first, last, target, depth))]
+    yield from pairs
+    exits = [exit_at(layer) for policy in best if (layer := exit_of(policy)) is not None]
+    late = exits[:PAIRED] if search.exits else [resembling(int(LATE * depth), LATE_RATIO)]
+    yield from (relieved(policy, further, target, depth) for further in late for policy in (*few, *pairs))
 
 
 def single(layer: int, target: float, depth: int, form: Form = resembling) -> str | None:
@@ -114,15 +117,6 @@ def layer_of(policy: str) -> int:
     (stage,) = parse_policy(policy).stages
     assert isinstance(stage.start, int)
     return stage.start
-
-
-def exit_of(policy: str) -> int | None:
-    """The layer at which all tokens but the latest stop and serve; None where none do."""
-    stages = parse_policy(policy).stages
-    if not stages or not stages[-1].serves_halted:
-        return None
-    assert isinstance(stages[-1].start, int)
-    return stages[-1].start
 
 
 def pair(first: str, last: str, target: float, depth: int, shares: Sequence[float] = (0.5, 0.75)) -> str | None:
@@ -141,17 +135,24 @@ def pair(first: str, last: str, target: float, depth: int, shares: Sequence[floa
     return None
 
 
-def exiting(policy: str, layer: int, target: float, depth: int) -> str | None:
-    """`policy` with an exit at `layer`, and all its ratios so much smaller that both give `target`.
+def exit_of(policy: str) -> int | None:
+    """The layer at which all tokens but the latest stop, and serve from there; None where they do not."""
+    *_, last = parse_policy(policy).stages
+    assert isinstance(last.start, int)
+    return last.start if last.serves_halted else None
 
-    The exit alone where that is fast enough. None where a decision of `policy` is no earlier.
+
+def relieved(policy: str, further: str, target: float, depth: int) -> str | None:
+    """`policy` with a `further` decision behind it, and all its ratios so much smaller that both give `target`.
+
+    `further` alone where that is fast enough; None where `policy` halts as many, or decides no earlier.
     """
-    stop = exit_at(layer)
-    if reference_speedup(parse_policy(stop), depth) >= target:
-        return stop
-    if any(stage.start >= layer for stage in parse_policy(policy).stages):
+    (late,), stages = parse_policy(further).stages, parse_policy(policy).stages
+    if stages[-1].pruning_ratio >= late.pruning_ratio or stages[-1].start >= late.start:
         return None
-    return _least(lambda share: f"{_scaled(policy, share)}+{stop}", [n / 200 for n in range(1, 201)], target, depth)
+    if reference_speedup(late, depth) >= target:
+        return further
+    return _least(lambda share: f"{_scaled(policy, share)}+{further}", [n / 200 for n in range(1, 201)], target, depth)
 
 
 def forgotten_share(policy: str) -> float:
@@ -164,12 +165,11 @@ def looks_ahead(policy: str) -> int:
     return sum(stage.layers_ahead for stage in parse_policy(policy).stages)
 
 
-def _exits(layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search) -> dict[int, str]:
-    """By layer at which tokens may stop, the usual early decision, at one of `layers`, before that exit."""
-    depth = len(windows)
-    early = search.forms[0](usual_layer(layers, depth, search), HIGHEST)
-    exits = {layer: exiting(early, layer, target, depth) for layer in stopping_layers(windows)}
-    return {layer: policy for layer, policy in exits.items() if policy}
+def _exits(layer: int, target: float, windows: Sequence[int | None], search: Search) -> Iterator[str]:
+    """The first form's decision at `layer` before every exit that is tried."""
+    stops = stopping_layers(windows) if search.exits else ()
+    early = search.first(layer, HIGHEST)
+    yield from (policy for stop in stops if (policy := relieved(early, exit_at(stop), target, len(windows))))
 
 
 def _seeing(layer: int, windows: Sequence[int | None]) -> int | None:

@@ -93,10 +93,10 @@ def within_one_error(rated: Sequence[Rated], usual: Sequence[str] = ()) -> Rated
     """The one-standard-error rule: of those that no more than one standard error tells from the least loss, one.
 
     The least loss is that of the policies on most samples; the error that of the differences to it, on the samples that
-    both were measured on. Those of `usual` come first, and with `CLEARLY` as many errors: what was good on documents
-    and other models is left only for what is clearly better on this one. Then the one that forgets the smallest share
-    of the tokens, since real prompts are harder than generated ones; then the one that looks ahead least; then the
-    one that is least worse than the best.
+    both were measured on. Those of `usual` come first, and with `CLEARLY` as many errors, the one that is least
+    worse than the best: what was good on documents and other models is left only for what is clearly better on this
+    one. Then the one that forgets the smallest share of the tokens, since real prompts are harder than generated ones;
+    then the one that looks ahead least; then the one that is least worse than the best.
     """
     most = max(len(one.changes) for one in rated)
     best = min((one for one in rated if len(one.changes) == most), key=lambda one: one.loss)
@@ -110,6 +110,8 @@ def within_one_error(rated: Sequence[Rated], usual: Sequence[str] = ()) -> Rated
         return fmean(worse(one)) <= errors * standard_error(worse(one))
 
     def order(one: Rated) -> tuple[bool, float, int, float]:
-        return one.policy not in usual, forgotten_share(one.policy), looks_ahead(one.policy), fmean(worse(one))
+        if one.policy in usual:
+            return False, 0.0, 0, fmean(worse(one))
+        return True, forgotten_share(one.policy), looks_ahead(one.policy), fmean(worse(one))
 
     return min(filter(ties, rated), key=order)
