@@ -80,6 +80,37 @@ def test_methods_of_other_stages_run_by_the_same_option(
     assert other["lengths"] == [full["prompt_tokens"] - dropped] * 6
 
 
+def test_several_questions_are_answered_after_one_prefill_that_sees_none(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--question", "Who wrote it?", "--compare", "--json"]
+    assert run(tiny_folder, document, *DASH, *more) == 0
+    full, halted = json.loads(capsys.readouterr().out).values()
+    assert run(tiny_folder, document, *DASH, "--json") == 0
+    (alone,) = json.loads(capsys.readouterr().out).values()
+    assert len(full) == len(halted) == 2
+    assert full[0]["prompt_tokens"] == halted[1]["prompt_tokens"] < alone["prompt_tokens"]
+    assert {answer["lengths"][-1] for answer in halted} == {halted[0]["lengths"][-1]}
+    assert halted[0]["lengths"][-1] < halted[0]["prompt_tokens"]
+    assert run(tiny_folder, document, *DASH, *more[:3]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{number}. " in shown for number in (1, 2))
+
+
+def test_for_several_questions_auto_is_query_free(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, "--question", "Who wrote it?", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["auto-query-free"]
+
+
+def test_a_method_that_needs_the_question_is_refused_several(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, "--question", "Who wrote it?", "--policy", "gemfilter:start=2") == 2
+    assert "ask one question, or name a policy" in capsys.readouterr().err
+
+
 def test_the_table_shows_what_was_asked_for(
     tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

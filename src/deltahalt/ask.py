@@ -1,16 +1,18 @@
-"""The main job: answer a question about a document, with the full model or a halted one, and measure it."""
+"""The main job: answer questions about a document, with the full model or a halted one, and measure it."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from deltahalt.applying import Applied, applying
 from deltahalt.engine import HaltedKV
+from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
-from deltahalt.generation import generate_timed
-from deltahalt.method import Ends
+from deltahalt.generation import Generated, generate_each, generate_timed
+from deltahalt.method import Ends, Method
 from deltahalt.methods import AnyMethod
 from deltahalt.models import LoadedModel
 
@@ -21,9 +23,9 @@ WARM_UP_TOKENS = 256
 class Answer:
     """One answer and what it took.
 
-    prompt_tokens: T. lengths: tokens that each layer's attention ran on in the prefill. prefill_seconds: until the
-    first answer token is known. decode_seconds: all later tokens. flops: true FLOPs of the prefill. cache_bytes: K and
-    V after it.
+    prompt_tokens: T, of several questions what they share. lengths: tokens that each layer's attention ran on in the
+    prefill. prefill_seconds: until the first answer token is known, of several questions until what they share is read.
+    decode_seconds: what comes after. flops: true FLOPs of the prefill. cache_bytes: K and V after it.
     """
 
     text: str
@@ -51,14 +53,57 @@ def ask(
 
     ends: where the prompt's context lies, if that is known. Raises what `applying` raises.
     """
+    with _under(loaded, method, halted_kv, min_prompt_tokens) as applied:
+        done = generate_timed(loaded.model, prompt, max_new_tokens, applied=applied, ends=[ends])
+    return _answer(loaded, done, prompt["input_ids"].shape[1], applied)
+
+
+@torch.inference_mode()
+def ask_each(
+    loaded: LoadedModel,
+    shared: torch.Tensor,
+    rests: Sequence[torch.Tensor],
+    method: AnyMethod | None,
+    *,
+    max_new_tokens: int = 64,
+    halted_kv: HaltedKV = "drop",
+    min_prompt_tokens: int = 0,
+) -> list[Answer]:
+    """Answer each of `rests` [1, m], token ids that follow on one prefill of `shared` [1, T], which no question is in.
+
+    Raises what `applying` raises, and InputError for a method that is no policy: it acts on whole prompts.
+    """
+    if isinstance(method, Method):
+        raise InputError(f"{method.name} acts on a prompt with its question: ask one question, or name a policy")
+    with _under(loaded, method, halted_kv, min_prompt_tokens) as applied:
+        done = generate_each(loaded.model, shared, rests, max_new_tokens)
+        return [_answer(loaded, one, shared.shape[1], applied) for one in done]
+
+
+def together(answers: Sequence[Answer]) -> Answer:
+    """Answers to several questions after one prefill as one, numbered in its text."""
+    if len(answers) == 1:
+        return answers[0]
+    return replace(
+        answers[0],
+        text="\n".join(f"{number}. {answer.text}" for number, answer in enumerate(answers, 1)),
+        new_tokens=sum(answer.new_tokens for answer in answers),
+        decode_seconds=sum(answer.decode_seconds for answer in answers),
+    )
+
+
+def _under(
+    loaded: LoadedModel, method: AnyMethod | None, halted_kv: HaltedKV, min_prompt_tokens: int
+) -> AbstractContextManager[Applied | None]:
+    if method is None:
+        return nullcontext()
+    options: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
+    return applying(loaded.model, method, loaded.tokenizer, **options)
+
+
+def _answer(loaded: LoadedModel, done: Generated, tokens: int, applied: Applied | None) -> Answer:
     model: Any = loaded.model
-    shape, tokens = ModelShape.of(model.get_decoder().config), prompt["input_ids"].shape[1]
-    context: AbstractContextManager[Applied | None] = nullcontext()
-    if method is not None:
-        options: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
-        context = applying(model, method, loaded.tokenizer, **options)
-    with context as applied:
-        done = generate_timed(model, prompt, max_new_tokens, applied=applied, ends=[ends])
+    shape = ModelShape.of(model.get_decoder().config)
     loads = dense_loads(shape.layers, tokens) if applied is None else applied.halted.report.loads[0]
     return Answer(
         text=str(loaded.tokenizer.decode(done.tokens[0], skip_special_tokens=True)).strip(),

@@ -60,6 +60,13 @@ def format_turn(tokenizer: PreTrainedTokenizerBase, text: str, lead: str = "") -
     return text + lead
 
 
+def shared_start(one: torch.Tensor, other: torch.Tensor) -> int:
+    """How many tokens two rows of token ids [T] begin with in common."""
+    shorter = min(len(one), len(other))
+    apart = (one[:shorter] != other[:shorter]).nonzero()
+    return int(apart[0]) if len(apart) else shorter
+
+
 def context_ends(tokenizer: PreTrainedTokenizerBase, text: str, context: str, tokens: int) -> tuple[int, int] | None:
     """How many of a prompt's tokens lie before and after `context`; None where that cannot be known.
 

@@ -25,12 +25,12 @@ from deltahalt.cli.base import (
 from deltahalt.cli.common import check_policy, load_model, resolve_policy, with_settings
 from deltahalt.errors import InputError
 from deltahalt.methods import AnyMethod, parse_method
-from deltahalt.profile import AUTO
+from deltahalt.profile import AUTO, AUTO_QUERY_FREE
 
 
 def run(
     document: Annotated[str, typer.Option(help="Text file to ask about, or - for standard input.")],
-    question: Annotated[str, typer.Option(help="What to ask.")],
+    question: Annotated[list[str], typer.Option(help="What to ask; several times for several questions.")],
     model: ModelOption = "smollm2-135m",
     policy: PolicyOption = AUTO,
     pruning_ratio: Annotated[float | None, typer.Option(help="Share of eligible tokens to halt, in [0, 1).")] = None,
@@ -50,7 +50,10 @@ def run(
     attention: AttentionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Answer a question about a document with halted prompt tokens, and show what it cost."""
+    """Answer questions about a document with halted prompt tokens, and show what it cost.
+
+    The document is read once for several questions, so that no policy sees them; auto is auto-query-free then.
+    """
     from deltahalt.documents import read_document
 
     settings = {
@@ -62,6 +65,8 @@ def run(
         "boundary": boundary,
     }
     given = {name: value for name, value in settings.items() if value is not None}
+    if len(question) > 1 and policy.partition(":")[0] == AUTO:
+        policy = policy.replace(AUTO, AUTO_QUERY_FREE, 1)
     check_policy(policy, given)
     text = read_document(document)
     loaded = load_model(
@@ -96,38 +101,55 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
     answers = _answer_all(
         loaded,
         demo_document(loaded.tokenizer),
-        QUESTION,
+        [QUESTION],
         {"full model": None, policy: parse_method(chosen)},
         as_json=as_json,
         max_new_tokens=32,
     )
     log.print(f"Asked: {QUESTION} Right where the answer holds: {EXPECTED}.", highlight=False)
-    wrong = [name for name, answer in answers.items() if EXPECTED not in answer.text]
+    wrong = [name for name, (answer,) in answers.items() if EXPECTED not in answer.text]
     if wrong:
         raise InputError(f"wrong answer from: {', '.join(wrong)}. Try another --policy or a larger --model")
 
 
 def _answer_all(
-    loaded: Any, document: str, question: str, policies: dict[str, AnyMethod | None], *, as_json: bool, **options: Any
-) -> dict[str, Any]:
-    """Answer with each policy in turn and show the answers; returns them by name."""
-    from deltahalt.ask import ask, warm_up
-    from deltahalt.documents import build_prompt, context_ends, format_turn, to_device
+    loaded: Any,
+    document: str,
+    questions: list[str],
+    policies: dict[str, AnyMethod | None],
+    *,
+    as_json: bool,
+    **options: Any,
+) -> dict[str, list[Any]]:
+    """Answer with each policy in turn and show the answers; returns them by name, one for each question."""
+    from deltahalt.ask import ask, ask_each, together, warm_up
+    from deltahalt.documents import build_prompt, context_ends, encode_turn, format_turn, shared_start, to_device
     from deltahalt.show import show_answers
 
-    prompt = build_prompt(loaded.tokenizer, loaded.model.config, document, question)
-    inputs = to_device(prompt, loaded.model.device)
-    text = format_turn(loaded.tokenizer, f"{document}\n\n{question}")
-    ends = context_ends(loaded.tokenizer, text, document, inputs["input_ids"].shape[1])
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    prompts = [build_prompt(tokenizer, config, document, question) for question in questions]
+    inputs = to_device(prompts[0], loaded.model.device)
+    text = format_turn(tokenizer, f"{document}\n\n{questions[0]}")
+    ends = context_ends(tokenizer, text, document, inputs["input_ids"].shape[1])
+    alone = encode_turn(tokenizer, config, document)["input_ids"][0]
+    rows = [prompt["input_ids"] for prompt in prompts]
+    end = min(shared_start(row[0], alone) for row in rows)
+    rests = [row[:, end:].to(loaded.model.device) for row in rows]
     answers = {}
     warm_up(loaded, inputs)
     for name, policy in policies.items():
         with _status(f"reading {inputs['input_ids'].shape[1]:,} tokens and answering: {name}"):
-            answers[name] = ask(loaded, inputs, policy, ends=ends, **options)
+            if len(questions) == 1:
+                answers[name] = [ask(loaded, inputs, policy, ends=ends, **options)]
+            else:
+                answers[name] = ask_each(loaded, inputs["input_ids"][:, :end], rests, policy, **options)
     if as_json:
-        typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
+        shown = {name: [asdict(answer) for answer in given] for name, given in answers.items()}
+        typer.echo(
+            json.dumps({name: given[0] if len(given) == 1 else given for name, given in shown.items()}, indent=2)
+        )
     else:
-        show_answers(out, answers)
+        show_answers(out, {name: together(given) for name, given in answers.items()})
     return answers
 
 

@@ -16,7 +16,7 @@ from deltahalt.applying import applying, speedup_bound
 from deltahalt.cache import HaltedCache, fork
 from deltahalt.call import Call, prepare
 from deltahalt.decoder import run_layers
-from deltahalt.documents import context_ends, encode_turn, format_turn
+from deltahalt.documents import context_ends, encode_turn, format_turn, shared_start
 from deltahalt.engine import HaltedKV, freezes
 from deltahalt.errors import InputError
 from deltahalt.evaluation.samples import Sample
@@ -253,9 +253,7 @@ def encode(loaded: LoadedModel, sample: Sample, way: Way) -> Encoded:
     if way.query_free:
         if not sample.question:
             raise InputError(f"a {sample.task} sample has no question: query-free needs it apart from the prompt")
-        alone = _turn(loaded, sample.prompt, "")
-        end = min(len(ids), len(alone))
-        end = next((at for at in range(end) if ids[at] != alone[at]), end)
+        end = shared_start(ids, _turn(loaded, sample.prompt, ""))
     answer = None
     if sample.answer is not None:
         answer = loaded.tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
