@@ -16,7 +16,17 @@ from transformers import (
     Qwen3Config,
 )
 
-from deltahalt import Dash, Dense, InputError, Progressive, UnsupportedError, WindowAttention, halting
+from deltahalt import (
+    Dash,
+    Dense,
+    Forecast,
+    InputError,
+    Progressive,
+    SingleInputKV,
+    UnsupportedError,
+    WindowAttention,
+    halting,
+)
 from deltahalt.flops import (
     KNOWN_SHAPES,
     LayerLoad,
@@ -134,9 +144,12 @@ def test_the_full_model_runs_every_token_through_every_layer() -> None:
         Dash(start=1, boundary="attention", **HALVE),
         Progressive([Dash(start=1, **HALVE), Dash(start=3, **HALVE | {"pruning_ratio": 0.9})]),
         WindowAttention(start=2, window=1, layers=2, ahead=3, **HALVE),
+        SingleInputKV(start=2, keep_last=8),
+        Forecast(start=2, keep_last=8),
+        Progressive([Dash(start=1, **HALVE), Forecast(start=2, keep_last=8)]),
         Dense(),
     ],
-    ids=["block", "attention", "two-stages", "look-ahead", "dense"],
+    ids=["block", "attention", "two-stages", "look-ahead", "exit", "forecast", "forecast-behind", "dense"],
 )
 def test_loads_are_those_that_the_engine_reports(policy: AnyPolicy) -> None:
     model, prompt = tiny(), torch.arange(1, 102)[None]
@@ -158,6 +171,13 @@ def test_frozen_tokens_cost_extra_only_below_the_layer_that_halts_them() -> None
     with torch.no_grad(), halting(model, Dash(start=1, **HALVE), halted_kv="frozen") as halted:
         model(prompt, logits_to_keep=1)
     assert [load.frozen for load in halted.report.loads[0]] == [0, 0, 50, 50, 50, 50]
+
+
+def test_a_forecast_costs_a_product_of_halted_and_running_tokens_where_they_stop_and_in_each_deeper_layer() -> None:
+    loads = policy_loads(Forecast(start=1, keep_last=11), 4, 101)
+    assert [load.told for load in loads] == [0, 90 * 11, 90 * 11, 90 * 11]
+    plain = policy_loads(SingleInputKV(start=1, keep_last=11), 4, 101)
+    assert true_flops(SMALL, loads, 101) - true_flops(SMALL, plain, 101) == 3 * 2 * (90 * 11) * SMALL.hidden
 
 
 # --- matrix products one by one ---

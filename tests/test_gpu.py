@@ -9,7 +9,7 @@ import torch
 from accelerate import dispatch_model
 from transformers.utils import import_utils
 
-from deltahalt import Dash, Dense, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
+from deltahalt import Dash, Dense, Forecast, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
 from deltahalt.bench.measure import measure
 from deltahalt.bench.prompts import random_prompts
 from deltahalt.vision import UniformGroups
@@ -103,7 +103,10 @@ def test_nothing_halted_is_the_host_with_flash_attention_bit_for_bit(padded: boo
 
 @flash_attention
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("policy", [Uniform(start=1, keep_first=2, keep_last=8), SingleInputKV(start=1, keep_last=8)])
+@pytest.mark.parametrize(
+    "policy",
+    [Uniform(start=1, keep_first=2, keep_last=8), SingleInputKV(start=1, keep_last=8), Forecast(start=1, keep_last=8)],
+)
 def test_flash_attention_is_as_near_to_float32_as_sdpa(policy: Policy, padded: bool) -> None:
     def logits(attention: str, dtype: torch.dtype) -> torch.Tensor:
         model = tiny("qwen2", attention, dtype).cuda()

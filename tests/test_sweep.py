@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from deltahalt import (
     Dash,
     Dense,
+    Forecast,
     InputError,
     KeyNorm,
     Policy,
@@ -186,7 +187,10 @@ def test_what_runs_along_is_judged_as_what_follows_the_cache(halted_kv: str, len
     ids, rest, answer = (
         torch.randint(1, VOCAB, (1, size), generator=torch.Generator().manual_seed(size)) for size in (60, 3, length)
     )
-    stages = [place(policy, 6) for policy in (*POLICIES, SingleInputKV(start=2, keep_last=8), AHEAD)]
+    stages = [
+        place(policy, 6)
+        for policy in (*POLICIES, SingleInputKV(start=2, keep_last=8), Forecast(start=2, keep_last=8), AHEAD)
+    ]
     with torch.inference_mode():
         shared = PromptSweep(model, ids, {own[0].first for own in stages if own}, halted_kv)
         along = shared.followed_by(torch.cat([rest, answer[:, :-1]], dim=1))

@@ -106,7 +106,7 @@ def test_shares_of_several_stages_fall_evenly_and_own_options_win() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in (*POLICIES, *VISION_POLICIES) if name not in ("dense", "single-input-kv")]
+    "name", [name for name in (*POLICIES, *VISION_POLICIES) if name not in ("dense", "single-input-kv", "forecast")]
 )
 def test_every_method_takes_a_share(name: str) -> None:
     (one,) = combinations([name], [0.35])
@@ -117,7 +117,8 @@ def test_every_method_takes_a_share(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dash/tome", "dash/dash", "tome/dash/dash", "tome/tome", "snapkv", "dash:odd=1", "single-input-kv"]
+    "name",
+    ["dash/tome", "dash/dash", "tome/dash/dash", "tome/tome", "snapkv", "dash:odd=1", "single-input-kv", "forecast"],
 )
 def test_what_is_no_combination_is_refused(name: str) -> None:
     with pytest.raises(PolicyError):

@@ -33,10 +33,10 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "0.93",
 }
-# Ten colours told apart with any colour vision (Petroff 2021, arXiv 2107.02270), black, and a marker with each.
+# Ten colours told apart with any colour vision (Petroff 2021, arXiv 2107.02270), black, pink, and a marker with each.
 PETROFF = ["#3f90da", "#a96b59", "#bd1f01", "#ffa90e", "#94a4a2", "#717581", "#b9ac70", "#832db6", "#e76300", "#92dadd"]
-COLOURS = [*PETROFF, "#000000"]
-MARKERS = "osD^vPX<>ph*"
+COLOURS = [*PETROFF, "#000000", "#f781bf"]
+MARKERS = "osD^vPX<>ph*d"
 # A method has the colour and the marker of its place here. Those that halt text come first: bars have no markers.
 ON_TEXT = [name for name, policy in POLICIES.items() if TEXT in SCOPES[policy.scope]]
 ORDER = list(dict.fromkeys([*ON_TEXT, *METHODS, *VISION_POLICIES]))
