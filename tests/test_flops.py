@@ -21,6 +21,7 @@ from deltahalt import (
     Dense,
     Forecast,
     InputError,
+    KeyNorm,
     Progressive,
     SingleInputKV,
     UnsupportedError,
@@ -146,10 +147,21 @@ def test_the_full_model_runs_every_token_through_every_layer() -> None:
         WindowAttention(start=2, window=1, layers=2, ahead=3, **HALVE),
         SingleInputKV(start=2, keep_last=8),
         Forecast(start=2, keep_last=8),
-        Progressive([Dash(start=1, **HALVE), Forecast(start=2, keep_last=8)]),
+        Progressive([Dash(start=1, **HALVE | {"keep_last": 9}), Forecast(start=2, keep_last=11)]),
+        Progressive([KeyNorm(start=1, pruning_ratio=0.0, keep_last=8), Forecast(start=2, keep_last=8)]),
         Dense(),
     ],
-    ids=["block", "attention", "two-stages", "look-ahead", "exit", "forecast", "forecast-behind", "dense"],
+    ids=[
+        "block",
+        "attention",
+        "two-stages",
+        "look-ahead",
+        "exit",
+        "forecast",
+        "forecast-behind",
+        "forecast-behind-nothing",
+        "dense",
+    ],
 )
 def test_loads_are_those_that_the_engine_reports(policy: AnyPolicy) -> None:
     model, prompt = tiny(), torch.arange(1, 102)[None]

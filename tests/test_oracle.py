@@ -155,6 +155,7 @@ FORECASTS = {
     "inside": Forecast(start=2, keep_last=9, ridge=1.0, boundary="attention"),
     "behind another": Progressive([Dash(**HALF | {"keep_last": 12}), TOLD]),
     "in two steps": Progressive([Forecast(start=1, keep_last=9, pruning_ratio=0.5, ridge=0.02), TOLD]),
+    "behind a shorter end": Progressive([Dash(**HALF | {"keep_last": 8}), TOLD]),
     "before a shorter end": Progressive([Forecast(start=1, keep_last=12, pruning_ratio=0.5), TOLD]),
 }
 

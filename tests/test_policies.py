@@ -11,9 +11,11 @@ import torch
 from deltahalt import (
     Dash,
     DashLayer,
+    Forecast,
     KeyNorm,
     LastTokenAttention,
     PolicyError,
+    Progressive,
     Random,
     SingleInputKV,
     Uniform,
@@ -24,7 +26,7 @@ from deltahalt import (
 )
 from deltahalt.decision import Decision
 from deltahalt.policies import POLICIES
-from deltahalt.policy import LayerView, Policy, Stage
+from deltahalt.policy import AnyPolicy, LayerView, Policy, Stage, place
 from tiny import tiny
 from views import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, layer_view
 
@@ -317,6 +319,16 @@ def test_uniform_of_nothing_is_nothing() -> None:
 def test_an_exit_leaves_no_active_token_before_a_halted_one(option: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match="the latest tokens"):
         SingleInputKV(**option)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Forecast(start=2, keep_last=7), Progressive([Dash(start=1, keep_last=7), Forecast(start=2, keep_last=8)])],
+    ids=["alone", "behind another"],
+)
+def test_a_forecast_from_too_few_tokens_is_refused(policy: AnyPolicy) -> None:
+    with pytest.raises(PolicyError, match="here 7: give every stage a keep_last of 8"):
+        place(policy, 6)
 
 
 def test_an_exit_needs_a_cache_to_serve_from() -> None:

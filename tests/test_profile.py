@@ -164,7 +164,8 @@ def test_each_way_of_asking_has_its_own_profile(
 def test_shipped_profiles_are_whole_and_differ() -> None:
     profiles = list(shipped())
     for profile in profiles:
-        assert sum(profile.signature.matches(other.signature) for other in profiles) == 1
+        alike = [other for other in profiles if other.query_free == profile.query_free]
+        assert sum(profile.signature.matches(other.signature) for other in alike) == 1
         assert [choice.speedup for choice in profile.choices] == sorted(choice.speedup for choice in profile.choices)
         for choice in profile.choices:
             place(parse_policy(choice.policy), profile.signature.layers)

@@ -71,13 +71,18 @@ def ask_each(
 ) -> list[Answer]:
     """Answer each of `rests` [1, m], token ids that follow on one prefill of `shared` [1, T], which no question is in.
 
-    Raises what `applying` raises, and InputError for a method that is no policy: it acts on whole prompts.
+    Raises what `applying` and `check_each` raise.
     """
-    if isinstance(method, Method):
-        raise InputError(f"{method.name} acts on a prompt with its question: ask one question, or name a policy")
+    check_each(method)
     with _under(loaded, method, halted_kv, min_prompt_tokens) as applied:
         done = generate_each(loaded.model, shared, rests, max_new_tokens)
         return [_answer(loaded, one, shared.shape[1], applied) for one in done]
+
+
+def check_each(method: AnyMethod | None) -> None:
+    """Raise InputError for a method that cannot answer several questions after one prefill: one that is no policy."""
+    if isinstance(method, Method):
+        raise InputError(f"{method.name} acts on a prompt with its question: ask one question, or name a policy")
 
 
 def together(answers: Sequence[Answer]) -> Answer:

@@ -47,8 +47,9 @@ def halting(
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
     model: a Hugging Face causal language model, or vision-language model, of a known family. policy: a Policy or
-    Progressive; or text, "auto" for what calibration found best for this model, a profile, or what `parse_policy` reads
-    (see `deltahalt.profile`). For methods of other stages see `deltahalt.applying`.
+    Progressive; or text, "auto" for what calibration found best for this model ("auto-query-free" where prompts come
+    without their question), a profile, or what `parse_policy` reads (see `deltahalt.profile`). For methods of other
+    stages see `deltahalt.applying`.
     halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
     hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.

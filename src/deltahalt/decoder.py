@@ -27,7 +27,7 @@ def run_layers(
     min_tokens: shorter prompts stay whole. Returns the tokens that are still active, and the trace of the run.
     """
     trace, decision = Trace.begin(stream, dropped=call.dropped), None
-    begins, tail = {stage.first: stage for stage in stages}, min((stage.tail for stage in stages), default=0)
+    begins = {stage.first: stage for stage in stages}
     for index, layer in layers:
         if index in begins:
             decision = decide(begins[index], call, stream, min_tokens)
@@ -39,7 +39,7 @@ def run_layers(
         if decision is None:
             stream = fed = stream.advance(layer_output(layer(stream.hidden, **inputs)))
         else:
-            opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze, tail)
+            opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
             stream, fed = opened.run(inputs)
             decision = None if index == decision.stage.last else decision
         trace.log(attended, fed.lengths, frozen, looked)

@@ -90,7 +90,8 @@ def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> in
     """Multiply and add counted as two: q, k, v, o with grouped heads, causal attention, gated FFN, windows.
 
     prompt: tokens before any halting. Kept tokens are taken as evenly spread over it where distance matters.
-    Embedding, norms, logits and the queries of scoring are left out: they are below 1 % of any real prompt.
+    Embedding, norms, logits, the queries of scoring and the solving for weights of states that are told from others are
+    left out: they are below 1 % of any real prompt.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     total = 0
@@ -129,7 +130,7 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
     """
     loads, active, serving, told, placed = [], tokens, 0, 0, place(policy, layers)
     stages = {stage.last: policy for stage in placed for policy in stage.policies}
-    tail = min((stage.tail for stage in placed), default=0)
+    running = {stage.last: stage.running for stage in placed}
     for layer in range(layers):
         before = attended = fed = active
         frozen = serving
@@ -138,7 +139,7 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
             attended = active if paper else before
             fed = active if paper or stages[layer].boundary == "attention" else before
             serving += (before - active) * stages[layer].serves_halted
-            told += (before - active) * tail * (stages[layer].penalty is not None)
+            told += (before - active) * running[layer] * (stages[layer].penalty is not None)
         looked = before * sum(
             stage.ahead(policy, layer, layers)
             for stage in placed

@@ -21,7 +21,7 @@ class OpenedLayer:
     """Layer number `index` of the host, about to run on `stream`.
 
     decision: observes the layer and, if it is the stage's last, says who stays active. trace: notes who halted. freeze:
-    as in `run_layers`. tail: so many of the prompts' last tokens no stage halts.
+    as in `run_layers`.
     """
 
     index: int
@@ -31,7 +31,6 @@ class OpenedLayer:
     decision: Decision
     trace: Trace
     freeze: bool
-    tail: int
 
     def run(self, inputs: dict[str, Any]) -> tuple[TokenStream, TokenStream]:
         """The tokens after the layer, and those that went through its FFN.
@@ -58,7 +57,7 @@ class OpenedLayer:
             whole, stream = stream, stream.keep(active)
             if self.freeze or decision.stage.serves_halted:
                 halted = whole.keep([_complement(kept, n) for kept, n in zip(active, whole.lengths, strict=True)])
-                running = self.call.prompts_of(stream).last(self.tail)
+                running = self.call.prompts_of(stream).last(decision.stage.running)
                 self.trace.served.append(Served(halted, running, decision.stage.penalty))
             self.trace.halt(self.index, stream, decision.row_scores())
         if inside:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar, Literal
 
@@ -17,6 +17,7 @@ from deltahalt.selection import halted_count, refuse_nan, spread_over_chunks, to
 Scope = Literal["all", "visual", "text", "image", "video"]
 Boundary = Literal["block", "attention"]
 RatioOf = Literal["eligible", "prompt"]
+FEWEST_RUNNING = 8  # tokens that a regression on their states needs at least
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Policy:
 
     @property
     def serves_halted(self) -> bool:
-        """Whether tokens that this policy halts go on serving K/V of their last hidden state in deeper layers.
+        """Whether tokens that this policy halts go on serving K/V in deeper layers, of states that `penalty` tells.
 
         Such a policy halts no token that comes after one that stays active.
         """
@@ -234,12 +235,14 @@ AnyPolicy = Policy | Progressive
 class Stage:
     """Policies placed in a model: layers `first` to `last` are scored, and tokens halt at `last`.
 
-    Where there is more than one, each decides on the tokens of its own scope.
+    Where there is more than one, each decides on the tokens of its own scope. running: so many of a prompt's last
+    tokens halt in no stage.
     """
 
     policies: tuple[Policy, ...]
     first: int
     last: int
+    running: int = 0
 
     @property
     def boundary(self) -> Boundary:
@@ -275,8 +278,8 @@ class Stage:
 def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stage, ...]:
     """Place a policy's stages in a model of `layers` layers. vision: whether the model tells which tokens are visual.
 
-    Raises PolicyError where a stage has no deeper layer left, or two stages overlap, and UnsupportedError for a scope
-    that the model does not have.
+    Raises PolicyError where a stage has no deeper layer left, two stages overlap, or too few tokens run on to tell the
+    states of others from; and UnsupportedError for a scope that the model does not have.
     """
     stages: list[Stage] = []
     for part in policy.stages:
@@ -301,4 +304,10 @@ def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stag
                 "put stages in ascending order, or sum fewer layers"
             )
         stages.append(Stage((part,), first, last))
-    return tuple(stages)
+    running = min((stage.tail for stage in stages), default=0)
+    if running < FEWEST_RUNNING and any(stage.penalty is not None for stage in stages):
+        raise PolicyError(
+            f"states are told from the last tokens that no stage halts, here {running}: give every stage a keep_last "
+            f"of {FEWEST_RUNNING} or more, and a scope with text"
+        )
+    return tuple(replace(stage, running=running) for stage in stages)

@@ -182,7 +182,7 @@ def blind_default(decoder: Module) -> str:
     Where a layer does not see the whole prompt they cannot; a third of the tokens then halt early.
     """
     windows = family_of(decoder.config).windows(decoder.config)
-    return updated(len(windows) // 7, 0.3) if any(windows) else exit_at(3 * len(windows) // 4)
+    return updated(len(windows) // 7, 0.3) if any(windows) else exit_at(min(3 * len(windows) // 4, len(windows) - 2))
 
 
 def exit_at(start: int) -> str:

@@ -25,7 +25,7 @@ from deltahalt.cli.base import (
 from deltahalt.cli.common import check_policy, load_model, resolve_policy, with_settings
 from deltahalt.errors import InputError
 from deltahalt.methods import AnyMethod, parse_method
-from deltahalt.profile import AUTO, AUTO_QUERY_FREE
+from deltahalt.profile import AUTO, AUTO_QUERY_FREE, names_profile
 
 
 def run(
@@ -52,8 +52,10 @@ def run(
 ) -> None:
     """Answer questions about a document with halted prompt tokens, and show what it cost.
 
-    The document is read once for several questions, so that no policy sees them; auto is auto-query-free then.
+    The document is read once for several questions, so that no policy sees them; auto is auto-query-free then, and
+    methods that need the question are refused.
     """
+    from deltahalt.ask import check_each
     from deltahalt.documents import read_document
 
     settings = {
@@ -68,6 +70,8 @@ def run(
     if len(question) > 1 and policy.partition(":")[0] == AUTO:
         policy = policy.replace(AUTO, AUTO_QUERY_FREE, 1)
     check_policy(policy, given)
+    if len(question) > 1 and not names_profile(policy):
+        check_each(parse_method(with_settings(policy, given)))
     text = read_document(document)
     loaded = load_model(
         model,

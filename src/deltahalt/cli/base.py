@@ -10,7 +10,9 @@ out, log = Console(), Console(stderr=True)
 ModelOption = Annotated[str, typer.Option(help="Hub id, local folder, .gguf file, or smollm2-135m.")]
 PolicyOption = Annotated[
     str,
-    typer.Option(help="auto, a profile.json, or name:option=value,...; join stages with +. See `deltahalt policies`."),
+    typer.Option(
+        help="auto, auto-query-free, a profile.json, or name:option=value,... joined by +. See `deltahalt policies`."
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")]

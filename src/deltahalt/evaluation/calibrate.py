@@ -51,7 +51,7 @@ def calibrate(
 
     Every layer, and every exit, on a few samples; for the better third of them other settings on the same; of all these
     the better third on three times as many, and the better third of those on all. `choose` decides among the last. The
-    usual policies go through all rounds.
+    usual policies go through all rounds, save exits, which compete with the others.
     Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the

@@ -22,13 +22,13 @@ EXITS = 0.5, 0.8  # of the depth: between them tokens may stop
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried. first: the form of early decisions, at every layer. early: the part of the depth after which the
-    usual one decides.
+    """What is tried.
 
-    usual: forms that are kept there unless another is clearly better. others: further forms, where the first does well.
-    looking: the same after a look ahead, at layers that see the whole prompt. exits: whether the late decision is an
-    exit, at every layer where tokens can stop, and the usual early decision before one of them what is kept; else it
-    is late interaction again.
+    first: the form of early decisions, at every layer. early: the part of the depth after which the usual one is taken.
+    usual: its forms, one of which is chosen unless another policy is clearly better. others: further forms, where the
+    first does well. looking: the same after a look ahead, at layers that see the whole prompt. exits: whether the late
+    decision is an exit, at every layer where tokens can stop; one of them behind the usual early decision is then
+    what is usual. Else it is late interaction again.
     """
 
     first: Form
