@@ -145,7 +145,7 @@ def test_where_no_layer_sees_the_whole_prompt_there_is_no_default_for_pictures()
 def test_before_the_question_tokens_stop_late_or_halt_early() -> None:
     assert blind_default(tiny("llama").get_decoder()) == "forecast:start=4,pruning_ratio=1"
     (stage,) = parse_policy(blind_default(tiny("gemma3").get_decoder())).stages
-    assert (stage.name, stage.start, stage.pruning_ratio) == ("dash-layer", 0, 0.3)
+    assert (stage.name, stage.start, stage.pruning_ratio) == ("key-norm", 1, 0.36)
 
 
 def test_each_way_of_asking_has_its_own_profile(

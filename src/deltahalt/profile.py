@@ -179,10 +179,10 @@ def safe_default(decoder: Module, *, vision: bool = False) -> str:
 def blind_default(decoder: Module) -> str:
     """For prompts without their question, to a model that nobody has calibrated: tokens stop after three quarters.
 
-    Where a layer does not see the whole prompt they cannot; a third of the tokens then halt early.
+    Where a layer does not see the whole prompt they cannot; a third of the tokens then halt early, at 1.5x.
     """
     windows = family_of(decoder.config).windows(decoder.config)
-    return updated(len(windows) // 7, 0.3) if any(windows) else exit_at(min(3 * len(windows) // 4, len(windows) - 2))
+    return keyed(len(windows) // 6, 0.36) if any(windows) else exit_at(min(3 * len(windows) // 4, len(windows) - 2))
 
 
 def exit_at(start: int) -> str:
