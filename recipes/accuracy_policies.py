@@ -119,7 +119,7 @@ def finding(layers: int, starts: list[int]) -> Iterator[str | None]:
 
 def stops(layers: int) -> list[int]:
     """Five layers about 0.65 of the depth, at which tokens may stop."""
-    return [round(0.65 * layers) + away for away in (-2, -1, 0, 1, 2)]
+    return [round(0.65 * layers) + away for away in range(-2, 3)]
 
 
 def exits(layers: int, starts: list[int]) -> Iterator[str | None]:

@@ -130,23 +130,26 @@ def _answer_all(
     from deltahalt.documents import build_prompt, context_ends, encode_turn, format_turn, shared_start, to_device
     from deltahalt.show import show_answers
 
-    config, tokenizer = loaded.model.config, loaded.tokenizer
+    config, tokenizer, device = loaded.model.config, loaded.tokenizer, loaded.model.device
     prompts = [build_prompt(tokenizer, config, document, question) for question in questions]
-    inputs = to_device(prompts[0], loaded.model.device)
-    text = format_turn(tokenizer, f"{document}\n\n{questions[0]}")
-    ends = context_ends(tokenizer, text, document, inputs["input_ids"].shape[1])
-    alone = encode_turn(tokenizer, config, document)["input_ids"][0]
-    rows = [prompt["input_ids"] for prompt in prompts]
-    end = min(shared_start(row[0], alone) for row in rows)
-    rests = [row[:, end:].to(loaded.model.device) for row in rows]
+    inputs = to_device(prompts[0], device)
+    tokens = inputs["input_ids"].shape[1]
+    if len(questions) == 1:
+        text = format_turn(tokenizer, f"{document}\n\n{questions[0]}")
+        ends = context_ends(tokenizer, text, document, tokens)
+    else:
+        rows = [prompt["input_ids"].to(device) for prompt in prompts]
+        alone = encode_turn(tokenizer, config, document)["input_ids"][0].to(device)
+        end = min(shared_start(row[0], alone) for row in rows)
     answers = {}
     warm_up(loaded, inputs)
     for name, policy in policies.items():
-        with _status(f"reading {inputs['input_ids'].shape[1]:,} tokens and answering: {name}"):
+        with _status(f"reading {tokens:,} tokens and answering: {name}"):
             if len(questions) == 1:
                 answers[name] = [ask(loaded, inputs, policy, ends=ends, **options)]
             else:
-                answers[name] = ask_each(loaded, inputs["input_ids"][:, :end], rests, policy, **options)
+                rests = [row[:, end:] for row in rows]
+                answers[name] = ask_each(loaded, rows[0][:, :end], rests, policy, **options)
     if as_json:
         shown = {name: [asdict(answer) for answer in given] for name, given in answers.items()}
         typer.echo(

@@ -224,8 +224,7 @@ class PromptSweep:
         call = replace(self.call, cache=cache, masks={})
         stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
         if trace.stages and not call.behind:
-            tail = min(stage.tail for stage in stages)
-            HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=tail)
+            HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=stages[0].running)
         return Prefilled(cache, self._last(stream))
 
     def _last(self, stream: TokenStream) -> torch.Tensor:
