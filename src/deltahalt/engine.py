@@ -1,12 +1,13 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from deltahalt.backends import without_cudnn
 from deltahalt.cache import HaltedCache, cache_bytes, untouched_on_error
 from deltahalt.call import Call, prepare
 from deltahalt.clock import clock
@@ -104,12 +105,18 @@ class Halted:
             raise UnsupportedError(
                 f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
             )
-        if compacted or isinstance(call.cache, HaltedCache):
+        unlike = isinstance(call.cache, HaltedCache)  # whether the layers already hold different tokens
+        if compacted or unlike:
             call.refuse_flash_window(stages[0].last + 1 if stages and not call.dropped else 0)
         skipped = self._skipped(call)
         every = enumerate(self.decoder.layers[: self.shape.layers])
         layers = [(index, layer) for index, layer in every if index not in skipped]
-        with untouched_on_error(call.cache) if call.prompts else nullcontext():
+        around: AbstractContextManager[None] = nullcontext()
+        if call.prompts:
+            around = untouched_on_error(call.cache)
+        elif unlike:
+            around = without_cudnn()
+        with around:
             stream, trace = run_layers(
                 layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
             )
