@@ -247,6 +247,28 @@ def test_bench_writes_rows_that_report_reads(
     assert "| `uniform:start=1` | 2 x 300 |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--lengths", "20,100000"], "tokens, prompt and 3 new ones"),
+        (["--policies", "dash llmlingua2:encoder=/no/such"], "cannot load the encoder /no/such"),
+        (["--policies", "dash:start=9"], "leaves no deeper layer"),
+        (["--rows", "/"], "cannot write rows to /"),
+    ],
+)
+def test_bench_refuses_what_cannot_run_before_anything_is_measured(
+    options: list[str],
+    complaint: str,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("deltahalt.bench.measure.measure", lambda *_, **__: pytest.fail("measured"))
+    sizes = ["--lengths", "20", "--new-tokens", "3"]
+    assert deltahalt("bench", "--model", str(tiny_folder), *sizes, *options) == 2
+    assert complaint in capsys.readouterr().err
+
+
 def test_bench_of_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, shape = tmp_path / "rows.jsonl", "4,32,48,2,1,16"
     options = ["--shape", shape, "--lengths", "150", "--new-tokens", "1", "--repeats", "1", "--attention", "eager"]

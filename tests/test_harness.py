@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deltahalt import InputError
+from deltahalt import InputError, UnsupportedError
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
 
@@ -57,6 +57,8 @@ def test_no_network_is_called_and_rows_say_what_ran(
         assert (row["policy"], row["seed"], row["dtype"], row["lm_eval"][:2]) == (policy, 5, "float32", "0.")
         assert row["model"] == tiny_folder.name  # and not where it lies
         assert row["samples"] == (1 if "cloze" in row["task"] else 2)
+        assert row["attention"] == "sdpa"
+        assert row["cut"] == row["samples"]  # none fits beside its answer
         assert 0 <= row["value"] <= 1
         assert row["seconds"] > 0
     shown = capsys.readouterr().out
@@ -171,6 +173,44 @@ def test_what_cannot_be_scored_is_one_line(
     shown = capsys.readouterr().err
     assert complaint in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--tasks", "longbench_hotpotqa"], "hotpotqa.jsonl"),
+        (["--tasks", "no_such"], "'no_such' cannot be read from local files"),
+        (["--tasks", "loogle"], "give its encoder"),
+        (["--tasks", "longbench_trec_e", "--rows", "/"], "cannot write rows to /"),
+    ],
+)
+def test_what_is_missing_is_named_before_the_weights_are_loaded(
+    options: list[str],
+    complaint: str,
+    evaluate: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("deltahalt.integrations.lm_eval.load", lambda *_, **__: pytest.fail("loaded"))
+    assert evaluate(*options) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_chat_format_that_there_is_none_of_is_refused(
+    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("--tasks", "longbench_trec_e", "--apply-chat-template", "--policy", "dense") == 2
+    assert "has no chat format: leave --apply-chat-template out" in capsys.readouterr().err
+
+
+def test_tasks_of_whole_texts_are_refused_before_anything_runs(
+    tiny_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = DeltahaltLM(str(tiny_folder), "dash:start=1", device="cpu")
+    tasks = find_tasks(["longbench_trec_e", "longbench_triviaqa_e"], data=data)
+    monkeypatch.setattr(tasks[1], "OUTPUT_TYPE", "loglikelihood_rolling")
+    with pytest.raises(UnsupportedError, match="longbench_triviaqa_e scores every token"):
+        next(run_tasks(lm, tasks))
 
 
 def test_lm_evals_own_command_knows_model_and_tasks(tiny_folder: Path, data: Path) -> None:

@@ -112,7 +112,7 @@ def test_the_likeliest_words_stay_and_the_ends_as_they_were(encoder: str, loaded
 def test_with_nothing_to_drop_the_prompt_is_as_it_was(encoder: str, loaded_tiny: LoadedModel) -> None:
     ids = ids_of(loaded_tiny, TEXT)
     assert torch.equal(shortened(loaded_tiny, LLMLingua2(encoder=encoder, pruning_ratio=0.0), ids), ids[0])
-    assert torch.equal(shortened(loaded_tiny, LLMLingua2(encoder="none"), ids[:, :90], (40, 60)), ids[0, :90])
+    assert torch.equal(shortened(loaded_tiny, LLMLingua2(encoder=encoder), ids[:, :90], (40, 60)), ids[0, :90])
 
 
 def test_words_need_a_tokenizer(encoder: str, loaded_tiny: LoadedModel) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from deltahalt import InputError, PolicyError, UnsupportedError, halting, parse_policy
+from deltahalt import InputError, ModelError, PolicyError, UnsupportedError, halting, parse_policy
 from tiny import attributes
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
@@ -112,6 +112,18 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(make: Any, caplog: pytest
         answer = cut._loglikelihood_tokens([(None, context, ending)])
     assert answer == make(POLICIES[0])._loglikelihood_tokens([(None, context[-78:], ending)])
     assert "cut to its last 78" in caplog.text
+    assert cut.cut == 1
+
+
+@pytest.mark.parametrize("policy", ["dense", *POLICIES])
+def test_prompts_that_are_cut_are_counted(policy: str, make: Any) -> None:
+    lm, whole = make(policy, batch_size=3, max_length=60), make(policy, batch_size=3)
+    lengths = [len(whole.tok_encode(request.args[0])) for request in GENERATED]
+    room = 60 - max(request.args[1]["max_gen_toks"] for request in GENERATED)
+    assert 0 < sum(length > room for length in lengths) < len(lengths)
+    lm.generate_until(GENERATED)
+    whole.generate_until(GENERATED)
+    assert (lm.cut, whole.cut) == (sum(length > room for length in lengths), 0)
 
 
 def test_short_prompts_stay_whole_where_asked(make: Any) -> None:
@@ -152,6 +164,7 @@ def test_options_of_the_policy_may_stand_by_themselves(make: Any) -> None:
         ({"policy": "dash:start=5"}, PolicyError, "leaves no deeper layer"),
         ({"policy": "dash", "batch_size": "auto"}, InputError, "give a number"),
         ({"halted_kv": "melted"}, PolicyError, "halted_kv is 'melted'"),
+        ({"policy": "llmlingua2:encoder=/no/such"}, ModelError, "cannot load the encoder /no/such"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(options: dict[str, Any], error: type, complaint: str, make: Any) -> None:

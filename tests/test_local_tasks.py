@@ -1,6 +1,5 @@
 """LongBench-E, RULER and needles from local files in their own layouts: prompts and scores, and what is missing."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from deltahalt.models import LoadedModel
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
 
-from deltahalt.harness.local import read_jsonl
+from deltahalt.harness.local import in_turn, read_jsonl
 from deltahalt.harness.loogle import questions
 from deltahalt.harness.lookup import find_tasks
 from deltahalt.harness.needle import DEPTHS, needle_rows
@@ -40,9 +39,9 @@ def test_a_question_of_longbench_is_in_its_prompt(data: Path) -> None:
 def test_rulers_prompts_are_scored_by_length(data: Path) -> None:
     tasks = tasks_of("niah_multikey_3", data=data, lengths=(128, 256))
     docs = list(tasks["niah_multikey_3"].eval_docs)
-    assert [doc["max_length"] for doc in docs] == [128, 128, 256, 256]
-    assert tasks["niah_multikey_3"].process_results(docs[0], ["it is Cork"]) == {"128": 0.5}
-    assert tasks["niah_multikey_3"].process_results(docs[2], ["LAMP, Cork"]) == {"256": 1}
+    assert [doc["max_length"] for doc in docs] == [128, 256, 128, 256]  # in turn: the first few are of all lengths
+    assert tasks["niah_multikey_3"].process_results(docs[2], ["it is Cork"]) == {"128": 0.5}
+    assert tasks["niah_multikey_3"].process_results(docs[3], ["LAMP, Cork"]) == {"256": 1}
 
 
 def test_rulers_answer_begins_as_its_file_says(data: Path) -> None:
@@ -52,14 +51,20 @@ def test_rulers_answer_begins_as_its_file_says(data: Path) -> None:
     )
 
 
-def test_needles_lie_deeper_and_deeper_in_prompts_that_fit(data: Path, loaded_tiny: LoadedModel) -> None:
+def test_lists_of_unequal_length_take_turns_to_their_ends() -> None:
+    assert in_turn([[{"a": 1}, {"a": 2}, {"a": 3}], [{"b": 1}]]) == [{"a": 1}, {"b": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_needles_lie_at_all_depths_of_prompts_that_fit(data: Path, loaded_tiny: LoadedModel) -> None:
     rows = needle_rows(data, loaded_tiny.tokenizer, [400, 700])
     assert rows == needle_rows(data, loaded_tiny.tokenizer, [400, 700])
-    assert [row["max_length"] for row in rows] == [400] * len(DEPTHS) + [700] * len(DEPTHS)
+    assert [row["max_length"] for row in rows] == [400, 700] * len(DEPTHS)
+    assert sorted(DEPTHS) == [depth / 10 for depth in range(11)]
+    assert (min(DEPTHS[:3]), max(DEPTHS[:3])) == (0, 1)  # what a limit leaves is not all shallow
     for length in (400, 700):
         own = [row for row in rows if row["max_length"] == length]
         places = [row["input"].index(row["outputs"][0]) for row in own]
-        assert all(earlier < later for earlier, later in pairwise(places))
+        assert sorted(places) == [place for _, place in sorted(zip(DEPTHS, places, strict=True))]
         for row in own:
             tokens = len(loaded_tiny.tokenizer(f"{row['input']} {row['gen_prefix']}")["input_ids"])
             assert length - 64 < tokens <= length
@@ -85,6 +90,13 @@ def test_without_data_needle_and_loogle_ask_for_it() -> None:
         find_tasks(["needle"])
     with pytest.raises(InputError, match="give --data FOLDER"):
         questions("shortdep_qa")
+
+
+def test_without_a_network_data_is_asked_for(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="cannot download the data of longbench_lcc_e: give --data FOLDER"):
+        find_tasks(["longbench_lcc_e"])
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ class Method:
     def __post_init__(self) -> None:
         check_types(self)
 
+    def prepare(self, model: Any) -> None:
+        """Load what this method needs beside the model, so that what cannot be had is refused before anything runs."""
+
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         """The model with this method at work on it; by default, our engine with nothing halted."""
         return halting(model, Dense())

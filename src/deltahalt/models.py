@@ -75,22 +75,30 @@ def load(
         "attn_implementation": attention,
         "trust_remote_code": trust_remote_code,
     }
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     with _told_as_model_error(name, gguf):
-        if gguf is None:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        else:
-            tokenizer = load_gguf_tokenizer(Path(source, gguf))
-            config = AutoConfig.from_pretrained(source, gguf_file=gguf)
-            weights |= {"gguf_file": gguf, **unpacked_gguf()}
+        config = AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
+        weights |= {} if gguf is None else {"gguf_file": gguf, **unpacked_gguf()}
         _require_causal(config, name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **weights)
     network = _complete(loaded, name)
+    return LoadedModel(network, tokenizer, _short_name(name, source, gguf))
+
+
+def load_tokenizer(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, which pads on the left, without its weights. Named, and raises, as in `load`."""
+    name = os.fspath(model)
+    source, gguf = _locate(name)
+    tokenizer: PreTrainedTokenizerBase
+    with _told_as_model_error(name, gguf):
+        if gguf is None:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        else:
+            tokenizer = load_gguf_tokenizer(Path(source, gguf))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(network, tokenizer, _short_name(name, source, gguf))
+    return tokenizer
 
 
 def load_vision(

@@ -27,10 +27,13 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a file, which is made if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"kind": row.kind, **asdict(row)}) + "\n" for row in rows)
+    """Add rows to a file, which is made if there is none. Raises InputError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"kind": row.kind, **asdict(row)}) + "\n" for row in rows)
+    except OSError as error:
+        raise InputError(f"cannot write rows to {path}: {error.strerror}. Give a file that can be written") from error
 
 
 def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:

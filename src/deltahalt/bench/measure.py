@@ -67,9 +67,7 @@ def measure(
     run, `runs(...)` times. Raises InputError where prompts and answers are longer than the model takes, or do not fit
     into the GPU's memory.
     """
-    longest = model.get_decoder().config.max_position_embeddings
-    if prompts.length + new_tokens > longest:
-        raise InputError(f"{name} takes {longest} tokens, prompt and {new_tokens} new ones: measure shorter prompts")
+    require_room(model, name, prompts.length, new_tokens)
     ways: dict[str, Way] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
     ways |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
     costs: dict[str, list[Cost]] = {way: [] for way in ways}
@@ -103,6 +101,13 @@ def measure(
         )
         rows.append(row)
     return rows
+
+
+def require_room(model: Any, name: str, length: int, new_tokens: int) -> None:
+    """Raise InputError where prompts of `length` tokens and their answers are longer than the model takes."""
+    longest = model.get_decoder().config.max_position_embeddings
+    if length + new_tokens > longest:
+        raise InputError(f"{name} takes {longest} tokens, prompt and {new_tokens} new ones: measure shorter prompts")
 
 
 def runs(policies: int, repeats: int) -> int:

@@ -55,11 +55,22 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
 
+    from deltahalt.models import load_tokenizer
     from deltahalt.rows import append_rows
 
     sizes = parse_numbers(lengths)
     check_policy(policy)
+    if rows is not None:
+        append_rows(rows, [])  # refuse what cannot be written before anything is measured
     log.print(f"loading {model}", markup=False, highlight=False)
+    found = find_tasks(
+        [name.strip() for name in tasks.split(",")],
+        data=data,
+        lengths=sizes,
+        model=model,
+        tokenizer=load_tokenizer(model, trust_remote_code=trust_remote_code),
+        bertscore=bertscore,
+    )
     lm = DeltahaltLM(
         model,
         policy,
@@ -72,14 +83,6 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         batch_size=batch_size,
         max_length=max_length,
-    )
-    found = find_tasks(
-        [name.strip() for name in tasks.split(",")],
-        data=data,
-        lengths=sizes,
-        model=model,
-        tokenizer=lm.tokenizer,
-        bertscore=bertscore,
     )
     table = Table(Column("task", overflow="fold"), "metric", "value", "stderr", "samples", "seconds")
     for row in run_tasks(lm, found, limit=limit, chat_template=chat_template, seed=seed):

@@ -37,7 +37,8 @@ def bench(
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     import torch
 
-    from deltahalt.bench.measure import measure, random_model, runs
+    from deltahalt.applying import applying
+    from deltahalt.bench.measure import measure, random_model, require_room, runs
     from deltahalt.bench.prompts import random_prompts, text_prompts
     from deltahalt.documents import read_document
     from deltahalt.flops import ModelShape
@@ -51,6 +52,8 @@ def bench(
     named = policies.split()
     for policy in named:
         check_policy(policy)
+    if rows is not None:
+        append_rows(rows, [])  # refuse what cannot be written before anything is measured
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes)
     words = None if text is None else read_document(str(text))
     network: Any
@@ -68,6 +71,10 @@ def bench(
             attention=attention,
         )
     chosen = {policy: parse_method(policy) for policy in (resolve_policy(policy, network) for policy in named)}
+    require_room(network, name, max(sizes), new_tokens)
+    for method in chosen.values():
+        with applying(network, method, tokenizer):  # refuse what does not fit before anything is measured
+            pass
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
         for batch, size in product(batches, sizes):

@@ -67,6 +67,7 @@ def _subject(row: EvalRow) -> str:
         f"halted K/V {row.halted_kv}": row.halted_kv != "drop",
         f"prompts from {row.min_prompt_tokens} tokens": row.min_prompt_tokens > 0,
         "chat format": row.chat_template,
+        f"{row.attention} attention": row.attention not in ("", "sdpa"),
         f"{row.processes} processes": row.processes > 1,
     }
     way = ", ".join(text for text, unusual in ways.items() if unusual)

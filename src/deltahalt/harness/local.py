@@ -9,7 +9,8 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,25 @@ def longbench_rows(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def ruler_rows(folder: Path, task: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of lm-eval's RULER task `task`, of prompts of each of `lengths` tokens. Raises InputError."""
+    """Rows of lm-eval's RULER task `task`, of prompts of each of `lengths` tokens, in turn. Raises InputError."""
     name = RULER_NAMES.get(task, task)
-    return [
-        {
-            "input": row["input"],
-            "outputs": [str(output) for output in row["outputs"]],
-            "gen_prefix": row.get("answer_prefix", "").strip(),
-            "max_length": length,
-        }
+    return in_turn(
+        [
+            {
+                "input": row["input"],
+                "outputs": [str(output) for output in row["outputs"]],
+                "gen_prefix": row.get("answer_prefix", "").strip(),
+                "max_length": length,
+            }
+            for row in read_jsonl(folder / "ruler" / f"{name}_{length}.jsonl", "input", "outputs")
+        ]
         for length in lengths
-        for row in read_jsonl(folder / "ruler" / f"{name}_{length}.jsonl", "input", "outputs")
-    ]
+    )
+
+
+def in_turn(rows: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row of each list, then the next of each: the first few, which a --limit leaves, are of all."""
+    return [row for together in zip_longest(*rows) for row in together if row is not None]
 
 
 def read_jsonl(path: Path, *fields: str) -> list[dict[str, Any]]:

@@ -53,8 +53,8 @@ def find_tasks(
 
     data: a folder in the layouts of `local.py`; nothing is downloaded then, and a task without a layout is refused.
     lengths: prompts in tokens, for RULER and the needle task, measured by `model`'s tokenizer. bertscore: the encoder
-    of LooGLE's BERTScore, see `BertScore`, or "none". Raises InputError for an unknown name or data that cannot be
-    read, and ModelError for an encoder that cannot be had.
+    of LooGLE's BERTScore, see `BertScore`, or "none". Raises InputError for an unknown name, or data that cannot be
+    read or downloaded, and ModelError for an encoder that cannot be had.
     """
     if data is None:
         if NEEDLE in names:
@@ -71,8 +71,13 @@ def find_tasks(
         local = LocalData(data, lengths, tokenizer, bertscore)
         leaves = dict.fromkeys(leaf for name in names for leaf in _leaves(manager, ALIASES.get(name, name)))
         specs = [_config(manager, leaf, local) for leaf in leaves]
-    with without_warnings("lm_eval.api.task"):  # that its own command could set lengths
-        return list(manager.load(specs)["tasks"].values())
+    try:
+        with without_warnings("lm_eval.api.task"):  # that its own command could set lengths
+            return list(manager.load(specs)["tasks"].values())
+    except ConnectionError as error:
+        raise InputError(
+            f"cannot download the data of {', '.join(names)}: give --data FOLDER with the benchmarks' own files"
+        ) from error
 
 
 def _known(manager: TaskManager, name: str) -> str:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from deltahalt.errors import InputError
+from deltahalt.harness.local import in_turn
 
-DEPTHS = tuple(depth / 10 for depth in range(11))
+DEPTHS = (0.5, 0.0, 1.0, 0.2, 0.8, 0.4, 0.6, 0.1, 0.9, 0.3, 0.7)  # the first few, which a --limit leaves, are far apart
 CITIES = ("Cork", "Dakar", "Hanoi", "Lima", "Lisbon", "Nairobi", "Oslo", "Perth", "Quito", "Riga", "Turin")
 ROOM = 128  # tokens left for needle, question and chat format
 
 
 def needle_rows(folder: Path, tokenizer: Any, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """For each prompt length in tokens, a needle at each of DEPTHS, in RULER's fields; the same rows at every call.
+    """A needle at each of DEPTHS, for each prompt length in tokens, in RULER's fields; the same rows at every call.
 
     The haystack is folder/essays/*.txt in alphabetical order, repeated if too short. Raises InputError without essays.
     """
@@ -27,8 +28,8 @@ def needle_rows(folder: Path, tokenizer: Any, lengths: Sequence[int]) -> list[di
             raise InputError(f"a needle prompt of {length} tokens has no haystack: give more than {ROOM}")
         tokens = (ids["input_ids"] * (length // len(ids["input_ids"]) + 1))[: length - ROOM]
         text = str(tokenizer.decode(tokens))
-        rows += [_row(draw, text, depth, length) for depth in DEPTHS]
-    return rows
+        rows.append([_row(draw, text, depth, length) for depth in DEPTHS])
+    return in_turn(rows)
 
 
 def _row(draw: random.Random, text: str, depth: float, length: int) -> dict[str, Any]:

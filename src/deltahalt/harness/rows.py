@@ -48,7 +48,9 @@ class EvalRow(Row):
     stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
     task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing. From
     prefill_seconds to peak_bytes: those of `Spent`, in this process. encoder: BERTScore's and its layer, no folders;
-    empty for other metrics, and in rows from before it was told.
+    empty for other metrics, and in rows from before it was told. attention: the implementation, as transformers names
+    it. cut: prompts that were longer than the model takes, and lost their beginning. Both are empty, or None, in rows
+    from before they were told.
     """
 
     kind: ClassVar[str] = "eval"
@@ -82,3 +84,5 @@ class EvalRow(Row):
     new_tokens: int
     peak_bytes: int | None
     encoder: str = ""
+    attention: str = ""
+    cut: int | None = None

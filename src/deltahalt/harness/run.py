@@ -10,12 +10,11 @@ from lm_eval import evaluate
 from lm_eval.api.task import Task
 from transformers import set_seed
 
-import deltahalt
 from deltahalt.errors import InputError
 from deltahalt.harness.bertscore import BERTSCORE
 from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.integrations.lm_eval import DeltahaltLM
-from deltahalt.machine import machine_name, number_format
+from deltahalt.machine import ran_on
 
 
 def run_tasks(
@@ -24,12 +23,16 @@ def run_tasks(
     """Evaluate one task after the other; yields its rows, in the first process only.
 
     limit: the first samples of each task only. Raises InputError where answers would leave no room for a prompt, and
+    for a chat format that there is none of; UnsupportedError for a task that no halted prompt can be scored by; and
     what halting and the tasks raise.
     """
+    if chat_template and not lm.tokenizer.chat_template:
+        raise InputError(f"{lm.name} has no chat format: leave --apply-chat-template out")
     for task in tasks:
         _require_room(lm, task)
+        lm.require_prompts(task.task_name, task.OUTPUT_TYPE)
     for task in tasks:
-        lm.spent, begin = Spent.from_now(lm.device), time.perf_counter()
+        lm.spent, lm.cut, begin = Spent.from_now(lm.device), 0, time.perf_counter()
         results = _evaluate(lm, task, limit=limit, chat_template=chat_template, seed=seed)
         if results is not None:
             yield from _rows(lm, results, time.perf_counter() - begin, chat_template=chat_template, seed=seed)
@@ -76,16 +79,13 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 chat_template=chat_template,
                 batch_size=lm.batch_size,
                 max_length=lm.max_length,
-                dtype=number_format(lm.model),
                 device=str(lm.device),
                 processes=lm.world_size,
                 seed=seed,
                 version=str(results["versions"][task]),
-                machine=machine_name(lm.device),
                 **asdict(lm.spent),
+                cut=lm.cut,
                 encoder=results["configs"][task]["metadata"].get(BERTSCORE, "") if name == BERTSCORE else "",
-                deltahalt=deltahalt.__version__,
                 lm_eval=version("lm_eval"),
-                transformers=version("transformers"),
-                torch=version("torch"),
+                **ran_on(lm.model),
             )

@@ -12,7 +12,7 @@ Figure = Callable[[EvalRow], float | None]
 # What two rows must have in common for their costs to be compared.
 setting = attrgetter(
     *("model", "task", "metric", "version", "samples", "chat_template", "batch_size", "max_length", "seed"),
-    *("dtype", "device", "machine", "processes", "transformers", "torch"),
+    *("dtype", "device", "machine", "processes", "attention", "transformers", "torch"),
 )
 
 EFFICIENCY: dict[str, Figure] = {
@@ -32,8 +32,9 @@ def throughput(row: EvalRow) -> float:
 def markdown(rows: Sequence[EvalRow]) -> str:
     """The rows as a Markdown table, a line a method and metric of a task; methods on the same task follow each other.
 
-    Efficiency is relative to the full model's row of the same run, above 1 is better, and empty where there is none.
-    Generation is a token's, since answers differ in length.
+    Cut: prompts that were longer than the model takes, and lost their beginning. Efficiency is relative to the full
+    model's row of the same run, above 1 is better, and empty where there is none. Generation is a token's, since
+    answers differ in length.
     """
     scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
     rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
@@ -46,6 +47,7 @@ def markdown(rows: Sequence[EvalRow]) -> str:
         "score": [f"{row.value:.4f}" for row in rows],
         "stderr": ["" if row.stderr is None else f"{row.stderr:.4f}" for row in rows],
         "samples": [f"{row.samples}" for row in rows],
+        "cut": [f"{row.cut}" if row.cut else "" for row in rows],
     }
     for head, figure in EFFICIENCY.items():
         columns[head] = [_relative(figure, full.get(setting(row)), row) for row in rows]

@@ -45,6 +45,7 @@ HARNESS_OPTIONS = {
     "think_end_token",
     "truncation",
 }
+ROLLING = "loglikelihood_rolling"  # lm-eval's word for tasks that score every token of a text
 DEFAULT_DEVICE = "cuda:0"  # what lm-eval's command passes on every machine, unless told otherwise
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -104,6 +105,7 @@ class DeltahaltLM(HFLM):
         decoder = find_decoder(loaded.model)
         self.policy_text = policy_text(self.policy_text, decoder, vision=sees_images(loaded.model, decoder))
         self.policy, self.spent = parse_method(self.policy_text), Spent()
+        self.cut = 0  # prompts so far that lost their beginning
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
         with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
@@ -125,9 +127,13 @@ class DeltahaltLM(HFLM):
         self._note_contexts(requests)
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
-    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask [B, T] of prompts, as the model is to read them."""
-        ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
+        ids, mask = super().tok_batch_encode(strings, padding_side, **kwargs)
+        self._note_cut(mask.sum(dim=1).tolist(), left_truncate_len)
+        ids, mask = (tensor[:, -(left_truncate_len or 0) :] for tensor in (ids, mask))
         self.spent.prompt_tokens += int(mask.sum())
         with self.applying() as applied:
             prompts = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
@@ -138,6 +144,13 @@ class DeltahaltLM(HFLM):
 
     def _note_contexts(self, requests: list[Any]) -> None:
         self.contexts = {request.args[0]: context_of(request.doc) for request in requests}
+
+    def _note_cut(self, lengths: list[int], room: int | None) -> None:
+        """Count prompts of more tokens than there is room for, which lose their beginning, and say so."""
+        longer = [length for length in lengths if room and length > room]
+        self.cut += len(longer)
+        for length in longer:
+            log.warning("a prompt of %d tokens is cut to its last %d", length, room)
 
     def _ends(self, prompt: str, tokens: int) -> Ends | None:
         return context_ends(self.tokenizer, prompt, self.contexts.get(prompt, ""), tokens)
@@ -160,12 +173,15 @@ class DeltahaltLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts. Raises UnsupportedError where prompts halt: a text has no prompt."""
-        if not isinstance(self.policy, Dense):
-            task = requests[0].task_name or "this task" if requests else "this task"
+        self.require_prompts(requests[0].task_name or "this task" if requests else "this task", ROLLING)
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def require_prompts(self, task: str, kind: str) -> None:
+        """Raise UnsupportedError for a task of lm-eval's `kind` whose texts have no prompt, where prompts halt."""
+        if kind == ROLLING and not isinstance(self.policy, Dense):
             raise UnsupportedError(
                 f"{task} scores every token of a text, and halted tokens have no logits: run it with policy=dense"
             )
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -194,8 +210,7 @@ class DeltahaltLM(HFLM):
     def _cut(self, context: list[int], continuation: int) -> list[int]:
         """The end of the context that leaves room for a continuation of so many tokens, as HFLM cuts it."""
         room = self.max_length + 1 - continuation
-        if len(context) > room:
-            log.warning("a context of %d tokens is cut to its last %d", len(context), room)
+        self._note_cut([len(context)], room)
         return context[-room:]
 
 

@@ -35,8 +35,12 @@ class LLMLingua2(PromptMethod):
 
     encoder: str = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
+    def prepare(self, model: Any) -> None:
+        """Raises ModelError for an encoder that cannot be loaded."""
+        load_encoder(self.encoder, str(model.device))
+
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raises InputError without a tokenizer, and ModelError for an encoder that cannot be loaded.
+        """Raises InputError without a tokenizer.
 
         The context is read as text: its tokens are those that the tokenizer makes of it.
         """
