@@ -4,17 +4,20 @@ usage: page_tables.py
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
 `.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep whose policies none beats;
-`profiles`, what calibration chose; `auto`, what its first choices keep; `reached`, how the best policies stand to what
-was aimed at.
+`means`, the mean over an evaluation's tasks, by method; `profiles`, what calibration chose; `auto`, what its first
+choices keep; `reached`, how the best policies stand to what was aimed at.
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from briefly import brief
 from reached import auto_table, reached_table
+from results_page import FULL, by_method
 
 from deltahalt.bench.row import BenchRow
 from deltahalt.evaluation.sweep import SweepRow, read_sweep
@@ -52,6 +55,27 @@ def frontier_table(name: str) -> str:
     return brief(markdown(rows), (row.policy for row in rows))
 
 
+def means_table(name: str) -> str:
+    """Mean score of each method over those tasks of a file of evaluation rows that all of its methods have rows of."""
+    by_task = [
+        (one.method, {task: row for (task, metric), row in one.rows.items() if metric == "score"})
+        for one in by_method(read_rows(RESULTS / f"{name}.jsonl", EvalRow))
+    ]
+    shared = set.intersection(*(set(rows) for _, rows in by_task))
+    scores = {method: [rows[task] for task in sorted(shared)] for method, rows in by_task}
+    means = {method: 100 * fmean(row.value for row in rows) for method, rows in scores.items()}
+    errors = [100 * math.hypot(*(row.stderr or 0 for row in rows)) / len(rows) for rows in scores.values()]
+    return table(
+        {
+            "method": list(scores),
+            "tasks": [f"{len(shared)}" for _ in scores],
+            "samples": [f"{sum(row.samples for row in rows)}" for rows in scores.values()],
+            "mean score": [f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means.values(), errors, strict=True)],
+            "beside the full model": [f"{mean - means[FULL]:+.1f}" for mean in means.values()],
+        }
+    )
+
+
 def profiles_table() -> str:
     """The choices of the shipped profiles, with what calibration saw."""
     choices = [(profile, choice) for profile in shipped() for choice in profile.choices]
@@ -70,6 +94,7 @@ def profiles_table() -> str:
 TABLES: dict[str, Callable[[str], str]] = {
     "rows": rows_table,
     "frontier": frontier_table,
+    "means": means_table,
     "profiles": lambda _: profiles_table(),
     "auto": lambda _: auto_table(),
     "reached": lambda _: reached_table(),

@@ -1,10 +1,13 @@
 """Run what a table of the paper compares: its methods on its tasks, or its formula.
 
-usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [--encoder ENCODER] [--kvpress PYTHON] [...]
+usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [--longbench] [--encoder ENCODER]
+                       [--kvpress PYTHON] [...]
 
 TABLE is table1 (LongBench-E), table2 (LooGLE), table3 (FLOPs) or table4 (score and efficiency on LongBench-E). Other
 options are those of `deltahalt eval`, such as --model, --data, --limit and --rows; of `deltahalt flops` for table3.
---methods, --tasks: only these of the table's. --encoder: LLMLingua2's, a hub id or folder; small_encoder/ makes one.
+--methods, --tasks: only these of the table's; beside the paper's methods there are FastKV, GemFilter, and what the
+model's profile chooses. --longbench: LongBench's own samples in place of LongBench-E's, by the same prompts and
+metrics; mini_longbench.py makes files of some. --encoder: LLMLingua2's, a hub id or folder; small_encoder/ makes one.
 --kvpress: an interpreter that has kvpress, for SnapKV. A method that fails is named at the end, and the others run. The
 paper's own numbers are in paper.json beside this file; results_page.py puts both together. Tables 5 to 7:
 vision_tables.py.
@@ -24,20 +27,30 @@ TABLES = ["table1", "table2", "table3", "table4"]
 
 
 def commands(
-    name: str, only: Sequence[str], which: Sequence[str], options: Sequence[str], encoder: str | None = None
+    name: str,
+    only: Sequence[str],
+    which: Sequence[str],
+    options: Sequence[str],
+    *,
+    encoder: str | None = None,
+    longbench: bool = False,
 ) -> dict[str, list[str]]:
     """The commands that measure a table, by method; `only` these methods and `which` tasks, or all.
 
-    encoder: LLMLingua2's, in place of its default. Raises ValueError for a method or task that the table has not.
+    encoder: LLMLingua2's, in place of its default. longbench: on LongBench's tasks in place of LongBench-E's. Raises
+    ValueError for a method or task that the table has not, and for a table that is not of LongBench-E.
     """
     table = PAPER[name]
+    if longbench and "LongBench-E" not in table["title"]:
+        raise ValueError(f"{name} is not of LongBench-E: leave --longbench out")
     if "lengths" in table:
         given = ["--policy", PAPER["methods"]["DASH"], "--lengths", ",".join(map(str, table["lengths"]))]
         return {"DASH": ["flops", "--shape", "qwen2.5-7b", *given, *options]}
-    chosen = ",".join(_choose(name, tasks(table), which))
-    given = ["--tasks", chosen, *table.get("options", ()), *options]
-    wanted = _choose(name, methods(table), only)
-    policies = PAPER["methods"] | ({"LLMLingua2": f"llmlingua2:encoder={encoder}"} if encoder else {})
+    known = [task.removesuffix("_e") for task in tasks(table)] if longbench else tasks(table)
+    given = ["--tasks", ",".join(_choose(name, known, which)), *table.get("options", ()), *options]
+    wanted = _choose(name, [*methods(table), *PAPER["beside"]], only)
+    policies = PAPER["methods"] | PAPER["beside"]
+    policies |= {"LLMLingua2": f"llmlingua2:encoder={encoder}"} if encoder else {}
     return {method: ["eval", "--policy", policies[method], *given] for method in wanted}
 
 
@@ -66,11 +79,14 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--methods", type=words, default=[])
     parser.add_argument("--tasks", type=words, default=[])
+    parser.add_argument("--longbench", action="store_true")
     parser.add_argument("--encoder")
     parser.add_argument("--kvpress", default=sys.executable)
     given, options = parser.parse_known_args()
     try:
-        wanted = commands(given.table, given.methods, given.tasks, options, given.encoder)
+        wanted = commands(
+            given.table, given.methods, given.tasks, options, encoder=given.encoder, longbench=given.longbench
+        )
     except ValueError as error:
         parser.error(str(error))
     failed = []

@@ -21,6 +21,7 @@ from deltahalt.flops import KNOWN_SHAPES, savings
 from deltahalt.harness.rows import EvalRow, Spent
 from deltahalt.harness.table import EFFICIENCY, setting
 from deltahalt.markdown import table
+from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
 from deltahalt.tables import KINDS, markdown
 
@@ -35,12 +36,14 @@ Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the mo
 
 Times in *-busy.jsonl are of a machine that other work kept busy, and uncertain ([how much](bench.md)). Rows of
 eval-shared-*.jsonl are of processes that ran beside each other on one machine: they give scores, no efficiency. What
-was measured in the paper's tables shows that the methods there run by the same command. It does not rank them, and says
-nothing about the paper's numbers: the samples are few, of most prompts only the end is read, and the models are small
-([what the scores show](evaluate.md#what-table-2-shows-here)). A cell is empty where a run was cut off by time, or needs
-what was not at hand. LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
+was measured in the paper's tables is of small models and few samples, and says nothing about the paper's numbers:
+what the scores show of the methods is said [of Table 1](evaluate.md#what-table-1-shows-here) and
+[of Table 2](evaluate.md#what-table-2-shows-here). A cell is empty where a run was cut off by time, or needs what was
+not at hand. *LongBench* beside a model: its samples in place of LongBench-E's, by the same prompts and metrics.
+LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
 ([baselines](baselines.md#an-encoder-without-a-hub)). BERTScore is by a small encoder, all-MiniLM-L6-v2, and not the
-paper's, so that its height says nothing beside theirs."""
+paper's, so that its height says nothing beside theirs. FastKV, GemFilter and `auto`, which is what the model's profile
+chooses, are not in the paper's tables."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Measured:
-    """The eval rows of one model under one of the paper's methods, by task and metric."""
+    """The eval rows of one model under one method, by the table's name of the task, and metric.
+
+    model: with the benchmark behind it, where that is LongBench in place of LongBench-E.
+    """
 
     method: str
     model: str
@@ -78,16 +84,21 @@ def page(files: Sequence[Path]) -> str:
     efficiency = [file for file in files if file.name.startswith(("prefill-", "bench-"))]
     evaluations = [file for file in files if file not in efficiency]
     benchmarks = [file for file in evaluations if not file.name.startswith("smoke-")]
-    measured = by_method(row for file in benchmarks for row in rows_of(file))
+    listed = [file for file in evaluations if "-longbench-" not in file.name]  # of which Table 1 has all
+    evaluated = [row for file in benchmarks for row in rows_of(file)]
+    measured, full = (
+        by_method(evaluated),
+        {setting(row): row for row in evaluated if row.policy == PAPER["methods"][FULL]},
+    )
     parts = [HEAD, "## Efficiency", *_listed(efficiency)]
     for name, content in {
         "table1": score_table(PAPER["table1"], measured),
         "table2": score_table(PAPER["table2"], measured),
         "table3": flops_table(PAPER["table3"]),
-        "table4": efficiency_table(PAPER["table4"], measured),
+        "table4": efficiency_table(PAPER["table4"], measured, full),
     }.items():
         parts += [f"## Table {name[-1]}: {PAPER[name]['title']}", *PAPER[name].get("notes", ()), content]
-    return "\n\n".join([*parts, "## Evaluated", *_listed(evaluations)]) + "\n"
+    return "\n\n".join([*parts, "## Evaluated", *_listed(listed)]) + "\n"
 
 
 def rows_of(file: Path) -> list[Any]:
@@ -97,13 +108,17 @@ def rows_of(file: Path) -> list[Any]:
 
 
 def by_method(rows: Iterable[EvalRow]) -> list[Measured]:
-    """Rows of the paper's methods, sorted by method and model; of a row measured twice, the latest."""
+    """Rows of the methods that tables compare, sorted by method and model; of a row measured twice, the latest."""
+    chosen = {profile.model: profile.choose(None) for profile in shipped() if not profile.query_free}
     found: dict[tuple[str, str], dict[tuple[str, str], EvalRow]] = {}
     for row in rows:
-        found.setdefault((row.policy, row.model), {})[row.task, row.metric] = row
+        policy = "auto" if row.policy == chosen.get(row.model) else row.policy
+        longbench = row.task.startswith("longbench_") and not row.task.endswith("_e")
+        model, task = (f"{row.model}, LongBench", f"{row.task}_e") if longbench else (row.model, row.task)
+        found.setdefault((policy, model), {})[task, row.metric] = row
     return [
         Measured(method, model, own)
-        for method, wanted in PAPER["methods"].items()
+        for method, wanted in (PAPER["methods"] | PAPER["beside"]).items()
         for (policy, model), own in found.items()
         if policy == wanted or policy.startswith(f"{wanted}:encoder=")
     ]
@@ -117,7 +132,7 @@ def score_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str:
         found = [(one.rows.get(key), scale) for key, scale in columns.values()]
         scores = [None if row is None else row.value * scale for row, scale in found]
         errors = [None if row is None or row.stderr is None else row.stderr * scale for row, scale in found]
-        if one.method in paper["paper"] and any(score is not None for score in scores):
+        if any(score is not None for score in scores):
             lines.append(replace(one.line([key for key, _ in columns.values()], scores), errors=errors))
     shown = {
         head: [_score(line, number, ".3f" if scale == 1 else ".2f") for line in lines]
@@ -148,12 +163,15 @@ def flops_table(paper: dict[str, Any]) -> str:
     )
 
 
-def efficiency_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str:
-    """Score and efficiency for each group of tasks; measured where all of a group's tasks were."""
+def efficiency_table(paper: dict[str, Any], measured: Sequence[Measured], full: dict[Any, EvalRow]) -> str:
+    """Score and efficiency for each group of tasks; measured where all of a group's tasks were.
+
+    full: the full model's rows, by what their costs are compared by.
+    """
     named: list[tuple[str, Line]] = []
     for name, group in paper["groups"].items():
         named += [(name, Line(method, "*paper*", "", figures)) for method, figures in group["paper"].items()]
-        named += [(name, line) for one in measured if (line := _relative(one, group["tasks"], measured))]
+        named += [(name, line) for one in measured if (line := _relative(one, group["tasks"], full))]
     lines = [line for _, line in named]
     shown = {
         head: [_shown(line.figures[number], ".2f", "x" if number else "") for line in lines]
@@ -162,19 +180,19 @@ def efficiency_table(paper: dict[str, Any], measured: Sequence[Measured]) -> str
     return _table(lines, {"tasks": [name for name, _ in named]}, shown)
 
 
-def _relative(one: Measured, tasks: Sequence[str], measured: Sequence[Measured]) -> Line | None:
-    """One group of Table 4, against the full model's rows of the same run; None where either lacks a task."""
+def _relative(one: Measured, tasks: Sequence[str], full: dict[Any, EvalRow]) -> Line | None:
+    """One group of Table 4, against the full model's rows of the same run; None where a task or its times lack."""
     keys = [(task, "score") for task in tasks]
-    full = next((other for other in measured if (other.method, other.model) == (FULL, one.model)), None)
-    if full is None or not all(key in one.rows and key in full.rows for key in keys):
+    rows = [one.rows[key] for key in keys if key in one.rows]
+    if len(rows) < len(keys) or not all(row.prefill_seconds for row in rows):
         return None
-    pairs = [(full.rows[key], one.rows[key]) for key in keys]
-    if any(setting(reference) != setting(own) for reference, own in pairs):
-        return None
-    reference, own = (_together(rows) for rows in zip(*pairs, strict=True))
-    costs = [(figure(reference), figure(own)) for figure in EFFICIENCY.values()]
-    gains = [full_cost / cost if full_cost and cost else None for full_cost, cost in costs]
-    return one.line(keys, [100 * fmean(row.value for _, row in pairs), *gains])
+    references = [full[setting(row)] for row in rows if setting(row) in full]
+    gains: list[float | None] = [None] * len(EFFICIENCY)
+    if len(references) == len(rows):
+        reference, own = _together(references), _together(rows)
+        costs = [(figure(reference), figure(own)) for figure in EFFICIENCY.values()]
+        gains = [full_cost / cost if full_cost and cost else None for full_cost, cost in costs]
+    return one.line(keys, [100 * fmean(row.value for row in rows), *gains])
 
 
 def _together(rows: Sequence[EvalRow]) -> EvalRow:

@@ -54,6 +54,25 @@ def test_a_page_keeps_what_is_around_its_tables(
     assert tables.filled(page) == page
 
 
+def test_methods_are_averaged_over_the_tasks_that_all_have(
+    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = recipe("page_tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    given = {"dense": {"lcc": 0.5, "trec": 0.3, "samsum": 0.9}, "dash": {"lcc": 0.2, "trec": 0.4}, "random": {"lcc": 0}}
+    rows = [
+        scored(policy, value, task=f"longbench_{task}", metric=metric, stderr=0.03)
+        for policy, scores in given.items()
+        for task, value in scores.items()
+        for metric in ("score", "another")
+    ]
+    append_rows(tmp_path / "few.jsonl", rows)
+    assert tables.means_table("few").splitlines()[2:] == [
+        "| full model | 2 | 6 | 40.0 \u00b1 2.1 | +0.0 |",
+        "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | -10.0 |",  # and not random, which is no method of the paper's tables
+    ]
+
+
 def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:
     brief = recipe("briefly").brief
     one, two = (f"window-attention:start={start},heads=max,keep_first=256" for start in (4, 40))

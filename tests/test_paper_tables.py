@@ -58,7 +58,7 @@ def test_a_table_is_commands_that_exist(table: str, recipe: Callable[[str], Modu
     policies = [command[command.index("--policy") + 1] for command in commands]
     assert "dash" in policies
     assert table == "table3" or policies[0] == "dense"
-    assert len(set(policies)) == len(policies) == {"table3": 1}.get(table, 6)
+    assert len(set(policies)) == len(policies) == {"table3": 1}.get(table, 9)
 
 
 def test_some_methods_and_tasks_of_a_table_can_be_asked_for(recipe: Callable[[str], ModuleType]) -> None:
@@ -73,9 +73,21 @@ def test_some_methods_and_tasks_of_a_table_can_be_asked_for(recipe: Callable[[st
         tables.commands("table1", ["SnapKV"], [], [])
 
 
+def test_longbench_stands_in_for_longbench_e(recipe: Callable[[str], ModuleType]) -> None:
+    tables = recipe("paper_tables")
+    (command,) = tables.commands("table1", ["DASH"], [], [], longbench=True).values()
+    (own,) = tables.commands("table1", ["DASH"], [], []).values()
+    assert command == [",".join(word.removesuffix("_e") for word in part.split(",")) for part in own]
+    (command,) = tables.commands("table4", ["auto"], ["longbench_lcc"], [], longbench=True).values()
+    assert command == ["eval", "--policy", "auto", "--tasks", "longbench_lcc"]
+    for table in ("table2", "table3"):
+        with pytest.raises(ValueError, match=f"{table} is not of LongBench-E: leave --longbench out"):
+            tables.commands(table, [], [], [], longbench=True)
+
+
 def test_llmlingua2_runs_with_the_encoder_given(recipe: Callable[[str], ModuleType]) -> None:
     tables = recipe("paper_tables")
-    commands = tables.commands("table2", ["LLMLingua2", "DASH"], [], [], "build/encoder")
+    commands = tables.commands("table2", ["LLMLingua2", "DASH"], [], [], encoder="build/encoder")
     policies = {method: command[command.index("--policy") + 1] for method, command in commands.items()}
     assert policies == {"LLMLingua2": "llmlingua2:encoder=build/encoder", "DASH": "dash"}
     assert "llmlingua2" in tables.commands("table2", ["LLMLingua2"], [], [])["LLMLingua2"]
@@ -113,6 +125,7 @@ def test_tasks_are_those_that_the_harness_knows(paper: dict[str, Any], recipe: C
     known = TaskManager(include_path=[LONGBENCH, OWN_TASKS], include_defaults=False).task_index
     tasks = recipe("paper_tables").tasks
     assert {task for name in ("table1", "table2", "table4") for task in tasks(paper[name])} <= known.keys()
+    assert {task.removesuffix("_e") for task in tasks(paper["table1"])} <= known.keys()
 
 
 def test_the_formula_recipe_runs() -> None:

@@ -5,7 +5,9 @@ import math
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer.main
@@ -132,6 +134,19 @@ def test_what_table_2_shows_is_what_the_committed_rows_say() -> None:
     ]
     assert f"than {max(apart):.1f} standard errors" in page
     assert {row.value for row in rows if row.task == "loogle_shortdep_cloze"} == {0.0}
+
+
+def test_what_longbench_shows_is_what_the_committed_rows_say(recipe: Callable[[str], ModuleType]) -> None:
+    lines = recipe("page_tables").means_table("eval-shared-longbench-qwen2.5-coder-1.5b").splitlines()[2:]
+    mean = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[3].split(" ")[0] for line in lines}
+    tasks, samples = lines[0].split(" | ")[1:3]
+    assert tasks == "10"
+    said = (
+        f"On {samples} of LongBench's own samples, ten tasks, the 1.5B model scores {mean['full model']} in full, "
+        f"{mean['auto']} under `auto`, {mean['SnapKV (pr.)']} under SnapKV (pr.), {mean['FastV']} under FastV and "
+        f"{mean['DASH']} under DASH"
+    )
+    assert said in re.sub(r"\s+", " ", README)
 
 
 def test_every_picture_of_rows_is_drawn_by_one_command_of_the_docs() -> None:
