@@ -4,7 +4,7 @@ import importlib
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,17 +12,22 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from browser import Page, browsing, find_browser
 from deltahalt import cli
 from deltahalt.errors import ModelError
+from deltahalt.evaluation.pictures.samples import held_out_pictures
 from deltahalt.models import LoadedModel, load
+from deltahalt.viewer.record import PromptRecord, record_prompt
 from local_tasks import write_benchmarks
 from tiny import tiny
+from viewing import DOCUMENT, GRIDS, POLICIES, QUESTION
 
 THREADS = torch.get_num_threads()
 
@@ -135,3 +140,27 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports one of the recipes by its name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
     return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A real browser with an empty page."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("the page is not tried, as there is no Chromium here: apt-get install chromium")
+    with browsing(program, tmp_path_factory.mktemp("profile")) as page:
+        page.start()
+        yield page
+
+
+@pytest.fixture(scope="session")
+def record(loaded_tiny: LoadedModel) -> PromptRecord:
+    """What several policies did to one prompt of the tiny model."""
+    return record_prompt(loaded_tiny, DOCUMENT, QUESTION, POLICIES)
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Image.Image]:
+    """Two pictures of GRIDS visual tokens."""
+    pixels = held_out_pictures(1)[0].pixels
+    return [Image.fromarray(pixels[: 16 * rows, : 16 * columns]) for rows, columns in GRIDS]
