@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 import torch
 
 from deltahalt import Dense, Policy, WindowAttention, halting, parse_policy
-from deltahalt.call import prepare
-from deltahalt.decoder import run_layers
+from deltahalt.engine.call import prepare
+from deltahalt.engine.decoder import run_layers
 from deltahalt.evaluation.candidates import single
 from deltahalt.evaluation.samples import Sample, read_samples
 from deltahalt.evaluation.sweep import (

@@ -8,8 +8,8 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, Forecast, halting
 from deltahalt.ask import Answer, ask, ask_each, together
-from deltahalt.cache import cache_bytes
 from deltahalt.documents import shared_start
+from deltahalt.engine.cache import cache_bytes
 from deltahalt.methods import AnyMethod
 from deltahalt.models import LoadedModel
 from tiny import VOCAB

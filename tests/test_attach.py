@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, Report, Uniform, UnsupportedError, halting
-from deltahalt.cache import HaltedCache
+from deltahalt.engine.cache import HaltedCache
 from oracle import Feed
 from tiny import attributes, prompts, tiny
 

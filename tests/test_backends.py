@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, halting
-from deltahalt.backends import without_cudnn
+from deltahalt.engine.backends import without_cudnn
 from tiny import prompts, tiny
 
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)

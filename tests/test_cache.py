@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, UnsupportedError, halting
-from deltahalt.cache import HaltedCache
+from deltahalt.engine.cache import HaltedCache
 from oracle import Feed, Oracle
 from tiny import FULL, VOCAB, WINDOW, prompts, tiny
 

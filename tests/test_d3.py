@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from deltahalt import InputError, PolicyError, UnsupportedError, halting
 from deltahalt.applying import applying
-from deltahalt.cache import HaltedCache
 from deltahalt.decode.d3 import D3
+from deltahalt.engine.cache import HaltedCache
 from deltahalt.policies import Dense
 from oracle import Feed
 from tiny import LAYERS, VARIANTS, VOCAB, attributes, prompts, tiny

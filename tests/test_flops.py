@@ -28,6 +28,7 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from deltahalt.engine.report import Report
 from deltahalt.flops import (
     KNOWN_SHAPES,
     LayerLoad,
@@ -40,7 +41,6 @@ from deltahalt.flops import (
     true_flops,
 )
 from deltahalt.policy import AnyPolicy
-from deltahalt.report import Report
 from tiny import tiny
 
 QWEN_7B = KNOWN_SHAPES["qwen2.5-7b"]

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, pipeline
 
 from deltahalt import UnsupportedError
-from deltahalt.cache import HaltedCache
+from deltahalt.engine.cache import HaltedCache
 from oracle import Oracle
 from tiny import VARIANTS, tiny
 

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, InputError, Policy, Progressive, UnsupportedError, halting
-from deltahalt.cache import HaltedCache
+from deltahalt.engine.cache import HaltedCache
 from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
 from oracle import Feed, Oracle

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltahalt.compat import blocks_cross_windows
-from deltahalt.masks import attention_mask
+from deltahalt.engine.masks import attention_mask
 
 property_of = settings(max_examples=100, deadline=None, derandomize="CI" in os.environ)
 

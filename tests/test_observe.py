@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from deltahalt.engine.observer import observing
 from deltahalt.evaluation import observe as module
 from deltahalt.evaluation.observe import Observation, correlation, delta_edges, observe, observe_sample, ranks
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, encode
 from deltahalt.models import LoadedModel
-from deltahalt.observer import observing
 from deltahalt.policy import LayerView
 from deltahalt.rows import read_rows
 from tiny import VARIANTS, attributes, prompts, tiny

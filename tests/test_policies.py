@@ -24,7 +24,7 @@ from deltahalt import (
     halting,
     parse_policy,
 )
-from deltahalt.decision import Decision
+from deltahalt.engine.decision import Decision
 from deltahalt.policies import POLICIES
 from deltahalt.policy import AnyPolicy, LayerView, Policy, Stage, place
 from tiny import tiny

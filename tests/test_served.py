@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from deltahalt import Forecast, PolicyError
-from deltahalt.served import Served, ridge_weights
-from deltahalt.stream import TokenStream
+from deltahalt.engine.served import Served, ridge_weights
+from deltahalt.engine.stream import TokenStream
 
 
 def states(*size: int, seed: int = 0) -> torch.Tensor:

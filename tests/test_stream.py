@@ -2,7 +2,7 @@
 
 import torch
 
-from deltahalt.stream import TokenStream
+from deltahalt.engine.stream import TokenStream
 
 SIZE = 3
 

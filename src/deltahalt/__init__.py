@@ -1,9 +1,10 @@
 """deltahalt makes long prompts cheap: it halts prompt tokens inside the model during prefill."""
 
 from deltahalt.applying import Applied, applying
-from deltahalt.attach import halting
 from deltahalt.decode.d3 import D3
-from deltahalt.engine import Halted
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted
+from deltahalt.engine.report import Report
 from deltahalt.errors import DeltahaltError, InputError, ModelError, PolicyError, UnsupportedError
 from deltahalt.kv.snapkv import SnapKV
 from deltahalt.methods import parse_method
@@ -28,7 +29,6 @@ from deltahalt.policies import (
 from deltahalt.policy import Policy, Progressive
 from deltahalt.prompt.gemfilter import GemFilter
 from deltahalt.prompt.llmlingua2 import LLMLingua2
-from deltahalt.report import Report
 
 __version__ = "0.1.0"
 

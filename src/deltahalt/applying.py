@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from deltahalt.attach import halting
-from deltahalt.engine import Halted, HaltedKV
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted, HaltedKV
 from deltahalt.errors import UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, policy_loads, true_flops
 from deltahalt.method import Ends, Method

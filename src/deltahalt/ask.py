@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deltahalt.applying import Applied, applying
-from deltahalt.engine import HaltedKV
+from deltahalt.engine.halted import HaltedKV
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.generation import Generated, generate_each, generate_timed

@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt.applying import Applied, Prompts
-from deltahalt.cache import cache_bytes, fork
 from deltahalt.clock import clock
+from deltahalt.engine.cache import cache_bytes, fork
 from deltahalt.method import Ends
 from deltahalt.models import end_tokens
 

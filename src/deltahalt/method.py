@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from deltahalt.attach import halting
-from deltahalt.engine import Halted
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.options import check_types
 from deltahalt.policies import Dense

@@ -130,7 +130,7 @@ class Policy:
 
     @property
     def penalty(self) -> float | None:
-        """That of the ridge regression which tells what states of halted tokens that serve become (`deltahalt.served`).
+        """That of the ridge regression which tells what states of halted tokens that serve become (`engine.served`).
 
         None: they serve the last they had.
         """

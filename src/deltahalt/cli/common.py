@@ -53,7 +53,7 @@ def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:
 
 def resolve_policy(policy: str, model: Any) -> str:
     """The text of the policy that `policy` stands for on this model; says so where that is not the text itself."""
-    from deltahalt.attach import find_decoder, sees_images
+    from deltahalt.engine.attach import find_decoder, sees_images
 
     decoder = find_decoder(model)
     chosen = policy_text(policy, decoder, vision=sees_images(model, decoder))

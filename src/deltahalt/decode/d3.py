@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from deltahalt.attach import halting
-from deltahalt.engine import Halted
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted
 from deltahalt.errors import PolicyError
 from deltahalt.method import Method
 from deltahalt.policies import Dense

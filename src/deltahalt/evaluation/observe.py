@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from deltahalt.engine.observer import observing
 from deltahalt.evaluation.samples import Sample
 from deltahalt.evaluation.sweep import Way, digest, encode
 from deltahalt.markdown import table
 from deltahalt.models import LoadedModel, LoadedVisionModel
-from deltahalt.observer import observing
 from deltahalt.policies.attention_scores import attention_weights
 from deltahalt.policy import LayerView
 from deltahalt.rows import Row, append_rows, rows_so_far

@@ -13,11 +13,12 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt.applying import applying, speedup_bound
-from deltahalt.cache import HaltedCache, fork
-from deltahalt.call import Call, prepare
-from deltahalt.decoder import run_layers
 from deltahalt.documents import context_ends, encode_turn, format_turn, shared_start
-from deltahalt.engine import HaltedKV, freezes
+from deltahalt.engine.cache import HaltedCache, fork
+from deltahalt.engine.call import Call, prepare
+from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.halted import HaltedKV, freezes
+from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError
 from deltahalt.evaluation.samples import Sample
 from deltahalt.families import family_of
@@ -29,7 +30,6 @@ from deltahalt.models import LoadedModel, end_tokens
 from deltahalt.policies import Dense
 from deltahalt.policy import Progressive, Stage, place
 from deltahalt.rows import Row, append_rows, rows_so_far
-from deltahalt.stream import TokenStream
 
 FULL = Dense()
 REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384

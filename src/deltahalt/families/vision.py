@@ -32,5 +32,5 @@ class VisionFamily:
         return torch.stack(kinds).amax(dim=0)
 
     def divert(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What of the base model's `arguments` goes to `deltahalt.call.prepare` past the host; may change them."""
+        """What of the base model's `arguments` goes to `engine.call.prepare` past the host; may change them."""
         return {}

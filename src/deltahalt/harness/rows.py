@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.report import Report
+from deltahalt.engine.report import Report
 from deltahalt.rows import Row
 
 

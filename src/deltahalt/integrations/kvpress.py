@@ -19,9 +19,9 @@ from kvpress import (
 from torch import nn
 from transformers import Cache
 
-from deltahalt.attach import halting
-from deltahalt.cache import HaltedCache, Segment, fork
-from deltahalt.engine import POSITIONAL, Halted
+from deltahalt.engine.attach import halting
+from deltahalt.engine.cache import HaltedCache, Segment, fork
+from deltahalt.engine.halted import POSITIONAL, Halted
 from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Module
 from deltahalt.policies import Dash, DashLayer, Dense

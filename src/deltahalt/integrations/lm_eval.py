@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from deltahalt.applying import Applied, applying
-from deltahalt.attach import find_decoder, sees_images
 from deltahalt.clock import clock
 from deltahalt.documents import context_ends
+from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.harness.rows import Spent
 from deltahalt.method import Ends

@@ -15,9 +15,9 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
 from transformers import StoppingCriteria
 
-from deltahalt.attach import halting
 from deltahalt.clock import clock
-from deltahalt.engine import Halted
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
 from deltahalt.options import with_options
 from deltahalt.policies import parse_policy

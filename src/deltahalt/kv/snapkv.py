@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from deltahalt.engine import Halted
+from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.method import Ends, Method
 

@@ -12,8 +12,7 @@ class Forecast(SingleInputKV):
     """Halt all but the latest tokens, and let deeper layers make K and V of what the others would have become.
 
     The latest tokens run on, so how they change is known at every layer; halted ones change by a weighted mean of that,
-    with weights from a ridge regression on the states where they stopped (`deltahalt.served`). No question is looked
-    at.
+    with weights from a ridge regression on the states where they stopped (`engine.served`). No question is looked at.
     ridge: the regression's penalty, more than 0; much of it lets all change by the mean of the latest.
 
     Raises PolicyError as SingleInputKV, and for a penalty that is not positive.

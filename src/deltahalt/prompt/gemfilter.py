@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from deltahalt.call import prepare
-from deltahalt.decoder import run_layers
+from deltahalt.engine.call import prepare
+from deltahalt.engine.decoder import run_layers
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.families import family_of
 from deltahalt.flops import ModelShape, dense_loads, true_flops

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltahalt.attach import halting
 from deltahalt.documents import build_prompt, to_device
+from deltahalt.engine.attach import halting
+from deltahalt.engine.report import Report
 from deltahalt.errors import InputError
 from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.kinds import DROPPED, IMAGE, TEXT
 from deltahalt.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policy import Policy
-from deltahalt.report import Report
 from deltahalt.selection import spread_over_chunks
 from deltahalt.vision.policies import VISION_POLICIES
 

@@ -7,8 +7,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from deltahalt.ask import Answer
-from deltahalt.attach import halting
 from deltahalt.clock import clock
+from deltahalt.engine.attach import halting
 from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.models import LoadedVisionModel
 from deltahalt.policy import AnyPolicy

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from deltahalt.attach import halting
+from deltahalt.engine.attach import halting
+from deltahalt.engine.report import Report
 from deltahalt.evaluation.pictures.combinations import FULL, Combination
 from deltahalt.evaluation.pictures.inputs import picture_inputs
 from deltahalt.evaluation.pictures.row import VisionRow
@@ -20,7 +21,6 @@ from deltahalt.evaluation.pictures.samples import Picture, Question, held_out_pi
 from deltahalt.machine import machine_name, number_format
 from deltahalt.models import LoadedVisionModel
 from deltahalt.policies import Dense
-from deltahalt.report import Report
 from deltahalt.rows import append_rows, rows_so_far
 from deltahalt.stand_in import replace
 from deltahalt.vision.attach import find_tower, halting_vision

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from deltahalt.call import Call
 from deltahalt.compat import layer_output
-from deltahalt.decision import decide
+from deltahalt.engine.call import Call
+from deltahalt.engine.decision import decide
+from deltahalt.engine.opened import OpenedLayer
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.trace import Trace
 from deltahalt.families.base import Module
-from deltahalt.opened import OpenedLayer
 from deltahalt.policy import Stage
-from deltahalt.stream import TokenStream
-from deltahalt.trace import Trace
 
 
 def run_layers(

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.engine import Depth, Halted, HaltedKV
+from deltahalt.engine.halted import Depth, Halted, HaltedKV
+from deltahalt.engine.handover import WANTED, Handover
 from deltahalt.errors import UnsupportedError
 from deltahalt.families import vision_family_of
 from deltahalt.families.base import Module
-from deltahalt.handover import WANTED, Handover
 from deltahalt.policy import AnyPolicy
 from deltahalt.profile import find_policy
 from deltahalt.stand_in import replace

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltahalt.call import Call, Scored
+from deltahalt.engine.call import Call, Scored
+from deltahalt.engine.stream import TokenStream
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policy import LayerView, Policy, Stage
-from deltahalt.stream import TokenStream
 
 
 @dataclass

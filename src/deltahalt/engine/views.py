@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from deltahalt.call import Call
+from deltahalt.engine.call import Call
+from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import UnsupportedError
 from deltahalt.families.base import Module, Rotary
 from deltahalt.policy import LayerView
-from deltahalt.stream import TokenStream
 
 
 def view_layer(

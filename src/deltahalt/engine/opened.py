@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from deltahalt.call import Call
-from deltahalt.decision import Decision
+from deltahalt.engine.call import Call
+from deltahalt.engine.decision import Decision
+from deltahalt.engine.served import Served
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.trace import Trace
+from deltahalt.engine.views import view_layer
 from deltahalt.families.base import Module
-from deltahalt.served import Served
 from deltahalt.stand_in import within_hook
-from deltahalt.stream import TokenStream
-from deltahalt.trace import Trace
-from deltahalt.views import view_layer
 
 
 @dataclass

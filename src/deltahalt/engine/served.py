@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from deltahalt.stream import TokenStream
+from deltahalt.engine.stream import TokenStream
 
 
 class Served:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deltahalt.cache import Segment
+from deltahalt.engine.cache import Segment
+from deltahalt.engine.served import Served
+from deltahalt.engine.stream import TokenStream
 from deltahalt.flops import LayerLoad
-from deltahalt.served import Served
-from deltahalt.stream import TokenStream
 
 
 @dataclass

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from deltahalt.cache import HaltedCache, Segment, segment_of
+from deltahalt.engine.cache import HaltedCache, Segment, segment_of
+from deltahalt.engine.masks import ATTENTION, attention_mask
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.families.base import Family, Module
 from deltahalt.kinds import DROPPED, TEXT
-from deltahalt.masks import ATTENTION, attention_mask
 from deltahalt.policy import Policy
-from deltahalt.stream import TokenStream
-from deltahalt.trace import Trace
 
 # Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
 IGNORED = {"cache_position", "return_dict", "is_causal"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deltahalt.attach import halting
-from deltahalt.engine import Halted
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted
 from deltahalt.families.base import Module
 from deltahalt.policies.dense import Dense
 from deltahalt.policy import LayerView, Policy, Stage

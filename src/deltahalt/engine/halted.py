@@ -7,21 +7,21 @@ from typing import Any, Literal, get_args
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from deltahalt.backends import without_cudnn
-from deltahalt.cache import HaltedCache, cache_bytes, untouched_on_error
-from deltahalt.call import Call, prepare
 from deltahalt.clock import clock
-from deltahalt.decision import decide
-from deltahalt.decoder import run_layers
+from deltahalt.engine.backends import without_cudnn
+from deltahalt.engine.cache import HaltedCache, cache_bytes, untouched_on_error
+from deltahalt.engine.call import Call, prepare
+from deltahalt.engine.decision import decide
+from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.handover import WANTED, Handover
+from deltahalt.engine.report import Report
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.families import family_of
 from deltahalt.families.base import Module
 from deltahalt.flops import ModelShape
-from deltahalt.handover import WANTED, Handover
 from deltahalt.policy import AnyPolicy, Stage, place
-from deltahalt.report import Report
-from deltahalt.stream import TokenStream
-from deltahalt.trace import Trace
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.report import VisionReport
 
@@ -89,7 +89,7 @@ class Halted:
         """Stand in for the decoder's forward, with the same arguments.
 
         After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens. Raises what
-        `deltahalt.call.prepare` and the policy raise.
+        `deltahalt.engine.call.prepare` and the policy raise.
         """
         begin = clock() if self.timed else None
         kwargs |= self.handover.take() if self.handover else {}
