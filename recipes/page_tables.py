@@ -10,7 +10,7 @@ choices keep; `reached`, how the best policies stand to what was aimed at.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +22,7 @@ from results_page import FULL, by_method
 from deltahalt.bench.row import BenchRow
 from deltahalt.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.figures.comparison import on_frontier
-from deltahalt.harness.rows import EvalRow
+from deltahalt.harness.rows import EvalRow, paired
 from deltahalt.markdown import table
 from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
@@ -63,16 +63,28 @@ def means_table(name: str) -> str:
     ]
     shared = set.intersection(*(set(rows) for _, rows in by_task))
     scores = {method: [rows[task] for task in sorted(shared)] for method, rows in by_task}
-    means = {method: 100 * fmean(row.value for row in rows) for method, rows in scores.items()}
     errors = [100 * math.hypot(*(row.stderr or 0 for row in rows)) / len(rows) for rows in scores.values()]
     return table(
         {
             "method": list(scores),
             "tasks": [f"{len(shared)}" for _ in scores],
             "samples": [f"{sum(row.samples for row in rows)}" for rows in scores.values()],
-            "mean score": [f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means.values(), errors, strict=True)],
-            "beside the full model": [f"{mean - means[FULL]:+.1f}" for mean in means.values()],
+            "mean score": [
+                f"{100 * fmean(row.value for row in rows):.1f} ± {error:.1f}"
+                for rows, error in zip(scores.values(), errors, strict=True)
+            ],
+            "beside the full model": [_beside(rows, scores[FULL]) for rows in scores.values()],
         }
+    )
+
+
+def _beside(rows: Sequence[EvalRow], full: Sequence[EvalRow]) -> str:
+    """Mean difference over tasks; with its standard error where rows tell samples apart."""
+    shown = f"{100 * fmean(row.value - other.value for row, other in zip(rows, full, strict=True)):+.1f}"
+    apart = [paired(row, other) for row, other in zip(rows, full, strict=True)]
+    known = [one[1] for one in apart if one is not None]
+    return (
+        f"{shown} ± {100 * math.hypot(*known) / len(rows):.1f}" if rows != full and len(known) == len(rows) else shown
     )
 
 

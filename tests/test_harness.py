@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -59,6 +60,11 @@ def test_no_network_is_called_and_rows_say_what_ran(
         assert row["samples"] == (1 if "cloze" in row["task"] else 2)
         assert row["attention"] == "sdpa"
         assert row["cut"] == row["samples"]  # none fits beside its answer
+        if "cloze" in row["task"]:
+            assert row["by_sample"] == []  # a share of masks is no mean over questions
+        else:
+            assert len(row["by_sample"]) == row["samples"]
+            assert fmean(row["by_sample"]) == pytest.approx(row["value"])
         assert 0 <= row["value"] <= 1
         assert row["seconds"] > 0
     shown = capsys.readouterr().out
@@ -143,7 +149,8 @@ def test_two_processes_share_the_samples(evaluate: Callable[..., int], tiny_fold
     alone, shared = ([json.loads(line) for line in path.read_text().splitlines()] for path in (one, two))
     assert {row["processes"] for row in shared} == {2}
     assert 0 < shared[0]["value"] < 1
-    same = ("task", "metric", "value", "samples")
+    same = ("task", "metric", "value", "samples", "by_sample")
+    assert len(set(alone[0]["by_sample"])) > 1
     assert [[row[field] for field in same] for row in alone] == [[row[field] for field in same] for row in shared]
 
 

@@ -71,6 +71,11 @@ def test_methods_are_averaged_over_the_tasks_that_all_have(
         "| full model | 2 | 6 | 40.0 \u00b1 2.1 | +0.0 |",
         "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | -10.0 |",  # and not random, which is no method of the paper's tables
     ]
+    told = [replace(row, by_sample=(row.value, row.value + (row.policy == "dash") / 5)) for row in rows]
+    append_rows(tmp_path / "told.jsonl", told)
+    full, dash = tables.means_table("told").splitlines()[2:]
+    assert full.endswith("| +0.0 |")
+    assert dash.endswith("| -10.0 \u00b1 7.1 |")  # of either task's difference, 0.1, over the square root of two
 
 
 def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:

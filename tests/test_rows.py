@@ -37,6 +37,19 @@ def test_every_kind_is_told_apart_in_one_file(tmp_path: Path) -> None:
     assert "| needle | 4096 | `dense` | 0.5000 |" in evaluation
 
 
+def test_a_score_stands_beside_the_full_models_sample_by_sample(tmp_path: Path) -> None:
+    full = scored("dense", 0.5, by_sample=(1.0, 0.0, 0.5))
+    policy = scored("dash", 0.4, by_sample=(0.5, 0.2, 0.5))
+    append_rows(tmp_path / "rows.jsonl", [full, policy])
+    assert read_rows(tmp_path / "rows.jsonl", EvalRow) == [full, policy]
+    head, _, first, second = markdown([full, policy]).splitlines()
+    assert "| beside full |" in head
+    assert "| `dense` | 0.5000 | 3 |  |" in first
+    assert "| `dash` | 0.4000 | 3 | -0.1000 \u00b1 0.2082 |" in second
+    assert "beside full" not in markdown([full, scored("dash", 0.4)])
+    assert "beside full" not in markdown([full, scored("dash", 0.4, by_sample=(0.4, 0.4))])
+
+
 def test_rows_without_a_kind_are_of_a_sweep(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(asdict(SWEPT)) + "\n", encoding="utf-8")

@@ -1,7 +1,9 @@
 """A row of `deltahalt eval`: one metric of one task, and what the task's generation took."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from statistics import fmean, stdev
+from typing import Any, ClassVar
 
 import torch
 
@@ -50,7 +52,8 @@ class EvalRow(Row):
     prefill_seconds to peak_bytes: those of `Spent`, in this process. encoder: BERTScore's and its layer, no folders;
     empty for other metrics, and in rows from before it was told. attention: the implementation, as transformers names
     it. cut: prompts that were longer than the model takes, and lost their beginning. Both are empty, or None, in rows
-    from before they were told.
+    from before they were told. by_sample: the metric of each sample, in the order of the data; empty where the metric
+    is no mean of theirs, and in rows from before it was kept.
     """
 
     kind: ClassVar[str] = "eval"
@@ -86,3 +89,16 @@ class EvalRow(Row):
     encoder: str = ""
     attention: str = ""
     cut: int | None = None
+    by_sample: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "EvalRow":
+        return cls(**fields | {"by_sample": tuple(fields.get("by_sample", ()))})
+
+
+def paired(row: EvalRow, full: EvalRow) -> tuple[float, float] | None:
+    """Mean difference to the full model over the samples, and its standard error; None where they were not kept."""
+    if len(row.by_sample) != len(full.by_sample) or len(row.by_sample) < 2:
+        return None
+    apart = [own - other for own, other in zip(row.by_sample, full.by_sample, strict=True)]
+    return fmean(apart), stdev(apart) / math.sqrt(len(apart))

@@ -1,9 +1,12 @@
 """Run tasks through lm-eval, and keep what they gave as rows."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 from lm_eval import evaluate
@@ -54,7 +57,7 @@ def _evaluate(lm: DeltahaltLM, task: Any, *, limit: int | None, chat_template: b
     if task.get_config("num_fewshot") is None:
         task.set_config("num_fewshot", 0)
     tasks = {"tasks": {task.task_name: task}}
-    return evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, log_samples=False)
+    return evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, log_samples=True)
 
 
 def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool, seed: int) -> Iterator[EvalRow]:
@@ -85,7 +88,15 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 version=str(results["versions"][task]),
                 **asdict(lm.spent),
                 cut=lm.cut,
+                by_sample=_by_sample(results["samples"][task], name, kept, float(value)),
                 encoder=results["configs"][task]["metadata"].get(BERTSCORE, "") if name == BERTSCORE else "",
                 lm_eval=version("lm_eval"),
                 **ran_on(lm.model),
             )
+
+
+def _by_sample(samples: Sequence[dict[str, Any]], metric: str, kept: str, mean: float) -> tuple[float, ...]:
+    """What each sample that has the metric got, behind the filter `kept`; nothing where `mean` is not their mean."""
+    own = [sample for sample in samples if sample["filter"] == kept and isinstance(sample.get(metric), (int, float))]
+    values = tuple(float(sample[metric]) for sample in sorted(own, key=itemgetter("doc_id")))
+    return values if values and math.isclose(fmean(values), mean, abs_tol=1e-9) else ()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-from deltahalt.harness.rows import EvalRow
+from deltahalt.harness.rows import EvalRow, paired
 from deltahalt.markdown import table
 from deltahalt.policies import Dense
 
@@ -32,9 +32,9 @@ def throughput(row: EvalRow) -> float:
 def markdown(rows: Sequence[EvalRow]) -> str:
     """The rows as a Markdown table, a line a method and metric of a task; methods on the same task follow each other.
 
-    Cut: prompts that were longer than the model takes, and lost their beginning. Efficiency is relative to the full
-    model's row of the same run, above 1 is better, and empty where there is none. Generation is a token's, since
-    answers differ in length.
+    Cut: prompts that were longer than the model takes, and lost their beginning. Beside full: the mean difference to
+    the full model's row of the same run, sample by sample, and its standard error. Efficiency is relative to that row,
+    above 1 is better, and empty where there is none. Generation is a token's, since answers differ in length.
     """
     scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
     rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
@@ -49,9 +49,15 @@ def markdown(rows: Sequence[EvalRow]) -> str:
         "samples": [f"{row.samples}" for row in rows],
         "cut": [f"{row.cut}" if row.cut else "" for row in rows],
     }
+    columns["beside full"] = [_beside(row, full.get(setting(row))) for row in rows]
     for head, figure in EFFICIENCY.items():
         columns[head] = [_relative(figure, full.get(setting(row)), row) for row in rows]
     return table({head: cells for head, cells in columns.items() if any(cells)})
+
+
+def _beside(row: EvalRow, full: EvalRow | None) -> str:
+    apart = None if full is None or full is row else paired(row, full)
+    return "" if apart is None else f"{apart[0]:+.4f} ± {apart[1]:.4f}"
 
 
 def _relative(figure: Figure, full: EvalRow | None, row: EvalRow) -> str:
