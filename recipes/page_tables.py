@@ -83,9 +83,9 @@ def _beside(rows: Sequence[EvalRow], full: Sequence[EvalRow]) -> str:
     shown = f"{100 * fmean(row.value - other.value for row, other in zip(rows, full, strict=True)):+.1f}"
     apart = [paired(row, other) for row, other in zip(rows, full, strict=True)]
     known = [one[1] for one in apart if one is not None]
-    return (
-        f"{shown} ± {100 * math.hypot(*known) / len(rows):.1f}" if rows != full and len(known) == len(rows) else shown
-    )
+    if rows == full or len(known) < len(rows):
+        return shown
+    return f"{shown} ± {100 * math.hypot(*known) / len(rows):.1f}"
 
 
 def profiles_table() -> str:
