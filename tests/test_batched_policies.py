@@ -13,7 +13,8 @@ import batched_oracle
 from batched_oracle import SIDES, Patches
 from batched_towers import CLOSE, DEPTH, TOKENS, TOWERS, halted, images_of, model_of
 from deltahalt.vision import PruMergePlus, VisionPolicy, VisionZip
-from test_vit_policies import each_merging, match_naively, mean, prumerge_naively, visionzip_naively
+from test_vit_merging import each_merging
+from vit_naive import match_naively, mean, prumerge_naively, visionzip_naively
 
 # Methods behind the tower
 

@@ -15,8 +15,8 @@ from deltahalt.engine.cache import HaltedCache
 from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
 from oracle import Feed, Oracle
-from test_vision import generated, logits_of, more
 from tiny_vision import BATCH, VISION, Prompts, Row, features_of, tiny_vision, vision_prompts
+from vision_ways import generated, logits_of, more
 
 TOLERANCE = 1e-5
 HALF = Dash(start=1, pruning_ratio=0.5, scope="visual")

@@ -14,10 +14,10 @@ from torch import nn
 from deltahalt import Dash, Dense, InputError, PolicyError, UnsupportedError, halting
 from deltahalt.vision import VISION_POLICIES, ToMe, VisionDash, VisionZip, halting_vision
 from deltahalt.vision.towers import known_towers
-from test_vision import generated
 from test_vit_towers import keeping
 from tiny import attributes, tiny
 from tiny_vision import END, GRID, GROUPS, MROPE, ROWS, START, VIDEO, Prompts, pixels, tiny_vision, vision_prompts
+from vision_ways import generated
 
 DASH = VisionDash(retain=0.5, start=1)
 
