@@ -23,6 +23,7 @@ from deltahalt.bench.row import BenchRow
 from deltahalt.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.figures.comparison import on_frontier
 from deltahalt.harness.rows import EvalRow, paired
+from deltahalt.harness.table import setting
 from deltahalt.markdown import table
 from deltahalt.profile import shipped
 from deltahalt.rows import read_rows
@@ -79,9 +80,10 @@ def means_table(name: str) -> str:
 
 
 def _beside(rows: Sequence[EvalRow], full: Sequence[EvalRow]) -> str:
-    """Mean difference over tasks; with its standard error where rows tell samples apart."""
+    """Mean difference over tasks; with its standard error where rows tell samples apart and ran alike."""
     shown = f"{100 * fmean(row.value - other.value for row, other in zip(rows, full, strict=True)):+.1f}"
-    apart = [paired(row, other) for row, other in zip(rows, full, strict=True)]
+    alike = [(row, other) for row, other in zip(rows, full, strict=True) if setting(row) == setting(other)]
+    apart = [paired(row, other) for row, other in alike]
     known = [one[1] for one in apart if one is not None]
     if rows == full or len(known) < len(rows):
         return shown

@@ -102,7 +102,7 @@ def page(files: Sequence[Path]) -> str:
 
 
 def rows_of(file: Path) -> list[Any]:
-    """The rows of a file; those of processes that shared a GPU without what they took."""
+    """The rows of a file; those of processes that ran beside each other without what they took."""
     rows: list[Any] = read_rows(file, *KINDS)
     return [replace(row, **vars(Spent())) for row in rows] if file.name.startswith("eval-shared-") else rows
 

@@ -45,3 +45,13 @@ def test_what_was_allowed_before_is_again_also_after_an_error() -> None:
         with without_cudnn():
             pass
         assert not allowed()
+
+
+def test_of_two_at_once_the_last_turns_it_back() -> None:
+    first, second = without_cudnn(), without_cudnn()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not allowed()
+    second.__exit__(None, None, None)
+    assert allowed()

@@ -254,6 +254,7 @@ def test_bench_writes_rows_that_report_reads(
         (["--policies", "dash llmlingua2:encoder=/no/such"], "cannot load the encoder /no/such"),
         (["--policies", "dash:start=9"], "leaves no deeper layer"),
         (["--rows", "/"], "cannot write rows to /"),
+        (["--rows", "/dev/null/rows.jsonl"], "cannot write rows to /dev/null/rows.jsonl"),
     ],
 )
 def test_bench_refuses_what_cannot_run_before_anything_is_measured(

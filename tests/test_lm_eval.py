@@ -112,7 +112,15 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(make: Any, caplog: pytest
         answer = cut._loglikelihood_tokens([(None, context, ending)])
     assert answer == make(POLICIES[0])._loglikelihood_tokens([(None, context[-78:], ending)])
     assert "cut to its last 78" in caplog.text
-    assert cut.cut == 1
+    assert len(cut.cut) == 1
+
+
+@pytest.mark.parametrize("policy", ["dense", *POLICIES])
+def test_a_context_that_is_cut_counts_once_whatever_follows_it(policy: str, make: Any) -> None:
+    lm = make(policy, max_length=80)
+    choices = [(None, list(range(5, 105)), [7, ending]) for ending in (8, 9, 10)]
+    lm._loglikelihood_tokens([*choices, (None, list(range(5, 55)), [7])])
+    assert len(lm.cut) == 1
 
 
 @pytest.mark.parametrize("policy", ["dense", *POLICIES])
@@ -123,7 +131,7 @@ def test_prompts_that_are_cut_are_counted(policy: str, make: Any) -> None:
     assert 0 < sum(length > room for length in lengths) < len(lengths)
     lm.generate_until(GENERATED)
     whole.generate_until(GENERATED)
-    assert (lm.cut, whole.cut) == (sum(length > room for length in lengths), 0)
+    assert (len(lm.cut), len(whole.cut)) == (sum(length > room for length in lengths), 0)
 
 
 def test_short_prompts_stay_whole_where_asked(make: Any) -> None:

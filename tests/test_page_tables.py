@@ -76,6 +76,8 @@ def test_methods_are_averaged_over_the_tasks_that_all_have(
     full, dash = tables.means_table("told").splitlines()[2:]
     assert full.endswith("| +0.0 |")
     assert dash.endswith("| -10.0 \u00b1 7.1 |")  # of either task's difference, 0.1, over the square root of two
+    append_rows(tmp_path / "else.jsonl", [replace(row, torch=row.policy) for row in told])  # that ran otherwise
+    assert tables.means_table("else").splitlines()[-1].endswith("| -10.0 |")
 
 
 def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:

@@ -78,7 +78,7 @@ def applying(
             raise UnsupportedError(
                 f"{method.name} halts no tokens: halted_kv and min_prompt_tokens are for methods of the LLM stage"
             )
-        method.prepare(model)
+        method.prepare(model, tokenizer)
         context = method.attached(model)
     else:
         context = halting(model, method, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)

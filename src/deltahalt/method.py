@@ -31,7 +31,7 @@ class Method:
     def __post_init__(self) -> None:
         check_types(self)
 
-    def prepare(self, model: Any) -> None:
+    def prepare(self, model: Any, tokenizer: Any) -> None:
         """Load what this method needs beside the model, so that what cannot be had is refused before anything runs."""
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:

@@ -1,6 +1,7 @@
 """Rows of measurements in JSONL files: one object a line, which names its kind."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,14 +27,19 @@ class Row:
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
+def require_writable(path: Path) -> None:
+    """Raise InputError where rows cannot be added to a file, before there are any; makes no file."""
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if path.is_dir() or not (existing == path or existing.is_dir()) or not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write rows to {path}: give a file that can be written")
+
+
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a file, which is made if there is none. Raises InputError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"kind": row.kind, **asdict(row)}) + "\n" for row in rows)
-    except OSError as error:
-        raise InputError(f"cannot write rows to {path}: {error.strerror}. Give a file that can be written") from error
+    """Add rows to a file, which is made if there is none. Raises InputError as `require_writable` does."""
+    require_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"kind": row.kind, **asdict(row)}) + "\n" for row in rows)
 
 
 def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:

@@ -56,12 +56,12 @@ def evaluate(
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
 
     from deltahalt.models import load_tokenizer
-    from deltahalt.rows import append_rows
+    from deltahalt.rows import append_rows, require_writable
 
     sizes = parse_numbers(lengths)
     check_policy(policy)
     if rows is not None:
-        append_rows(rows, [])  # refuse what cannot be written before anything is measured
+        require_writable(rows)
     log.print(f"loading {model}", markup=False, highlight=False)
     found = find_tasks(
         [name.strip() for name in tasks.split(",")],

@@ -43,7 +43,7 @@ def bench(
     from deltahalt.documents import read_document
     from deltahalt.flops import ModelShape
     from deltahalt.models import find_dtype
-    from deltahalt.rows import append_rows
+    from deltahalt.rows import append_rows, require_writable
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
@@ -53,7 +53,7 @@ def bench(
     for policy in named:
         check_policy(policy)
     if rows is not None:
-        append_rows(rows, [])  # refuse what cannot be written before anything is measured
+        require_writable(rows)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes)
     words = None if text is None else read_document(str(text))
     network: Any

@@ -50,10 +50,10 @@ class EvalRow(Row):
     stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
     task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing. From
     prefill_seconds to peak_bytes: those of `Spent`, in this process. encoder: BERTScore's and its layer, no folders;
-    empty for other metrics, and in rows from before it was told. attention: the implementation, as transformers names
-    it. cut: prompts that were longer than the model takes, and lost their beginning. Both are empty, or None, in rows
-    from before they were told. by_sample: the metric of each sample, in the order of the data; empty where the metric
-    is no mean of theirs, and in rows from before it was kept.
+    empty for other metrics. attention: the implementation, as transformers names it. cut: prompts of this process that
+    were longer than the model takes, and lost their beginning. by_sample: the metric of each sample, in the order of
+    the data; empty where the metric is no mean of theirs. The last four are empty, or None, in rows from before they
+    were kept.
     """
 
     kind: ClassVar[str] = "eval"

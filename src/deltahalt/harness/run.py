@@ -35,7 +35,7 @@ def run_tasks(
         _require_room(lm, task)
         lm.require_prompts(task.task_name, task.OUTPUT_TYPE)
     for task in tasks:
-        lm.spent, lm.cut, begin = Spent.from_now(lm.device), 0, time.perf_counter()
+        lm.spent, lm.cut, begin = Spent.from_now(lm.device), set(), time.perf_counter()
         results = _evaluate(lm, task, limit=limit, chat_template=chat_template, seed=seed)
         if results is not None:
             yield from _rows(lm, results, time.perf_counter() - begin, chat_template=chat_template, seed=seed)
@@ -87,7 +87,7 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
                 seed=seed,
                 version=str(results["versions"][task]),
                 **asdict(lm.spent),
-                cut=lm.cut,
+                cut=len(lm.cut),
                 by_sample=_by_sample(results["samples"][task], name, kept, float(value)),
                 encoder=results["configs"][task]["metadata"].get(BERTSCORE, "") if name == BERTSCORE else "",
                 lm_eval=version("lm_eval"),
@@ -98,5 +98,7 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
 def _by_sample(samples: Sequence[dict[str, Any]], metric: str, kept: str, mean: float) -> tuple[float, ...]:
     """What each sample that has the metric got, behind the filter `kept`; nothing where `mean` is not their mean."""
     own = [sample for sample in samples if sample["filter"] == kept and isinstance(sample.get(metric), (int, float))]
+    if metric.isdecimal():  # RULER: prompts of another length
+        own = [sample for sample in own if sample[metric] != -1]
     values = tuple(float(sample[metric]) for sample in sorted(own, key=itemgetter("doc_id")))
     return values if values and math.isclose(fmean(values), mean, abs_tol=1e-9) else ()

@@ -6,7 +6,7 @@ of lm-eval's own `hf` model. Methods of other stages run in the same way.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -105,7 +105,7 @@ class DeltahaltLM(HFLM):
         decoder = find_decoder(loaded.model)
         self.policy_text = policy_text(self.policy_text, decoder, vision=sees_images(loaded.model, decoder))
         self.policy, self.spent = parse_method(self.policy_text), Spent()
-        self.cut = 0  # prompts so far that lost their beginning
+        self.cut: set[int] = set()  # hashes of the prompts so far that lost their beginning
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
         with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
@@ -132,7 +132,8 @@ class DeltahaltLM(HFLM):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask [B, T] of prompts, as the model is to read them."""
         ids, mask = super().tok_batch_encode(strings, padding_side, **kwargs)
-        self._note_cut(mask.sum(dim=1).tolist(), left_truncate_len)
+        for prompt, length in zip(strings, mask.sum(dim=1).tolist(), strict=True):
+            self._note_cut(prompt, length, left_truncate_len)
         ids, mask = (tensor[:, -(left_truncate_len or 0) :] for tensor in (ids, mask))
         self.spent.prompt_tokens += int(mask.sum())
         with self.applying() as applied:
@@ -145,11 +146,10 @@ class DeltahaltLM(HFLM):
     def _note_contexts(self, requests: list[Any]) -> None:
         self.contexts = {request.args[0]: context_of(request.doc) for request in requests}
 
-    def _note_cut(self, lengths: list[int], room: int | None) -> None:
-        """Count prompts of more tokens than there is room for, which lose their beginning, and say so."""
-        longer = [length for length in lengths if room and length > room]
-        self.cut += len(longer)
-        for length in longer:
+    def _note_cut(self, prompt: Hashable, length: int, room: int | None) -> None:
+        """Note a prompt of more tokens than there is room for, which loses its beginning, and say so."""
+        if room and length > room:
+            self.cut.add(hash(prompt))
             log.warning("a prompt of %d tokens is cut to its last %d", length, room)
 
     def _ends(self, prompt: str, tokens: int) -> Ends | None:
@@ -187,13 +187,15 @@ class DeltahaltLM(HFLM):
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation): its log-likelihood, nats, and whether greedy decoding gives it."""
+        for _, context, continuation in requests:
+            self._note_cut(tuple(context), len(context), self._room(continuation))
         if isinstance(self.policy, Dense):
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         ordered = Collator(requests, sort_fn=lambda request: (-len(request[1]), request[1]))
         answers: list[tuple[float, bool]] = []
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="scoring continuations") as bar:
             for chunk in ordered.get_batched(n=self.batch_size):
-                prompts = [self._cut(context, len(continuation)) for _, context, continuation in chunk]
+                prompts = [context[-self._room(continuation) :] for _, context, continuation in chunk]
                 ends = [
                     self._ends(text[0], len(ids)) if text else None
                     for (text, _, _), ids in zip(chunk, prompts, strict=True)
@@ -207,11 +209,9 @@ class DeltahaltLM(HFLM):
                 bar.update(len(chunk))
         return ordered.get_original(answers)
 
-    def _cut(self, context: list[int], continuation: int) -> list[int]:
-        """The end of the context that leaves room for a continuation of so many tokens, as HFLM cuts it."""
-        room = self.max_length + 1 - continuation
-        self._note_cut([len(context)], room)
-        return context[-room:]
+    def _room(self, continuation: list[int]) -> int:
+        """How many tokens of a context HFLM leaves before a continuation."""
+        return self.max_length + 1 - len(continuation)
 
 
 def continue_prompts(

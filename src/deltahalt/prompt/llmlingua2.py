@@ -35,17 +35,14 @@ class LLMLingua2(PromptMethod):
 
     encoder: str = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
-    def prepare(self, model: Any) -> None:
-        """Raises ModelError for an encoder that cannot be loaded."""
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Raises InputError without a tokenizer, and ModelError for an encoder that cannot be loaded."""
+        if tokenizer is None:
+            raise InputError(f"{self.name} reads words, which random tokens do not make: give a --model")
         load_encoder(self.encoder, str(model.device))
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raises InputError without a tokenizer.
-
-        The context is read as text: its tokens are those that the tokenizer makes of it.
-        """
-        if tokenizer is None:
-            raise InputError(f"{self.name} reads words, which random tokens do not make: give a --model")
+        """The context is read as text: its tokens are those that the tokenizer makes of it."""
         text = str(tokenizer.decode(ids[context], skip_special_tokens=False, clean_up_tokenization_spaces=False))
         encoded = tokenize(tokenizer, text)
         chances = torch.zeros(len(text) + 1)  # by character
