@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -118,8 +119,9 @@ def sweep_sample(
             prefilled = prefill(loaded, sample, encoded, method, way)
         else:
             prefilled = shared.finish(plans[text])
-        verdict = judge(model, prefilled, encoded.rest, answer, method)
-        agreed = verdict if answer is own else judge(model, prefilled, encoded.rest, own, method)
+        under = partial(judge, model, prefilled, encoded.rest, method=method, tokenizer=loaded.tokenizer)
+        verdict = under(answer)
+        agreed = verdict if answer is own else under(own)
         yield sweep_row(loaded, sample, text, method, encoded.prompt.shape[1], verdict, full, agreed, way=way)
 
 
@@ -284,14 +286,19 @@ def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Metho
 
 
 def judge(
-    model: Any, prefilled: Prefilled, rest: torch.Tensor, answer: torch.Tensor, method: AnyMethod = FULL
+    model: Any,
+    prefilled: Prefilled,
+    rest: torch.Tensor,
+    answer: torch.Tensor,
+    method: AnyMethod = FULL,
+    tokenizer: Any = None,
 ) -> Verdict:
     """How likely `answer` [n] is after a prefill under `method` and `rest` [1, m], unless both have run along."""
     logits = [model.get_output_embeddings()(prefilled.states[:, -len(answer) :])[0]]
     given, ran = answer[None, :-1], prefilled.states.shape[1] - 1
     if ran == 0:
         cache = fork(prefilled.cache)
-        with applying(model, method) as applied:
+        with applying(model, method, tokenizer) as applied:
             calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
             logits += [model(tokens, past_key_values=cache).logits[0] for tokens in calls if tokens.shape[1]]
     judged = torch.cat(logits)[-len(answer) :]
