@@ -15,12 +15,19 @@ def ran_on(model: Any) -> dict[str, Any]:
     """What a row says of where and how a model ran: number format, attention, machine, and versions."""
     return {
         "dtype": number_format(model),
-        "attention": model.config._attn_implementation,
+        "attention": attention_name(model),
         "machine": machine_name(model.device),
         "deltahalt": deltahalt.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
+
+
+def attention_name(model: Any) -> str:
+    """The implementation, as transformers names it, and whether sdpa prefers cuDNN where a GPU has it."""
+    name: str = model.config._attn_implementation
+    preferred = torch.backends.cuda.cudnn_sdp_enabled() and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
+    return f"{name}, cuDNN last" if name == "sdpa" and model.device.type == "cuda" and not preferred else name
 
 
 def number_format(model: Any) -> str:

@@ -90,6 +90,13 @@ class Call:
         """What each token of the row's prompt is, [prompt]; None in a batch of text."""
         return None if self.kinds is None else self.kinds[row, self.columns(row)]
 
+    def pairs(self, layer: int, stream: TokenStream, trace: Trace) -> int:
+        """Pairs of query and key of all heads in the layer, padding included."""
+        past = self._stored(layer) if self.past else 0
+        keys = past + sum(served.halted.width for served in trace.served) + stream.width
+        pairs: int = self.config.num_attention_heads * len(stream.lengths) * stream.width * keys
+        return pairs
+
     def refuse_flash_window(self, halted_from: int) -> None:
         """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""
         reached = any(window and window <= self.seen + self.width for window in self.windows[halted_from:])

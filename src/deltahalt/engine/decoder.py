@@ -1,8 +1,11 @@
 """The decoder loop: the host's own layers, on fewer and fewer tokens."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 from deltahalt.compat import layer_output
+from deltahalt.engine.backends import backend
 from deltahalt.engine.call import Call
 from deltahalt.engine.decision import decide
 from deltahalt.engine.opened import OpenedLayer
@@ -28,6 +31,7 @@ def run_layers(
     """
     trace, decision = Trace.begin(stream, dropped=call.dropped), None
     begins = {stage.first: stage for stage in stages}
+    alike = _layers_alike(stages, call)
     for index, layer in layers:
         if index in begins:
             decision = decide(begins[index], call, stream, min_tokens)
@@ -36,15 +40,26 @@ def run_layers(
             _serve(layer, index, served.as_of(call.prompts_of(stream)), call)
         inputs = call.layer_inputs(index, stream, trace)
         looked = (0,) * len(attended) if decision is None else decision.looked(index, attended, len(call.layers))
-        if decision is None:
-            stream = fed = stream.advance(layer_output(layer(stream.hidden, **inputs)))
-        else:
-            opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
-            stream, fed = opened.run(inputs)
-            decision = None if index == decision.stage.last else decision
+        around: AbstractContextManager[object] = nullcontext()
+        if alike[index] < len(alike):
+            pairs = alike[index] * call.pairs(index, stream, trace)
+            around = backend(pairs, masked=inputs["attention_mask"] is not None)
+        with around:
+            if decision is None:
+                stream = fed = stream.advance(layer_output(layer(stream.hidden, **inputs)))
+            else:
+                opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
+                stream, fed = opened.run(inputs)
+                decision = None if index == decision.stage.last else decision
         trace.log(attended, fed.lengths, frozen, looked)
         stream = call.after_layer(index, stream)
     return stream, trace
+
+
+def _layers_alike(stages: tuple[Stage, ...], call: Call) -> list[int]:
+    """For each layer of the model, how many there are, itself included, that run on the same tokens."""
+    borders = {0, len(call.layers), *(stage.last + 1 for stage in stages), *(segment.start for segment in call.past)}
+    return [end - begin for begin, end in pairwise(sorted(borders)) for _ in range(begin, end)]
 
 
 def _serve(layer: Module, index: int, halted: TokenStream, call: Call) -> None:

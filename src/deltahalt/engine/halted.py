@@ -1,14 +1,13 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from deltahalt.clock import clock
-from deltahalt.engine.backends import without_cudnn
 from deltahalt.engine.cache import HaltedCache, cache_bytes, untouched_on_error
 from deltahalt.engine.call import Call, prepare
 from deltahalt.engine.decision import decide
@@ -111,12 +110,7 @@ class Halted:
         skipped = self._skipped(call)
         every = enumerate(self.decoder.layers[: self.shape.layers])
         layers = [(index, layer) for index, layer in every if index not in skipped]
-        around: AbstractContextManager[None] = nullcontext()
-        if call.prompts:
-            around = untouched_on_error(call.cache)
-        elif unlike:
-            around = without_cudnn()
-        with around:
+        with untouched_on_error(call.cache) if call.prompts else nullcontext():
             stream, trace = run_layers(
                 layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
             )
