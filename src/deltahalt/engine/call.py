@@ -1,12 +1,14 @@
 """One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
+from deltahalt.engine.backends import backend
 from deltahalt.engine.cache import HaltedCache, Segment, segment_of
 from deltahalt.engine.masks import ATTENTION, attention_mask
 from deltahalt.engine.stream import TokenStream
@@ -19,6 +21,7 @@ from deltahalt.policy import Policy
 # Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
 IGNORED = {"cache_position", "return_dict", "is_causal"}
 Scored = dict[tuple[int, int, Policy], torch.Tensor]  # by layer, row and `Policy.scoring`: [n]
+Attention = tuple[torch.Tensor | None, AbstractContextManager[object]]  # the mask, and where it is to be used
 
 
 @dataclass
@@ -54,19 +57,26 @@ class Call:
     embeds: torch.Tensor | None
     behind: int = 0
     scored: Scored | None = None
-    masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+    attention: dict[tuple[int, int | None], Attention] = field(default_factory=dict)  # by run of layers, and window
 
-    def layer_inputs(self, layer: int, stream: TokenStream, trace: Trace) -> dict[str, Any]:
-        """Keyword arguments for the host's layer."""
+    def layer_inputs(
+        self, layer: int, stream: TokenStream, trace: Trace, alike: int
+    ) -> tuple[dict[str, Any], AbstractContextManager[object]]:
+        """Keyword arguments for the host's layer, and the context to run it in.
+
+        alike: how many layers, itself included, run on the same tokens.
+        """
         rotary = stream.rotary[self.family.rotary_kind(self.config, layer)]
-        return {
-            "attention_mask": self._mask(layer, stream, trace),
+        mask, around = self._attention(layer, stream, trace, alike)
+        inputs = {
+            "attention_mask": mask,
             "position_embeddings": self.family.for_layer(rotary),
             "position_ids": None,  # the host would read gaps in them as packed sequences
             "past_key_values": self.cache,
             "use_cache": self.use_cache,
             **self.extra,
         }
+        return inputs, around
 
     def after_layer(self, layer: int, stream: TokenStream) -> TokenStream:
         """The tokens as the next layer finds them."""
@@ -90,13 +100,6 @@ class Call:
         """What each token of the row's prompt is, [prompt]; None in a batch of text."""
         return None if self.kinds is None else self.kinds[row, self.columns(row)]
 
-    def pairs(self, layer: int, stream: TokenStream, trace: Trace) -> int:
-        """Pairs of query and key of all heads in the layer, padding included."""
-        past = self._stored(layer) if self.past else 0
-        keys = past + sum(served.halted.width for served in trace.served) + stream.width
-        pairs: int = self.config.num_attention_heads * len(stream.lengths) * stream.width * keys
-        return pairs
-
     def refuse_flash_window(self, halted_from: int) -> None:
         """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""
         reached = any(window and window <= self.seen + self.width for window in self.windows[halted_from:])
@@ -106,25 +109,29 @@ class Call:
                 'with attn_implementation="sdpa" to halt prompts longer than its window'
             )
 
-    def _mask(self, layer: int, stream: TokenStream, trace: Trace) -> torch.Tensor | None:
+    def _attention(self, layer: int, stream: TokenStream, trace: Trace, alike: int) -> Attention:
         window = self.windows[layer]
         if window is not None and self.seen + self.width < window:
             window = None
         segment = segment_of(self.past or trace.segments, layer)
         key = (segment.start, window)
-        if key not in self.masks:
+        if key not in self.attention:
             past = segment.slots[:, -self._stored(layer) :] if self.past else stream.slots[:, :0]
             parts = (*(served.halted for served in trace.served), stream)
-            self.masks[key] = attention_mask(
+            keys = torch.cat([past, *(part.slots for part in parts)], dim=1)
+            mask = attention_mask(
                 stream.slots,
-                torch.cat([past, *(part.slots for part in parts)], dim=1),
+                keys,
                 padded=any(part.padded for part in parts) or (bool(self.past) and segment.padded),
                 window=window,
                 attention=self.config._attn_implementation,
                 dtype=stream.hidden.dtype,
                 block_of=None if self.blocks is None else self._block_of,
             )
-        return self.masks[key]
+            pairs = alike * self.config.num_attention_heads * stream.slots.numel() * keys.shape[1]
+            apart = alike < len(self.layers)
+            self.attention[key] = mask, backend(pairs, masked=mask is not None) if apart else nullcontext()
+        return self.attention[key]
 
     def _block_of(self, slots: torch.Tensor) -> torch.Tensor:
         """The block of the tokens at `slots` [B, n]; -1 for none, and for tokens of earlier calls."""

@@ -1,11 +1,9 @@
 """The decoder loop: the host's own layers, on fewer and fewer tokens."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 from deltahalt.compat import layer_output
-from deltahalt.engine.backends import backend
 from deltahalt.engine.call import Call
 from deltahalt.engine.decision import decide
 from deltahalt.engine.opened import OpenedLayer
@@ -38,12 +36,8 @@ def run_layers(
         attended, frozen = stream.lengths, trace.serving(len(stream.lengths))
         for served in trace.served:
             _serve(layer, index, served.as_of(call.prompts_of(stream)), call)
-        inputs = call.layer_inputs(index, stream, trace)
+        inputs, around = call.layer_inputs(index, stream, trace, alike[index])
         looked = (0,) * len(attended) if decision is None else decision.looked(index, attended, len(call.layers))
-        around: AbstractContextManager[object] = nullcontext()
-        if alike[index] < len(alike):
-            pairs = alike[index] * call.pairs(index, stream, trace)
-            around = backend(pairs, masked=inputs["attention_mask"] is not None)
         with around:
             if decision is None:
                 stream = fed = stream.advance(layer_output(layer(stream.hidden, **inputs)))
@@ -51,7 +45,8 @@ def run_layers(
                 opened = OpenedLayer(index, layer, stream, call, decision, trace, freeze)
                 stream, fed = opened.run(inputs)
                 decision = None if index == decision.stage.last else decision
-        trace.log(attended, fed.lengths, frozen, looked)
+        if call.prompts:  # no report tells of generated tokens
+            trace.log(attended, fed.lengths, frozen, looked)
         stream = call.after_layer(index, stream)
     return stream, trace
 

@@ -223,7 +223,7 @@ class PromptSweep:
         first = stages[0].first
         cache = fork(self.full.cache)
         cache.layers[first:] = DynamicCache(config=self.decoder.config).layers[first:]
-        call = replace(self.call, cache=cache, masks={})
+        call = replace(self.call, cache=cache, attention={})
         stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
         if trace.stages and not call.behind:
             HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=stages[0].running)
