@@ -62,7 +62,7 @@ ROWS = [
 
 def test_tasks_weigh_the_same_in_score_and_in_time() -> None:
     title, panel = compare(ROWS)
-    assert title == "small, float32 on one CPU, batches of 1, up to 4096 tokens"
+    assert title == "small, float32 on one CPU, up to 4096 tokens, batches of 1"
     assert "2 tasks: news, qa" in panel.title
     spots = {point.policy: panel.spot(point) for point in panel.points}
     assert spots == {DASH: pytest.approx((2.5, 0.35)), KEYS: pytest.approx((1.5, 0.2))}
@@ -87,6 +87,13 @@ def test_the_first_process_has_its_share_of_the_samples() -> None:
     assert panel.spot(panel.points[0])[0] == pytest.approx(20 / 3)
 
 
+def test_tasks_may_differ_in_how_all_policies_ran_them() -> None:
+    rows = [replace(one, chat_template=True, batch_size=4) if one.task == "news" else one for one in ROWS]
+    title, panel = compare(rows)
+    assert title.endswith("batches of 1 or 4")
+    assert panel == compare(ROWS)[1]
+
+
 def test_without_the_full_model_there_is_no_line() -> None:
     _, panel = compare(ROWS[2:])
     assert panel.full_speed is None
@@ -100,12 +107,14 @@ def test_without_the_full_model_there_is_no_line() -> None:
         (ROWS[:2], "no rows of a policy that halts"),
         ([*ROWS, row(DASH, model="large")], "several models or ways"),
         ([*ROWS, row(DASH, machine="one GPU")], "several models or ways"),
-        ([*ROWS, row(DASH, chat_template=True, halted_kv="frozen")], "halted K/V frozen, chat format"),
+        ([*ROWS, row(DASH, attention="eager", halted_kv="frozen")], "halted K/V frozen, attention by eager"),
+        ([*ROWS, row(DASH, chat_template=True)], "ran qa on other samples.* not all in the chat format"),
+        ([*ROWS, row(DASH, batch_size=4)], "batch sizes"),
         ([row(DASH, "a"), row(KEYS, "b")], "no task has rows of every policy"),
         ([*ROWS, row(DASH, metric="perplexity", value=12.5)], "perplexity of qa is 12.5"),
         ([*ROWS[2:], row(DASH, new_tokens=0)], "qa generates no answers"),
         ([*ROWS[2:], row(DASH, samples=3)], "ran qa on other samples"),
-        ([*ROWS, row(DASH, metric="recall")], "ran qa on other samples or metrics"),
+        ([*ROWS, row(DASH, metric="recall")], "ran qa on other samples, metrics"),
     ],
 )
 def test_rows_that_cannot_be_compared_are_refused(rows: list[EvalRow], complaint: str, tmp_path: Path) -> None:

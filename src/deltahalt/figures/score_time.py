@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -31,7 +32,8 @@ def compare(rows: Iterable[EvalRow]) -> tuple[str, Panel]:
     """The figure's title, and its panel. Of rows of the same policy, task and metric, the last counts.
 
     Raises InputError for rows of several models or ways to run them, of none but the full model, without a common task,
-    with metrics that are no shares, or of tasks that generate nothing or that policies did not run alike.
+    with metrics that are no shares, or of tasks that generate nothing or that policies did not run alike. One task may
+    have another batch size than the next, and only some the chat format.
     """
     latest = {(row.policy, row.task, row.metric): row for row in rows}
     subjects = sorted({_subject(row) for row in latest.values()})
@@ -47,9 +49,10 @@ def compare(rows: Iterable[EvalRow]) -> tuple[str, Panel]:
         raise InputError("no task has rows of every policy: evaluate all policies on the same tasks")
     for task in tasks:
         _check(task, [by_task[task] for by_task in measured.values()])
+    batches = sorted({str(by_task[task][0].batch_size) for by_task in measured.values() for task in tasks})
     points = {policy: _point(policy, [by_task[task] for task in tasks]) for policy, by_task in measured.items()}
     full = points.pop(Dense.name, None)
-    return subjects[0], Panel(
+    return f"{subjects[0]}, batches of {' or '.join(batches)}", Panel(
         f"mean over {len(tasks)} tasks: {', '.join(tasks)}",
         "score (up is better)",
         "seconds an answer, prefill and generation (left is better)",
@@ -66,12 +69,11 @@ def _subject(row: EvalRow) -> str:
     ways = {
         f"halted K/V {row.halted_kv}": row.halted_kv != "drop",
         f"prompts from {row.min_prompt_tokens} tokens": row.min_prompt_tokens > 0,
-        "chat format": row.chat_template,
-        f"{row.attention} attention": row.attention not in ("", "sdpa"),
+        f"attention by {row.attention}": row.attention not in ("", "sdpa"),
         f"{row.processes} processes": row.processes > 1,
     }
     way = ", ".join(text for text, unusual in ways.items() if unusual)
-    usual = f"{row.model}, {row.dtype} on {row.machine}, batches of {row.batch_size}, up to {row.max_length} tokens"
+    usual = f"{row.model}, {row.dtype} on {row.machine}, up to {row.max_length} tokens"
     return f"{usual}, {way}" if way else usual
 
 
@@ -84,8 +86,12 @@ def _check(task: str, by_policy: list[list[EvalRow]]) -> None:
             )
         if row.new_tokens == 0:
             raise InputError(f"{task} generates no answers, so they take no time: draw tasks that do")
-    if len({frozenset((row.metric, row.samples) for row in rows) for rows in by_policy}) > 1:
-        raise InputError(f"policies ran {task} on other samples or metrics than each other: evaluate them alike")
+    alike = attrgetter("metric", "samples", "batch_size", "chat_template")
+    if len({frozenset(map(alike, rows)) for rows in by_policy}) > 1:
+        raise InputError(
+            f"policies ran {task} on other samples, metrics or batch sizes than each other, or not all in the chat "
+            "format: evaluate them alike"
+        )
 
 
 def _point(policy: str, tasks: list[list[EvalRow]]) -> Point:
