@@ -4,8 +4,8 @@ usage: page_tables.py
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
 `.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep whose policies none beats;
-`means`, the mean over an evaluation's tasks, by method; `profiles`, what calibration chose; `auto`, what its first
-choices keep; `reached`, how the best policies stand to what was aimed at.
+`means`, the mean over an evaluation's tasks, by method; `new-lengths`, those of new_lengths.py; `profiles`, what
+calibration chose; `auto`, what its first choices keep; `reached`, how the best policies stand to what was aimed at.
 """
 
 import math
@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from briefly import brief
+from new_lengths import NewLengthsRow
 from reached import auto_table, reached_table
 from results_page import FULL, by_method
 
@@ -90,6 +91,25 @@ def _beside(rows: Sequence[EvalRow], full: Sequence[EvalRow]) -> str:
     return f"{shown} ± {100 * math.hypot(*known) / len(rows):.1f}"
 
 
+def new_lengths_table(name: str) -> str:
+    """Prefill, and each token after it, with cuDNN as PyTorch prefers it and without, on lengths not met before."""
+    found: dict[tuple[int, str], list[NewLengthsRow]] = {}
+    for row in read_rows(RESULTS / f"{name}.jsonl", NewLengthsRow):
+        found.setdefault((row.prompt, row.policy), []).append(row)
+    pairs = [sorted(rows, key=lambda row: len(row.attention)) for rows in found.values()]
+    shown = table(
+        {
+            "prompt": [f"{prompt:,}" for prompt, _ in found],
+            "policy": [f"`{policy}`" for _, policy in found],
+            "prefill s, cuDNN first": [f"{first.prefill:.3f}" for first, _ in pairs],
+            "without": [f"{without.prefill:.3f}" for _, without in pairs],
+            "ms a token, cuDNN first": [f"{1000 * first.token:.1f}" for first, _ in pairs],
+            "without it": [f"{1000 * without.token:.1f}" for _, without in pairs],
+        }
+    )
+    return brief(shown, (policy for _, policy in found))
+
+
 def profiles_table() -> str:
     """The choices of the shipped profiles, with what calibration saw."""
     choices = [(profile, choice) for profile in shipped() for choice in profile.choices]
@@ -109,6 +129,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "rows": rows_table,
     "frontier": frontier_table,
     "means": means_table,
+    "new-lengths": new_lengths_table,
     "profiles": lambda _: profiles_table(),
     "auto": lambda _: auto_table(),
     "reached": lambda _: reached_table(),
