@@ -17,8 +17,9 @@ from typing import Any
 
 from briefly import brief
 from new_lengths import NewLengthsRow
+from paper_tables import PAPER
 from reached import auto_table, reached_table
-from results_page import FULL, by_method
+from results_page import FULL, by_method, rows_of
 
 from deltahalt.bench.row import BenchRow
 from deltahalt.evaluation.sweep import SweepRow, read_sweep
@@ -58,37 +59,52 @@ def frontier_table(name: str) -> str:
 
 
 def means_table(name: str) -> str:
-    """Mean score of each method over those tasks of a file of evaluation rows that all of its methods have rows of."""
-    by_task = [
-        (one.method, {task: row for (task, metric), row in one.rows.items() if metric == "score"})
-        for one in by_method(read_rows(RESULTS / f"{name}.jsonl", EvalRow))
-    ]
-    shared = set.intersection(*(set(rows) for _, rows in by_task))
-    scores = {method: [rows[task] for task in sorted(shared)] for method, rows in by_task}
-    errors = [100 * math.hypot(*(row.stderr or 0 for row in rows)) / len(rows) for rows in scores.values()]
-    return table(
-        {
-            "method": list(scores),
-            "tasks": [f"{len(shared)}" for _ in scores],
-            "samples": [f"{sum(row.samples for row in rows)}" for rows in scores.values()],
-            "mean score": [
-                f"{100 * fmean(row.value for row in rows):.1f} ± {error:.1f}"
-                for rows, error in zip(scores.values(), errors, strict=True)
-            ],
-            "beside the full model": [_beside(rows, scores[FULL]) for rows in scores.values()],
-        }
-    )
+    """Mean score of each method over those tasks of a file of evaluation rows that all of its methods have rows of.
+
+    The full model beside a row is that of the same run, where the file has one.
+    """
+    rows = rows_of(RESULTS / f"{name}.jsonl")
+    by_task = {
+        one.method: {task: row for (task, metric), row in one.rows.items() if metric == "score"}
+        for one in by_method(rows)
+    }
+    tasks = sorted(set.intersection(*map(set, by_task.values())))
+    same_run = {setting(row): row for row in rows if row.policy == PAPER["methods"][FULL]}
+    pairs = {
+        method: [(own[task], same_run.get(setting(own[task]), by_task[FULL][task])) for task in tasks]
+        for method, own in by_task.items()
+    }
+    shown = {
+        "method": list(pairs),
+        "tasks": [f"{len(tasks)}" for _ in pairs],
+        "samples": [f"{sum(row.samples for row, _ in own)}" for own in pairs.values()],
+        "mean score": [_mean([row.value for row, _ in own], [row.stderr for row, _ in own]) for own in pairs.values()],
+        "beside the full model": [_beside(own) for own in pairs.values()],
+        "prefill": [_prefill(own) for own in pairs.values()],
+    }
+    return table({head: cells for head, cells in shown.items() if any(cells)})
 
 
-def _beside(rows: Sequence[EvalRow], full: Sequence[EvalRow]) -> str:
+def _mean(values: Sequence[float], errors: Sequence[float | None], sign: str = "") -> str:
+    """The mean of shares, in hundredths; with its standard error unless some are None."""
+    mean = f"{100 * fmean(values):{sign}.1f}"
+    known = [error for error in errors if error is not None]
+    return mean if len(known) < len(values) else f"{mean} ± {100 * math.hypot(*known) / len(values):.1f}"
+
+
+def _beside(pairs: Sequence[tuple[EvalRow, EvalRow]]) -> str:
     """Mean difference over tasks; with its standard error where rows tell samples apart and ran alike."""
-    shown = f"{100 * fmean(row.value - other.value for row, other in zip(rows, full, strict=True)):+.1f}"
-    alike = [(row, other) for row, other in zip(rows, full, strict=True) if setting(row) == setting(other)]
-    apart = [paired(row, other) for row, other in alike]
-    known = [one[1] for one in apart if one is not None]
-    if rows == full or len(known) < len(rows):
-        return shown
-    return f"{shown} ± {100 * math.hypot(*known) / len(rows):.1f}"
+    if all(row is full for row, full in pairs):
+        return ""
+    apart = [paired(row, full) if setting(row) == setting(full) else None for row, full in pairs]
+    return _mean([row.value - full.value for row, full in pairs], [one and one[1] for one in apart], "+")
+
+
+def _prefill(pairs: Sequence[tuple[EvalRow, EvalRow]]) -> str:
+    """How many times less seconds the prefill of all prompts took; empty where runs were not alike or not alone."""
+    own, full = (sum(row.prefill_seconds for row in rows) for rows in zip(*pairs, strict=True))
+    alike = all(setting(row) == setting(full_row) for row, full_row in pairs)
+    return f"{full / own:.2f}x" if own and alike else ""
 
 
 def new_lengths_table(name: str) -> str:

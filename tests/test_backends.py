@@ -58,6 +58,19 @@ def test_each_run_of_layers_is_weighed_by_its_own_pairs(monkeypatch: pytest.Monk
     assert calls[1:] == [[first] * 2 + [deeper] * (LAYERS - 2) for first, deeper in ((1, 1), (1, 0), (0, 0))]
 
 
+def test_layers_of_another_window_have_a_plan_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("gemma3")  # behind layer 1: full, sliding, full, sliding, of which the last have a mask
+    calls = watched(model)
+    ids = prompts(20)[0][:1]
+    with halting(model, DASH) as halted, torch.no_grad():
+        model(ids, logits_to_keep=1)
+        active = halted.report.stages[0][1][0].numel()
+        for worth in (HEADS * 2 * active * active - 1, HEADS * 2 * active * active):
+            monkeypatch.setattr(backends, "PAIRS_A_PLAN", worth)
+            model(ids, logits_to_keep=1)
+    assert [call[2:] for call in calls[1:]] == [[True] * 4, [False, True, False, True]]
+
+
 def test_later_calls_count_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     calls = watched(model)

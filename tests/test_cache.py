@@ -227,6 +227,24 @@ def test_a_cache_goes_on_in_a_later_block() -> None:
         assert close(feed(tokens(2, 3)), logits)
 
 
+def test_a_question_that_fails_can_be_asked_again() -> None:
+    model = tiny()
+    ids, _ = prompts(40)
+    cache = DynamicCache(config=model.config)
+    with halting(model, DASH), torch.no_grad():
+        model(ids[:, :30], past_key_values=cache, logits_to_keep=1)
+        wanted = model(ids[:, 30:], past_key_values=copy.deepcopy(cache)).logits
+
+        def fails(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        hook = model.get_decoder().layers[4].register_forward_pre_hook(fails)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids[:, 30:], past_key_values=cache)
+        hook.remove()
+        torch.testing.assert_close(model(ids[:, 30:], past_key_values=cache).logits, wanted)
+
+
 def test_generate_in_turns_on_one_cache() -> None:
     """The second turn reads what the first left: its prompt is not halted anew."""
     model = tiny()

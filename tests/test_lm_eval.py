@@ -232,6 +232,30 @@ def test_methods_of_other_stages_generate_alike_in_a_batch(policy: str, make: An
     assert alone != make().generate_until(GENERATED)
 
 
+@pytest.mark.parametrize("policy", ["dense", *STAGES])
+def test_what_a_process_does_once_is_in_no_samples_seconds(
+    policy: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first prompt runs once before it is measured: a clock that counts prefills says so."""
+    lm = make(policy)
+    prefills, measured = [], []
+    forward = lm.model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        ids = args[0] if args else kwargs["input_ids"]
+        if ids.shape[1] > 1:
+            prefills.append(ids)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(lm.model, "forward", watched)
+    add = type(lm.spent).add
+    monkeypatch.setattr(type(lm.spent), "add", lambda *given: (measured.append(len(prefills)), add(*given)))
+    lm.generate_until(GENERATED[:2])
+    assert measured == [2, 3]
+    lm.generate_until(GENERATED[2:3])
+    assert measured == [2, 3, 4]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_prompt_tokens_are_counted_before_a_method_shortens_them(batch_size: int, make: Any) -> None:
     full, short = make(batch_size=batch_size), make(STAGES[1], batch_size=batch_size)

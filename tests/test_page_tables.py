@@ -66,18 +66,44 @@ def test_methods_are_averaged_over_the_tasks_that_all_have(
         for task, value in scores.items()
         for metric in ("score", "another")
     ]
-    append_rows(tmp_path / "few.jsonl", rows)
-    assert tables.means_table("few").splitlines()[2:] == [
-        "| full model | 2 | 6 | 40.0 \u00b1 2.1 | +0.0 |",
+    append_rows(tmp_path / "eval-shared-few.jsonl", rows)
+    assert tables.means_table("eval-shared-few").splitlines()[2:] == [
+        "| full model | 2 | 6 | 40.0 \u00b1 2.1 |  |",
         "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | -10.0 |",  # and not random, which is no method of the paper's tables
     ]
     told = [replace(row, by_sample=(row.value, row.value + (row.policy == "dash") / 5)) for row in rows]
-    append_rows(tmp_path / "told.jsonl", told)
-    full, dash = tables.means_table("told").splitlines()[2:]
-    assert full.endswith("| +0.0 |")
-    assert dash.endswith("| -10.0 \u00b1 7.1 |")  # of either task's difference, 0.1, over the square root of two
-    append_rows(tmp_path / "else.jsonl", [replace(row, torch=row.policy) for row in told])  # that ran otherwise
-    assert tables.means_table("else").splitlines()[-1].endswith("| -10.0 |")
+    append_rows(tmp_path / "eval-shared-told.jsonl", told)
+    assert (
+        tables.means_table("eval-shared-told")
+        .splitlines()[-1]
+        .endswith(
+            "| -10.0 \u00b1 7.1 |"  # of either task's difference, 0.1, over the square root of two
+        )
+    )
+    # Another run, with a full model of its own that scores less, is set beside that one.
+    own = [replace(row, torch="3") for row in told if row.policy == "dash"]
+    append_rows(tmp_path / "eval-shared-else.jsonl", [*(row for row in told if row.policy != "dash"), *own])
+    assert tables.means_table("eval-shared-else").splitlines()[-1].endswith("| -10.0 |")
+    less = [replace(row, torch="3", value=row.value - 0.1) for row in told if row.policy == "dense"]
+    append_rows(tmp_path / "eval-shared-both.jsonl", [*less, *told[:4], *own])
+    assert "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | +0.0 \u00b1" in tables.means_table("eval-shared-both")
+
+
+def test_prefill_is_summed_over_tasks_and_told_of_runs_that_had_the_machine_for_themselves(
+    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = recipe("page_tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    seconds = {"dense": (3.0, 5.0), "dash": (1.0, 4.0)}
+    rows = [
+        scored(policy, 0.5, task=f"longbench_{task}", metric="score", prefill_seconds=took)
+        for policy, both in seconds.items()
+        for task, took in zip(("lcc", "trec"), both, strict=True)
+    ]
+    for name, shown in (("eval-quiet", True), ("eval-shared-busy", False)):
+        append_rows(tmp_path / f"{name}.jsonl", rows)
+        table = tables.means_table(name)
+        assert ("| prefill |" in table, "| 1.60x |" in table) == (shown, shown)
 
 
 def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:

@@ -60,11 +60,11 @@ class Call:
     attention: dict[tuple[int, int | None], Attention] = field(default_factory=dict)  # by run of layers, and window
 
     def layer_inputs(
-        self, layer: int, stream: TokenStream, trace: Trace, alike: int
+        self, layer: int, stream: TokenStream, trace: Trace, alike: int | None
     ) -> tuple[dict[str, Any], AbstractContextManager[object]]:
         """Keyword arguments for the host's layer, and the context to run it in.
 
-        alike: how many layers, itself included, run on the same tokens.
+        alike: how many layers, itself included, attend alike; None where all layers run on the same tokens.
         """
         rotary = stream.rotary[self.family.rotary_kind(self.config, layer)]
         mask, around = self._attention(layer, stream, trace, alike)
@@ -109,7 +109,7 @@ class Call:
                 'with attn_implementation="sdpa" to halt prompts longer than its window'
             )
 
-    def _attention(self, layer: int, stream: TokenStream, trace: Trace, alike: int) -> Attention:
+    def _attention(self, layer: int, stream: TokenStream, trace: Trace, alike: int | None) -> Attention:
         window = self.windows[layer]
         if window is not None and self.seen + self.width < window:
             window = None
@@ -128,9 +128,9 @@ class Call:
                 dtype=stream.hidden.dtype,
                 block_of=None if self.blocks is None else self._block_of,
             )
-            pairs = alike * self.config.num_attention_heads * stream.slots.numel() * keys.shape[1]
-            apart = alike < len(self.layers)
-            self.attention[key] = mask, backend(pairs, masked=mask is not None) if apart else nullcontext()
+            pairs = (alike or 0) * self.config.num_attention_heads * stream.slots.numel() * keys.shape[1]
+            around = nullcontext() if alike is None else backend(pairs, masked=mask is not None)
+            self.attention[key] = mask, around
         return self.attention[key]
 
     def _block_of(self, slots: torch.Tensor) -> torch.Tensor:

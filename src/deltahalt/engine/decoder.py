@@ -51,10 +51,16 @@ def run_layers(
     return stream, trace
 
 
-def _layers_alike(stages: tuple[Stage, ...], call: Call) -> list[int]:
-    """For each layer of the model, how many there are, itself included, that run on the same tokens."""
+def _layers_alike(stages: tuple[Stage, ...], call: Call) -> list[int | None]:
+    """For each layer, how many run on the same tokens in the same window, itself included; None where all do the first.
+
+    cuDNN plans once for such layers.
+    """
     borders = {0, len(call.layers), *(stage.last + 1 for stage in stages), *(segment.start for segment in call.past)}
-    return [end - begin for begin, end in pairwise(sorted(borders)) for _ in range(begin, end)]
+    runs = [call.windows[begin:end] for begin, end in pairwise(sorted(borders))]
+    if len(runs) == 1:
+        return [None] * len(call.layers)
+    return [windows.count(window) for windows in runs for window in windows]
 
 
 def _serve(layer: Module, index: int, halted: TokenStream, call: Call) -> None:

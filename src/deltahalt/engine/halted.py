@@ -110,7 +110,7 @@ class Halted:
         skipped = self._skipped(call)
         every = enumerate(self.decoder.layers[: self.shape.layers])
         layers = [(index, layer) for index, layer in every if index not in skipped]
-        with untouched_on_error(call.cache) if call.prompts else nullcontext():
+        with untouched_on_error(call.cache) if call.prompts or call.width > 1 else nullcontext():
             stream, trace = run_layers(
                 layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
             )

@@ -105,6 +105,7 @@ class DeltahaltLM(HFLM):
         decoder = find_decoder(loaded.model)
         self.policy_text = policy_text(self.policy_text, decoder, vision=sees_images(loaded.model, decoder))
         self.policy, self.spent = parse_method(self.policy_text), Spent()
+        self.cold = True  # whether no prompt has run yet: what a process does once is in no sample's seconds
         self.cut: set[int] = set()  # hashes of the prompts so far that lost their beginning
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
         with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
@@ -138,8 +139,11 @@ class DeltahaltLM(HFLM):
         self.spent.prompt_tokens += int(mask.sum())
         with self.applying() as applied:
             prompts = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+            ends = list(map(self._ends, strings, mask.sum(dim=1).tolist()))
+            if self.cold:
+                applied.shorten(prompts, ends)
             begin = clock()
-            short = applied.shorten(prompts, list(map(self._ends, strings, mask.sum(dim=1).tolist())))
+            short = applied.shorten(prompts, ends)
             self.spent.prefill_seconds += clock() - begin
         return short["input_ids"], short["attention_mask"]
 
@@ -160,10 +164,14 @@ class DeltahaltLM(HFLM):
         if self.world_size > 1:
             self.accelerator.end_training()
 
-    def _model_generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    @torch.inference_mode()
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.applying() as applied:
+            if self.cold:
+                self.model(context, attention_mask=kwargs.get("attention_mask"), logits_to_keep=1)
+                self.cold = False
             begin = clock()
-            tokens = super()._model_generate(*args, **kwargs)
+            tokens = super()._model_generate(context, *args, **kwargs)
             self.spent.add(applied.halted.report, tokens, clock() - begin)
         return tokens
 
