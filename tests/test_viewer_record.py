@@ -85,3 +85,19 @@ def test_a_policy_that_does_not_rank_has_no_cut(record: PromptRecord) -> None:
 def test_a_question_is_needed(loaded_tiny: LoadedModel) -> None:
     with pytest.raises(InputError, match="question is empty"):
         record_prompt(loaded_tiny, DOCUMENT, " ", [DASH])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "single-input-kv:start=2,keep_last=8",
+        "forecast:start=2,pruning_ratio=1,keep_last=8",
+        f"{DASH}+forecast:start=3,pruning_ratio=1,keep_last=8",
+    ],
+)
+def test_halted_tokens_that_serve_kv_are_shown_as_halted(policy: str, loaded_tiny: LoadedModel) -> None:
+    shown = record_prompt(loaded_tiny, DOCUMENT, QUESTION, [policy])
+    (own,) = shown.policies
+    assert own.speedup > 1
+    assert set(own.halted) == set(range(-1, len(own.stages)))
+    assert set(own.halted[-8:]) == {-1}

@@ -139,7 +139,7 @@ def _prefill(model: Any, prompt: dict[str, torch.Tensor], text: str, kinds: torc
     """kinds: what each token is, [prompt]."""
     vision, policy = split_stages(text)
     with halting(model, parse_policy(policy), vision=vision) as halted:
-        model(**prompt, use_cache=False, logits_to_keep=1)
+        model(**prompt, use_cache=True, logits_to_keep=1)
     return _record(text, halted.report, {stage.last: stage.policies for stage in halted.stages}, kinds)
 
 
