@@ -253,8 +253,8 @@ def test_bench_writes_rows_that_report_reads(
         (["--lengths", "20,100000"], "tokens, prompt and 3 new ones"),
         (["--policies", "dash llmlingua2:encoder=/no/such"], "cannot load the encoder /no/such"),
         (["--policies", "dash:start=9"], "leaves no deeper layer"),
-        (["--rows", "/"], "cannot write rows to /"),
-        (["--rows", "/dev/null/rows.jsonl"], "cannot write rows to /dev/null/rows.jsonl"),
+        (["--rows", "/"], "cannot write to /:"),
+        (["--rows", "/dev/null/rows.jsonl"], "cannot write to /dev/null/rows.jsonl"),
     ],
 )
 def test_bench_refuses_what_cannot_run_before_anything_is_measured(
@@ -371,3 +371,14 @@ def test_a_model_without_a_profile_gets_the_cautious_default(
 def test_a_speedup_that_is_none_is_refused(speedup: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert deltahalt("calibrate", "--out", str(tmp_path / "p.json"), "--target-speedup", speedup) == 2
     assert "speedup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["calibrate --rows rows.jsonl --out", "calibrate --out p.json --rows", "sweep --rows", "observe --rows"],
+)
+def test_a_file_that_cannot_be_written_is_named_before_a_model_is_loaded(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deltahalt(*command.split(), "/dev/null/file", "--model", "no/such") == 2
+    assert "cannot write to /dev/null/file: give a file that can be written" in capsys.readouterr().err

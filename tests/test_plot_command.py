@@ -46,6 +46,15 @@ def test_plot_refuses_what_holds_no_rows(
     assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("figure", ["pareto", "signals"])
+def test_plot_refuses_a_picture_it_cannot_write(
+    figure: str, deltahalt: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", ROWS)
+    assert deltahalt("plot", rows, "--figure", figure, "--out", "/dev/null/plot.svg") == 2
+    assert "cannot write to /dev/null/plot.svg" in capsys.readouterr().err
+
+
 def test_sweep_draws_what_it_measured(deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path) -> None:
     data, rows, drawn = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl", tmp_path / "plot.svg"
     data.write_text(json.dumps({"task": "qa", "prompt": "The tide is in. " * 12, "answer": "at noon"}))

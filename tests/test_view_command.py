@@ -63,3 +63,12 @@ def test_the_command_refuses_no_policy_and_an_unknown_one_before_it_loads_a_mode
     assert "no policy 'magic'" in capsys.readouterr().err
     assert deltahalt(*asked, "--policies", "gemfilter") == 2
     assert "no policy 'gemfilter'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["--document", "--image"])
+def test_the_command_refuses_a_page_it_cannot_write_before_it_reads_anything(
+    given: str, deltahalt: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("view", given, "none", "--question", "?", "--model", "no/such", "--out", "/dev/null/page.html")
+    assert deltahalt(*asked) == 2
+    assert "cannot write to /dev/null/page.html" in capsys.readouterr().err

@@ -1,13 +1,13 @@
 """Rows of measurements in JSONL files: one object a line, which names its kind."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from deltahalt.errors import InputError
+from deltahalt.files import require_writable
 
 UNNAMED = "sweep"  # the kind of rows that were written before kinds were
 
@@ -25,13 +25,6 @@ class Row:
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
-
-
-def require_writable(path: Path) -> None:
-    """Raise InputError where rows cannot be added to a file, before there are any; makes no file."""
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    if path.is_dir() or not (existing == path or existing.is_dir()) or not os.access(existing, os.W_OK):
-        raise InputError(f"cannot write rows to {path}: give a file that can be written")
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:

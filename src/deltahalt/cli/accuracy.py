@@ -9,6 +9,7 @@ from rich.table import Table
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, HaltedKVOption, ModelOption, log, out
 from deltahalt.cli.common import load_model, parse_numbers, parse_speedups, resolve_policy
+from deltahalt.files import require_writable
 from deltahalt.profile import names_profile
 
 QueryFreeOption = Annotated[
@@ -44,6 +45,7 @@ def sweep(
 
     if plot is not None:
         check_plot(plot)
+    require_writable(rows)
     way = Way(halted_kv, query_free, max_answer_tokens)
     named = policies.split()
     variants([policy for policy in named if not names_profile(policy)], starts.split(","), ratios.split(","))
@@ -99,6 +101,9 @@ def calibrate(
     from deltahalt.evaluation.samples import load_samples
 
     targets = parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
+    kept = profile.with_suffix(".rows.jsonl") if rows is None else rows
+    for file in (profile, kept):
+        require_writable(file)
     loaded = load_model(model, dtype=dtype, device=device)
     usual, length = default_samples(loaded.model.device)
     samples = load_samples(data or usual, characters=characters or length, seed=seed)
@@ -107,7 +112,7 @@ def calibrate(
             loaded,
             samples,
             targets,
-            profile.with_suffix(".rows.jsonl") if rows is None else rows,
+            kept,
             max_loss=max_loss,
             layers=parse_numbers(layers) if layers else None,
             query_free=query_free,

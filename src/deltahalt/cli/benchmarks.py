@@ -21,6 +21,7 @@ from deltahalt.cli.base import (
 )
 from deltahalt.cli.common import check_policy, parse_numbers
 from deltahalt.errors import InputError
+from deltahalt.files import require_writable
 from deltahalt.profile import AUTO
 
 
@@ -56,7 +57,7 @@ def evaluate(
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
 
     from deltahalt.models import load_tokenizer
-    from deltahalt.rows import append_rows, require_writable
+    from deltahalt.rows import append_rows
 
     sizes = parse_numbers(lengths)
     check_policy(policy)

@@ -11,6 +11,7 @@ from rich.table import Table
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log, out
 from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
 from deltahalt.errors import InputError
+from deltahalt.files import require_writable
 
 PICTURES = "pictures:"  # before a number of them, drawn from seeds
 
@@ -32,6 +33,7 @@ def observe(
     from deltahalt.evaluation.observe import observe as run_observation
     from deltahalt.evaluation.samples import load_samples
 
+    require_writable(rows)
     if data.startswith(PICTURES):
         count, *more = parse_numbers(data.removeprefix(PICTURES))
         if more:

@@ -13,6 +13,7 @@ from deltahalt.bench.table import cells
 from deltahalt.cli.base import AttentionOption, DeviceOption, DtypeOption, log, out
 from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
 from deltahalt.errors import InputError
+from deltahalt.files import require_writable
 from deltahalt.methods import parse_method
 from deltahalt.profile import AUTO
 
@@ -43,7 +44,7 @@ def bench(
     from deltahalt.documents import read_document
     from deltahalt.flops import ModelShape
     from deltahalt.models import find_dtype
-    from deltahalt.rows import append_rows, require_writable
+    from deltahalt.rows import append_rows
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")

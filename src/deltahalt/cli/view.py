@@ -8,6 +8,7 @@ import typer
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log
 from deltahalt.cli.common import load_model, load_vision_model, read_image, resolve_policy
 from deltahalt.errors import InputError
+from deltahalt.files import require_writable
 from deltahalt.policies import parse_policy
 from deltahalt.profile import names_profile
 
@@ -53,6 +54,7 @@ def view(
             parse_vision_policy(vision)
         if not names_profile(decoding):
             parse_policy(decoding)  # a method of another stage halts nothing in the layers
+    require_writable(page)
     text = "" if document is None else read_document(document)
     if image:
         pictures = [read_image(file) for file in image]

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from deltahalt.cli.base import DeviceOption, log
 from deltahalt.cli.common import parse_shares
 from deltahalt.errors import InputError
+from deltahalt.files import require_writable
 
 EVERY = (
     "dash dash-layer fastv dart v2drop sparsevlm random uniform window-attention key-norm "
@@ -37,6 +38,7 @@ def vision_sweep(
         raise InputError(f"pictures need {error.name}: pip install 'deltahalt[vision]'") from error
 
     chosen = combinations(methods.split(), parse_shares(retains))
+    require_writable(rows)
     log.print(f"loading {model}", markup=False, highlight=False)
     loaded = load_vision(model, dtype=dtype, device=device)
     with Progress(console=log, transient=True) as progress:

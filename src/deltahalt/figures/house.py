@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltahalt.errors import InputError
 from deltahalt.figures.names import method
+from deltahalt.files import require_writable
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.methods import METHODS
 from deltahalt.policies import POLICIES
@@ -63,9 +64,10 @@ def drawn(out: Path, title: str, size: tuple[float, float]) -> "Iterator[Figure]
 
 
 def check_plot(out: Path) -> None:
-    """Raise InputError if `out` has no known suffix, or matplotlib is missing."""
+    """Raise InputError if `out` has no known suffix or cannot be written, or matplotlib is missing."""
     if out.suffix.lower() not in FORMATS:
         raise InputError(f"a plot cannot be written to {out}: name a file that ends in {' or '.join(FORMATS)}")
+    require_writable(out)
     if find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib, which the extra `plot` brings: pip install 'deltahalt[plot]'")
 
