@@ -322,6 +322,18 @@ def test_sweep_measures_every_setting(tiny_folder: Path, tmp_path: Path, capsys:
     assert "random:pruning_ratio=0.5,start=2" in capsys.readouterr().out
 
 
+def test_tables_of_a_narrow_terminal_show_whole_policies(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data, policy = tmp_path / "samples.jsonl", "dash:start=0,pruning_ratio=0.5,keep_first=4,keep_last=8"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
+    options = ["--model", str(tiny_folder), "--data", str(data), "--policies", policy]
+    assert deltahalt("sweep", "--rows", str(tmp_path / "rows.jsonl"), *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "".join(line.split("\u2502")[1].strip() for line in lines if line.startswith("\u2502")) == policy
+
+
 def test_report_shows_the_frontier_of_a_sweep(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

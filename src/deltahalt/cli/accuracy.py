@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, HaltedKVOption, ModelOption, log, out
 from deltahalt.cli.common import load_model, parse_numbers, parse_speedups, resolve_policy
@@ -56,7 +56,9 @@ def sweep(
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
         measured = run_sweep(loaded, samples, chosen, rows, way, tick=lambda: progress.advance(task))
-    table = Table("policy", "samples", "exact (full)", "NLL change", "agreement", "speedup", "7B, 16K")
+    table = Table(
+        Column("policy", overflow="fold"), "samples", "exact (full)", "NLL change", "agreement", "speedup", "7B, 16K"
+    )
     for line in summarize(measured):
         table.add_row(
             line.policy,
@@ -119,7 +121,7 @@ def calibrate(
             tick=status.update,
         )
     found.write(profile)
-    table = Table("policy", "7B, 16K", "NLL change", "same answers")
+    table = Table(Column("policy", overflow="fold"), "7B, 16K", "NLL change", "same answers")
     for choice in found.choices:
         change = f"{choice.loss:+.3f} ± {choice.error:.3f}"
         table.add_row(choice.policy, f"{choice.speedup:.2f}x", change, f"{choice.exact:.2f}")
