@@ -40,7 +40,8 @@ def picture_inputs(
     inputs.update(tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False))
     tokens, limit = inputs["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
     if tokens > limit:
-        raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give fewer or smaller pictures")
+        found = f"the prompt has {tokens} tokens, but the model takes {limit}"
+        raise InputError(f"{found}: give fewer or smaller pictures, or less text")
     inputs.pop("token_type_ids", None)
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
