@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=17)
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
+    if given.new_tokens < 2:
+        parser.error("give two --new-tokens or more: the first is the prefill's, and those after it are timed")
     lengths = [int(length) for length in given.lengths.split(",")]
     on_gpu = torch.cuda.is_available()
     dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")

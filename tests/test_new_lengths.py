@@ -58,3 +58,17 @@ def test_the_table_sets_both_beside_each_other(
     append_rows(tmp_path / "few.jsonl", rows)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert "| 4,096 | `dash` | 0.140 | 0.070 | 65.0 | 20.0 |" in tables.new_lengths_table("few")
+
+
+def test_a_prefill_alone_has_no_later_token_to_time(
+    recipe: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    lengths = recipe("new_lengths")
+    monkeypatch.setattr(lengths, "random_model", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr(sys, "argv", ["new_lengths.py", str(tmp_path / "rows.jsonl"), "--new-tokens", "1"])
+    with pytest.raises(SystemExit, match="2"):
+        lengths.main()
+    assert "give two --new-tokens or more" in capsys.readouterr().err
