@@ -49,7 +49,7 @@ eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on n
 	$(VENV)/bin/deltahalt report build/eval-smoke/rows.jsonl
 
 # OPTIONS is for --methods, --tasks, and any other option of `deltahalt eval`. SnapKV runs where `make kvpress-env` put it.
-table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=, ENCODER=
+table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=, ENCODER= (table3, a formula: none)
 	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(wildcard $(KVPRESS)/.installed),--kvpress $(KVPRESS)/bin/python) \
 		$(if $(ENCODER),--encoder $(ENCODER)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(ROWS),--rows $(ROWS)) $(OPTIONS)
@@ -60,7 +60,9 @@ table5 table6 table7: $(VENV)/.installed-dev ## the same on images, with lmms-ev
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 results: $(VENV)/.installed ## write docs/results.md and the tables of the other pages from the rows in results/
-	$(VENV)/bin/python recipes/results_page.py > docs/results.md
+	@mkdir -p build
+	$(VENV)/bin/python recipes/results_page.py > build/results.md
+	mv build/results.md docs/results.md
 	$(VENV)/bin/python recipes/page_tables.py
 
 figures: $(VENV)/.installed-dev ## draw the pictures of docs/ from the rows in results/

@@ -44,6 +44,9 @@ def commands(
     if longbench and "LongBench-E" not in table["title"]:
         raise ValueError(f"{name} is not of LongBench-E: leave --longbench out")
     if "lengths" in table:
+        if which:
+            raise ValueError(f"{name} is a formula: leave --tasks out")
+        _choose(name, ["DASH"], only)
         given = ["--policy", PAPER["methods"]["DASH"], "--lengths", ",".join(map(str, table["lengths"]))]
         return {"DASH": ["flops", "--shape", "qwen2.5-7b", *given, *options]}
     known = [task.removesuffix("_e") for task in tasks(table)] if longbench else tasks(table)

@@ -71,6 +71,11 @@ def test_some_methods_and_tasks_of_a_table_can_be_asked_for(recipe: Callable[[st
         tables.commands("table1", [], ["needle"], [])
     with pytest.raises(ValueError, match="table1 has no SnapKV; it has full model"):
         tables.commands("table1", ["SnapKV"], [], [])
+    with pytest.raises(ValueError, match="table3 has no FastV; it has DASH"):
+        tables.commands("table3", ["FastV"], [], [])
+    with pytest.raises(ValueError, match="table3 is a formula: leave --tasks out"):
+        tables.commands("table3", [], ["needle"], [])
+    assert list(tables.commands("table3", ["DASH"], [], [])) == ["DASH"]
 
 
 def test_longbench_stands_in_for_longbench_e(recipe: Callable[[str], ModuleType]) -> None:

@@ -1,5 +1,6 @@
 """docs/results.md: what was measured, beside the paper's numbers."""
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,3 +132,17 @@ def test_processes_that_shared_a_gpu_give_scores_and_no_efficiency(
     assert any(line.startswith("| DASH | tiny | 3 | 25.00 | 25.00 |") for line in shared)
     assert f"{listed} 0.2500 | 3 | 1.00x | 1.00x | 1.00x | 1.00x | 1.50x |" in own
     assert f"{listed} 0.2500 | 3 |" in shared
+
+
+def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text("old")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.installed"):
+        (tmp_path / name).touch()
+    done = subprocess.run(["make", "-f", ROOT / "Makefile", "results"], cwd=tmp_path, capture_output=True, check=False)
+    assert b"Error 1" in done.stderr
+    assert (tmp_path / "docs" / "results.md").read_text() == "old"
