@@ -6,7 +6,7 @@ Nothing is measured, so no seconds are told. Speedups are 1.7 and 2.5 if not giv
 way only the usual ones count, on the samples that they were measured on.
 """
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,12 +36,17 @@ def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile
 
 def main() -> None:
     """Write the profile."""
-    if len(sys.argv) not in (3, 4):
-        sys.exit(__doc__)
-    rows, file = map(Path, sys.argv[1:3])
-    targets = [float(word) for word in (sys.argv[3] if len(sys.argv) == 4 else "1.7,2.5").split(",")]
-    profile = Profile.parse(file.read_text(encoding="utf-8"), str(file))
-    again(rate(read_sweep(rows)), profile, targets).write(file)
+    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("speedups", nargs="?", default="1.7,2.5")
+    given = parser.parse_args()
+    for file in (given.rows, given.profile):
+        if not file.is_file():
+            parser.error(f"there is no file {file}: give those that `deltahalt calibrate` wrote")
+    targets = [float(word) for word in given.speedups.split(",")]
+    profile = Profile.parse(given.profile.read_text(encoding="utf-8"), str(given.profile))
+    again(rate(read_sweep(given.rows)), profile, targets).write(given.profile)
 
 
 if __name__ == "__main__":

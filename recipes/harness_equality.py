@@ -22,6 +22,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask, Task
 
 import deltahalt.integrations.lm_eval  # noqa: F401 (registers the model)
+from deltahalt.errors import InputError
 from deltahalt.harness.equality import EqualityRow, markdown
 from deltahalt.harness.loogle import questions
 from deltahalt.harness.lookup import find_tasks
@@ -121,7 +122,11 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--answer", type=int, default=16)
     given = parser.parse_args()
-    tasks = find(given.data, load(given.model, device="cpu").tokenizer, given.max_length - given.answer)
+    tokenizer = load(given.model, device="cpu").tokenizer
+    try:
+        tasks = find(given.data, tokenizer, given.max_length - given.answer)
+    except InputError as error:
+        parser.error(str(error))
     rows = list(compare(given.model, tasks, given.limit, given.max_length, given.answer))
     append_rows(given.rows, rows)
     print(markdown(rows))  # noqa: T201

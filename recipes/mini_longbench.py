@@ -8,9 +8,9 @@ document and question, in FOLDER/longbench/<task>.jsonl. The prompts of repobenc
 completed from those before it: all of it is the document.
 """
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,20 @@ def samples(task: str, given: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Write a file for each task."""
-    repository, folder = Path(sys.argv[1]), Path(sys.argv[2]) / "longbench"
+    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    prompts, folder = given.repository / "pred_data" / "example", given.folder / "longbench"
+    if not prompts.is_dir():
+        parser.error(f"there is no folder {prompts}: give a clone of github.com/MilkThink-Lab/MiniLongBench")
     folder.mkdir(parents=True, exist_ok=True)
     for task in FRAMES:
-        source = repository / "pred_data" / "example" / f"MiniLongBench_{task}.json"
+        source = prompts / f"MiniLongBench_{task}.json"
         rows = samples(task, json.loads(source.read_text(encoding="utf-8")))
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{task}.jsonl").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
     main()

@@ -8,6 +8,7 @@ A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`
 calibration chose; `auto`, what its first choices keep; `reached`, how the best policies stand to what was aimed at.
 """
 
+import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -152,6 +153,12 @@ TABLES: dict[str, Callable[[str], str]] = {
 }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the tables into their pages."""
+    argparse.ArgumentParser(usage=__doc__, allow_abbrev=False).parse_args()
     for file in pages():
         file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

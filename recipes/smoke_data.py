@@ -6,8 +6,8 @@ The texts are the standard library's help topics, as in `deltahalt demo`, with f
 evaluation works from end to end, and are no benchmark. The same Python writes the same files.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -35,7 +35,9 @@ def plant(fact: str, text: str, depth: float) -> str:
 
 def main() -> None:
     """Write the files."""
-    folder, texts = Path(sys.argv[1]), haystacks()
+    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path)
+    folder, texts = parser.parse_args().folder, haystacks()
     questions = [
         {"context": plant(fact, text, 0.5), "input": question, "answers": [answer]}
         for (fact, question, answer), text in zip(FACTS, texts, strict=True)
@@ -62,6 +64,4 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
     main()

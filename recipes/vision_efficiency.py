@@ -4,8 +4,8 @@ usage: vision_efficiency.py ROWS.jsonl [--images N] [--side PIXELS] [--new-token
                             [--small]
 
 One prompt: N images of SIDE x SIDE pixels (4 of 1,280), a question behind them, and what is generated after it (32
-tokens). `vision-dash/dash` at 0.35 is ViT 35 % / LLM 35 %. Each run is paired with one of the plain host. --small: a
-tiny model in float32, to see that everything runs.
+tokens). `vision-dash/dash` at 0.35 keeps that share at either stage. Each run is paired with one of the plain host.
+--small: a tiny model in float32, to see that everything runs.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -66,3 +67,17 @@ def test_what_differs_is_not_equal_and_is_told(
     assert read == scored
     line = markdown([read]).splitlines()[-1]
     assert line.startswith(f"| {tiny_folder.name} | loogle_shortdep_choice | 1 | 5 | 0 | 5 | acc ")
+
+
+def test_a_folder_that_is_missing_is_told_in_a_line(
+    recipe: ModuleType,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--data", tmp_path / "none", "--rows", tmp_path / "rows.jsonl", "--model", tiny_folder]
+    monkeypatch.setattr(sys, "argv", ["harness_equality.py", *map(str, options)])
+    with pytest.raises(SystemExit, match="2"):
+        recipe.main()
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err.splitlines()[-1]

@@ -66,9 +66,3 @@ def test_a_prompt_of_another_kind_is_named(recipe: Callable[[str], ModuleType]) 
     given: dict[str, Any] = {"4": {"origin_prompt": "Who?", "gold": ["Ada"]}}
     with pytest.raises(ValueError, match="hotpotqa, sample 4: not the prompt"):
         recipe("mini_longbench").samples("hotpotqa", given)
-
-
-def test_a_call_without_folders_says_how(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, RECIPE, tmp_path], capture_output=True, check=False)
-    assert done.returncode == 1
-    assert b"usage: mini_longbench.py REPOSITORY FOLDER" in done.stderr
