@@ -67,6 +67,24 @@ def test_what_is_no_row_is_named_by_file_and_line(line: str, tmp_path: Path) -> 
         read_rows(tmp_path / "none.jsonl", *KINDS)
 
 
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"kind": "vision-bench", "model": "m"}', "kind 'vision-bench' is not one that this command reads"),
+        ('{"kind": ["eval"]}', r"kind \['eval'\] is not one that this command reads"),
+        ('{"kind": "eval", "task": "qa"}', "its fields are not those of kind 'eval'"),
+        ('{"kind": "eval", "by_sample": 1}', "its fields are not those of kind 'eval'"),
+        ('{"kind": "bench", "model": "m"}', "its fields are not those of kind 'bench'"),
+        ("[]", "it is no JSON object"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said(line: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"\({complaint}\): give a file"):
+        read_rows(path, *KINDS)
+
+
 def test_efficiency_is_relative_to_the_full_model_of_the_same_run() -> None:
     full = scored("dense", 0.9, peak_bytes=30)
     halted = scored("dash", 0.8, prefill_seconds=4.0, generation_seconds=6.0, new_tokens=30, peak_bytes=20)

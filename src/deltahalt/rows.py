@@ -1,10 +1,10 @@
 """Rows of measurements in JSONL files: one object a line, which names its kind."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
@@ -20,7 +20,7 @@ class Row:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Row":
-        """The row with these fields of a JSON object. Raises TypeError for others."""
+        """The row with these fields of a JSON object. Raises TypeError or KeyError for others."""
         return cls(**fields)
 
 
@@ -42,17 +42,31 @@ def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}: give rows that were measured ({', '.join(k.kind for k in kinds)})")
-    named = {kind.kind: kind for kind in kinds}
     rows: list[AnyRow] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            fields = json.loads(line)
-            row: Any = named[fields.pop("kind", UNNAMED)].of(fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            found = f"{path}, line {number}: no row of {' or '.join(named)} ({error})"
+            row = _row(line, kinds)
+        except ValueError as error:
+            found = f"{path}, line {number}: no row of {' or '.join(kind.kind for kind in kinds)} ({error})"
             raise InputError(f"{found}: give a file of such rows, or measure anew") from error
         rows.append(row)
     return rows
+
+
+def _row(line: str, kinds: Sequence[type[AnyRow]]) -> AnyRow:
+    """The row of a line, of one of `kinds`. Raises ValueError that says what is wrong."""
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise InputError("it is no JSON object")
+    named = fields.pop("kind", UNNAMED)
+    kind = next((kind for kind in kinds if kind.kind == named), None)
+    if kind is None:
+        raise InputError(f"kind {named!r} is not one that this command reads")
+    try:
+        row: Any = kind.of(fields)
+    except (TypeError, KeyError) as error:
+        raise InputError(f"its fields are not those of kind {named!r}") from error
+    return cast(AnyRow, row)
 
 
 def rows_so_far(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
