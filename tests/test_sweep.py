@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -336,7 +337,8 @@ def _row(policy: str, speedup: float, nll: float) -> SweepRow:
 
 
 def test_a_summary_averages_a_policys_rows() -> None:
-    slow, fast = summarize([_row("fast", 2.0, 1.5), _row("fast", 2.0, 1.3), _row("slow", 1.5, 1.1)])
+    again = replace(_row("fast", 2.0, 1.3), sample="t")
+    slow, fast = summarize([_row("fast", 2.0, 1.5), again, _row("slow", 1.5, 1.1)])
     assert (slow.policy, fast.policy, fast.samples) == ("slow", "fast", 2)
     assert fast.nll_change == pytest.approx(0.4)
 
@@ -345,3 +347,44 @@ def test_the_table_has_a_line_a_policy_and_a_column_a_task() -> None:
     table = markdown([_row("fast", 2.0, 1.5), _row("slow", 1.5, 1.1)]).splitlines()
     assert table[0] == "| policy | speedup | needle |"
     assert table[2:] == ["| `slow` | 1.50x | 1.00, +0.10 |", "| `fast` | 2.00x | 1.00, +0.50 |"]
+
+
+@pytest.mark.parametrize(
+    ("other", "head", "cells"),
+    [
+        ({"model": "n"}, "model", ("m", "n")),
+        ({"halted_kv": "frozen"}, "halted K/V", ("drop", "frozen")),
+        ({"query_free": True}, "query-free", ("no", "yes")),
+        ({"max_answer_tokens": 100}, "answer tokens", ("48", "100")),
+        ({"dtype": "float32"}, "dtype", ("bfloat16", "float32")),
+    ],
+)
+def test_a_line_is_of_one_model_and_way(other: dict[str, Any], head: str, cells: tuple[str, str]) -> None:
+    usual = replace(_row("dash", 2.0, 1.5), dtype="bfloat16")
+    unusual = replace(usual, nll=2.0, **other)
+    assert len(summarize([unusual, usual])) == 2
+    table = markdown([unusual, usual]).splitlines()
+    assert table[0] == f"| {head} | policy | speedup | needle |"
+    assert table[2:] == [
+        f"| {cells[0]} | `dash` | 2.00x | 1.00, +0.50 |",
+        f"| {cells[1]} | `dash` | 2.00x | 1.00, +1.00 |",
+    ]
+
+
+def test_rows_from_before_the_format_was_told_are_of_the_only_one_that_is() -> None:
+    old = _row("dash", 2.0, 1.5)
+    told = replace(old, sample="t", nll=2.5, dtype="bfloat16")
+    assert [line.samples for line in summarize([old, told])] == [2]
+    assert markdown([old, told]).splitlines()[2:] == ["| `dash` | 2.00x | 1.00, +1.00 |"]
+    assert [line.samples for line in summarize([old, told, replace(told, dtype="float32")])] == [1, 1, 1]
+
+
+def test_counts_of_samples_are_shown_where_they_differ_and_a_missing_task_is_empty() -> None:
+    fast, slow = _row("fast", 2.0, 1.5), _row("slow", 1.5, 1.1)
+    other = replace(fast, sample="t", task="qa")
+    table = markdown([fast, slow, other, slow]).splitlines()  # and a row given twice counts once
+    assert table[0] == "| policy | speedup | samples | needle | qa |"
+    assert table[2:] == [
+        "| `slow` | 1.50x | 1 | 1.00, +0.10 |  |",
+        "| `fast` | 2.00x | 2 | 1.00, +0.50 | 1.00, +0.50 |",
+    ]

@@ -3,6 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 
+def differing(columns: Mapping[str, Sequence[str]], groups: Sequence[object] = ()) -> dict[str, Sequence[str]]:
+    """The columns whose cells differ; groups: the group of each line, to compare only the lines of one group."""
+    return {
+        head: cells
+        for head, cells in columns.items()
+        if len(set(zip(groups or [None] * len(cells), cells, strict=True))) > max(1, len(set(groups)))
+    }
+
+
 def table(columns: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table of columns by head."""
     head, *body = ("| " + " | ".join(line) + " |" for line in (tuple(columns), *zip(*columns.values(), strict=True)))
