@@ -91,6 +91,14 @@ def test_policies_are_compared_on_the_same_samples_and_the_title_says_so() -> No
 def test_the_title_says_how_the_model_was_run_if_not_as_usual() -> None:
     rows = [row(DASH, halted_kv="frozen", query_free=True)]
     assert compare(rows).title == "small, halted K/V frozen, query-free, n = 1"
+    rows = [row(DASH, max_answer_tokens=9, dtype="bfloat16")]
+    assert compare(rows).title == "small, answers up to 9 tokens, bfloat16, n = 1"
+
+
+def test_a_row_from_before_the_format_was_told_is_of_any() -> None:
+    rows = [row(DASH, nll=2.0), row(KEYS, dtype="bfloat16"), row("dense", dtype="float32")]
+    assert compare(rows).title == "small, bfloat16, n = 1"
+    assert compare([*rows, row(DASH, dtype="bfloat16")]) == compare([row(DASH, dtype="bfloat16"), *rows[1:]])
 
 
 def test_the_full_model_is_a_line_and_no_point() -> None:
@@ -106,6 +114,8 @@ def test_the_full_model_is_a_line_and_no_point() -> None:
         ([row(DASH), row(DASH, model="large")], r"several models or ways \(large; small\)"),
         ([row(DASH), row(DASH, halted_kv="frozen")], "halted K/V frozen"),
         ([row(DASH), row(DASH, query_free=True)], "query-free"),
+        ([row(DASH), row(DASH, max_answer_tokens=9)], "answers up to 9 tokens"),
+        ([row(DASH, dtype="bfloat16"), row(DASH, dtype="float32")], "small, bfloat16; small, float32"),
         ([row(DASH, "a"), row(KEYS, "b")], "no sample has rows of every policy"),
         ([row(DASH, nll=math.nan)], f"NLL of {DASH} on sample a"),
     ],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from deltahalt.errors import InputError
-from deltahalt.evaluation.summary import PolicySummary, summarize
-from deltahalt.evaluation.sweep import SweepRow
+from deltahalt.evaluation.summary import PolicySummary, summarize, with_formats
+from deltahalt.evaluation.sweep import SweepRow, Way
 from deltahalt.policies import Dense
 
 SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
@@ -87,9 +87,8 @@ def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
     Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
     sample, or with an NLL that is no number.
     """
-    halted = {
-        (_subject(row), row.sample, row.policy): row for row in rows if row.policy.partition(":")[0] != Dense.name
-    }
+    halting = with_formats(row for row in rows if row.policy.partition(":")[0] != Dense.name)
+    halted = {(_subject(row), row.sample, row.policy): row for row in halting}
     subjects = sorted({_subject(row) for row in halted.values()})
     if not subjects:
         raise InputError("there are no rows of a policy that halts: run `deltahalt sweep` with one")
@@ -132,8 +131,14 @@ def on_frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
 
 def _subject(row: SweepRow) -> str:
     """What a figure is about: a model, and how it was run where that is not the usual way."""
-    frozen = "" if row.halted_kv == "drop" else f", halted K/V {row.halted_kv}"
-    return row.model + frozen + (", query-free" if row.query_free else "")
+    usual = Way()
+    ways = {
+        f"halted K/V {row.halted_kv}": row.halted_kv != usual.halted_kv,
+        "query-free": row.query_free,
+        f"answers up to {row.max_answer_tokens} tokens": row.max_answer_tokens != usual.max_answer_tokens,
+        row.dtype: row.dtype != "",
+    }
+    return ", ".join([row.model, *(text for text, told in ways.items() if told)])
 
 
 def _means(tasks: dict[str, list[PolicySummary]], quality: Callable[[PolicySummary], float]) -> list[Point]:
