@@ -110,6 +110,26 @@ def test_other_runs_are_no_reference(other: dict[str, Any]) -> None:
     assert "prefill" in head
 
 
+@pytest.mark.parametrize(
+    ("other", "head", "cells"),
+    [
+        ({"halted_kv": "frozen"}, "halted K/V", "x frozen"),
+        ({"min_prompt_tokens": 512}, "min prompt", "1 512"),
+        ({"chat_template": True}, "chat format", "no yes"),
+        ({"batch_size": "auto"}, "batch", "1 auto"),
+        ({"max_length": 4096}, "max length", "1 4096"),
+    ],
+)
+def test_a_way_to_run_is_shown_where_rows_of_a_task_differ_in_it(other: dict[str, Any], head: str, cells: str) -> None:
+    rows = [scored("dash", 0.5), scored("dash", 0.4, **other)]
+    heads, _, *lines = markdown(rows).splitlines()
+    place = heads.split(" | ").index(head)
+    assert heads.split(" | ")[place - 1 : place + 2] == ["policy", head, "score"]
+    assert [line.split(" | ")[place] for line in lines] == cells.split()
+    for apart in ({"task": "qa"}, {"model": "y"}):  # whose own way is the same for all
+        assert head not in markdown([rows[0], scored("dash", 0.4, **other, **apart)])
+
+
 def test_a_task_that_generates_nothing_has_no_efficiency() -> None:
     nothing = {"prefill_seconds": 0.0, "generation_seconds": 0.0, "prompt_tokens": 0, "new_tokens": 0}
     assert "throughput" not in markdown([scored("dense", 0.9, **nothing)])

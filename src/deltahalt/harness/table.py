@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from deltahalt.harness.rows import EvalRow, paired
-from deltahalt.markdown import table
+from deltahalt.markdown import differing, table
 from deltahalt.policies import Dense
 
 Figure = Callable[[EvalRow], float | None]
@@ -14,6 +14,15 @@ setting = attrgetter(
     *("model", "task", "metric", "version", "samples", "chat_template", "batch_size", "max_length", "seed"),
     *("dtype", "device", "machine", "processes", "attention", "transformers", "torch"),
 )
+
+# How a task was run, told where rows of one model and task differ in it.
+WAY: dict[str, Callable[[EvalRow], str]] = {
+    "halted K/V": lambda row: row.halted_kv,
+    "min prompt": lambda row: f"{row.min_prompt_tokens}",
+    "chat format": lambda row: "yes" if row.chat_template else "no",
+    "batch": lambda row: f"{row.batch_size}",
+    "max length": lambda row: f"{row.max_length}",
+}
 
 EFFICIENCY: dict[str, Figure] = {
     "prefill": lambda row: row.prefill_seconds,
@@ -32,9 +41,10 @@ def throughput(row: EvalRow) -> float:
 def markdown(rows: Sequence[EvalRow]) -> str:
     """The rows as a Markdown table, a line a method and metric of a task; methods on the same task follow each other.
 
-    Cut: prompts that were longer than the model takes, and lost their beginning. Beside full: the mean difference to
-    the full model's row of the same run, sample by sample, and its standard error. Efficiency is relative to that row,
-    above 1 is better, and empty where there is none. Generation is a token's, since answers differ in length.
+    How they were run is told where those of one model and task differ in it. Cut: prompts that were longer than the
+    model takes, and lost their beginning. Beside full: the mean difference to the full model's row of the same run,
+    sample by sample, and its standard error. Efficiency is relative to that row, above 1 is better, and empty where
+    there is none. Generation is a token's, since answers differ in length.
     """
     scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
     rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
@@ -44,6 +54,9 @@ def markdown(rows: Sequence[EvalRow]) -> str:
         "task": [row.task for row in rows],
         "metric": [row.metric for row in rows],
         "policy": [f"`{row.policy}`" for row in rows],
+        **differing(
+            {head: [cell(row) for row in rows] for head, cell in WAY.items()}, [(row.model, row.task) for row in rows]
+        ),
         "score": [f"{row.value:.4f}" for row in rows],
         "stderr": ["" if row.stderr is None else f"{row.stderr:.4f}" for row in rows],
         "samples": [f"{row.samples}" for row in rows],
