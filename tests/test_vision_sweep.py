@@ -210,7 +210,7 @@ def test_adr_is_the_mean_over_kinds_of_what_is_left_of_the_full_model() -> None:
     overview, details = report([whole, row(), row("tome", retain=0.5)]).split("\n\n")
     assert overview.splitlines()[0] == "| model | method | 50 % | 25 % |"
     assert overview.splitlines()[2:] == ["| m | `dash` |  | 81.2 |", "| m | `tome` | 81.2 |  |"]
-    assert details.splitlines()[-1] == ("| `dash` | 25 % | 25.0 % | 100 % | 50 % | 100 | 50 | 0 | 50.0 | 81.2 |")
+    assert details.splitlines()[-1] == "| m | `dash` | 25 % | 25.0 % | 100 % | 50 % | 100 | 50 | 0 | 50.0 | 81.2 |"
 
 
 @pytest.mark.parametrize("other", [{"pictures": 8}, {"model": "n"}])

@@ -52,6 +52,7 @@ def _details(relative: Sequence[tuple[VisionRow, str]]) -> str:
     shares = [accuracy(row) for row in ordered]
     return table(
         {
+            "model": [row.model for row in ordered],
             "method": [f"`{row.method}`" for row in ordered],
             "share": [f"{100 * row.retain:g} %" for row in ordered],
             "kept": [f"{100 * row.kept:.1f} %" for row in ordered],
