@@ -29,7 +29,20 @@ def test_a_label_is_short() -> None:
     assert short(DASH) == "l11 \u03c1.667"
     assert short(KEYS) == "l25% \u03c1.5 keep first 8"
     assert short(STAGES) == "l7 \u03c1.5\n+ l14 \u03c1.9 chunk 16"
-    assert short("dash") == "defaults"
+
+
+def test_a_stage_without_options_is_named() -> None:
+    assert short("dash") == "dash"
+    assert short("dash:start=3+d3") == "l3\n+ d3"
+
+
+def test_a_long_label_is_broken_between_options() -> None:
+    policy = "max-sim:start=2,pruning_ratio=0.425,chunk=64,keep_first=256,keep_last=128,window=16,kernel=129+d3:start=9"
+    assert short(policy).split("\n") == [
+        "l2 \u03c1.425 chunk 64 keep first 256",
+        "keep last 128 window 16 kernel 129",
+        "+ l9",
+    ]
 
 
 def test_the_svg_names_methods_axes_and_the_frontier(tmp_path: Path) -> None:
@@ -98,15 +111,35 @@ def test_policies_that_meet_on_the_frontier_share_a_label(tmp_path: Path) -> Non
     assert f">{short(DASH)} or 1 more</text>" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
 
 
-def test_what_all_policies_share_is_said_once_and_on_no_label(draw: Callable[[list[SweepRow]], Figure]) -> None:
+def test_what_all_stages_share_is_said_once_and_on_no_label(draw: Callable[[list[SweepRow]], Figure]) -> None:
     tails = ("start=7,chunk=16,keep_first=8", "chunk=16,start=3,keep_first=8")
     figure = draw(
         [row(f"dash:{tails[0]}"), row(f"dash:{tails[1]}+key-norm:{tails[0]}", reference_speedup=3.0, nll=2.0)]
     )
     assert {text.get_text() for text in figure.axes[1].texts} == {"l7", "l3\n+ l7"}
-    assert figure.legends[0].get_title().get_text().endswith("\nall policies: chunk 16 keep first 8")
-    (alone,) = draw([row(f"dash:{tails[0]}")]).axes[0].texts
+    said = figure.legends[0].get_title().get_text().split("\n")[1]
+    assert said == "all with options beyond l and \u03c1: chunk 16 keep first 8"
+    (alone,) = draw([row(f"dash:{tails[0]}"), row("d3:start=20", exact=False, nll=9.0)]).axes[0].texts
     assert alone.get_text() == "l7 chunk 16 keep first 8"
+
+
+def test_stages_with_no_more_than_a_start_layer_and_a_ratio_stop_no_sharing(
+    draw: Callable[[list[SweepRow]], Figure],
+) -> None:
+    shared = "chunk=64,keep_first=256,keep_last=128,window=16,power=3,standardize=true"
+    rows = [
+        row(f"max-sim:start=2,pruning_ratio={ratio},{shared},kernel={kernel}{then}", nll=nll, reference_speedup=speed)
+        for ratio, kernel, then, nll, speed in [
+            (0.425, 129, "", 1.2, 1.5),
+            (0.048, 193, "+forecast:start=16,pruning_ratio=1", 2.0, 2.5),
+        ]
+    ]
+    figure = draw(rows)
+    assert {text.get_text() for text in figure.axes[1].texts} == {
+        "l2 \u03c1.425 kernel 129",
+        "l2 \u03c1.048 kernel 193\n+ l16 \u03c11",
+    }
+    assert "power 3" in figure.legends[0].get_title().get_text()
 
 
 def test_a_suffix_names_the_format(tmp_path: Path) -> None:

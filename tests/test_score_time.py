@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from deltahalt import InputError
 from deltahalt.figures.score_time import compare, score_time
@@ -94,6 +95,16 @@ def test_tasks_may_differ_in_how_all_policies_ran_them() -> None:
     assert panel == compare(ROWS)[1]
 
 
+def test_the_title_says_who_ran_with_other_versions() -> None:
+    rows = [
+        replace(ROWS[0], transformers="4"),  # not drawn: a later row of the same counts
+        *(replace(one, transformers="4") if one.policy == KEYS else one for one in ROWS),
+    ]
+    assert compare(rows)[0].endswith("batches of 1, transformers 5 (key-norm 4)")
+    rows = [replace(one, torch="1", transformers="4") if one.policy == "dense" else one for one in ROWS]
+    assert compare(rows)[0].endswith("transformers 5 (dense 4), torch 2 (dense 1)")
+
+
 def test_without_the_full_model_there_is_no_line() -> None:
     _, panel = compare(ROWS[2:])
     assert panel.full_speed is None
@@ -106,14 +117,15 @@ def test_without_the_full_model_there_is_no_line() -> None:
         ([], "no rows of a policy that halts"),
         (ROWS[:2], "no rows of a policy that halts"),
         ([*ROWS, row(DASH, model="large")], "several models or ways"),
+        ([*(replace(one, model="large") for one in ROWS), *ROWS], "several models or ways"),
         ([*ROWS, row(DASH, machine="one GPU")], "several models or ways"),
         ([*ROWS, row(DASH, attention="eager", halted_kv="frozen")], "halted K/V frozen, attention by eager"),
-        ([*ROWS, row(DASH, chat_template=True)], "ran qa on other samples.* not all in the chat format"),
-        ([*ROWS, row(DASH, batch_size=4)], "batch sizes"),
+        ([*ROWS, row(DASH, chat_template=True)], f"^{DASH} ran qa on other samples.* than dense, or.* chat"),
+        ([*ROWS, row(KEYS, batch_size=4), row(DASH, batch_size=4)], f"^{DASH}, {KEYS} ran qa .*batch sizes"),
         ([row(DASH, "a"), row(KEYS, "b")], "no task has rows of every policy"),
         ([*ROWS, row(DASH, metric="perplexity", value=12.5)], "perplexity of qa is 12.5"),
         ([*ROWS[2:], row(DASH, new_tokens=0)], "qa generates no answers"),
-        ([*ROWS[2:], row(DASH, samples=3)], "ran qa on other samples"),
+        ([*ROWS[2:], row(KEYS, samples=3)], f"^{KEYS} ran qa on other samples.* than {DASH}"),
         ([*ROWS, row(DASH, metric="recall")], "ran qa on other samples, metrics"),
     ],
 )
@@ -134,6 +146,19 @@ def test_left_and_up_is_better_and_the_full_model_is_where_two_lines_cross(
     assert any(list(line.get_xdata()) == pytest.approx([4, 4]) for line in axes.lines if len(line.get_xdata()) == 2)
     assert not axes.xaxis_inverted()
     assert not axes.yaxis_inverted()
+
+
+def test_labels_keep_off_the_full_model_s_lines(figures: list[Figure], tmp_path: Path) -> None:
+    near = [row("dense", value=0.6), row("dash", prefill_seconds=4.9), row("key-norm", value=0.4, prefill_seconds=4.8)]
+    far = row("random", value=0.1, prefill_seconds=25.0)
+    score_time([*near, far], tmp_path / "plot.svg")
+    (axes,) = figures[0].axes
+    assert {text.get_text() for text in axes.texts} == {"dash", "key-norm"}
+    place, level = axes.transData.transform((2, 0.6))
+    for text in axes.texts:
+        box = Text.get_window_extent(text)
+        assert not box.x0 < place < box.x1
+        assert not box.y0 < level < box.y1
 
 
 def test_plot_draws_it(deltahalt: Callable[..., int], tmp_path: Path) -> None:

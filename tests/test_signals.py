@@ -58,6 +58,25 @@ def test_settings_share_the_samples_that_all_have_rows_of() -> None:
     assert [one.title for one in found] == ["start: 40 % of the layers, ratio: 0.5", "start: layer 11, ratio: 0.667"]
 
 
+def test_settings_come_by_number() -> None:
+    starts = ["14", "4", "0.4", "0.25"]
+    _, found = ablations([row(f"{name}:start={start}") for start in starts for name in ("dash", "random")])
+    assert [one.title.partition(",")[0] for one in found] == [
+        "start: 25 % of the layers",
+        "start: 40 % of the layers",
+        "start: layer 4",
+        "start: layer 14",
+    ]
+
+
+def test_the_legend_names_the_signals_of_all_settings(figures: list[Figure], tmp_path: Path) -> None:
+    at = {4: ("uniform", "dash"), 14: ("random", "dash")}
+    signals([row(f"{name}:start={start}") for start, names in at.items() for name in names], tmp_path / "plot.svg")
+    (legend,) = figures[0].legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["full model", *(SIGNALS[name] for name in ("dash", "random", "uniform"))]
+
+
 def test_bars_and_the_full_model_s_level_are_drawn(figures: list[Figure], tmp_path: Path) -> None:
     signals([*ROWS, *ELSEWHERE], tmp_path / "plot.svg")
     assert len(figures[0].axes) == 4

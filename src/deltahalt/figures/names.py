@@ -1,9 +1,12 @@
 """Policies in few words, for legends and labels."""
 
+import textwrap
 from collections.abc import Collection, Iterable
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RHO = "\N{GREEK SMALL LETTER RHO}"
+WIDTH = 45  # letters in a line of a label
+GLUE = "\N{NO-BREAK SPACE}"
 
 
 def method(policy: str) -> str:
@@ -15,9 +18,13 @@ def method(policy: str) -> str:
 
 
 def shared_options(policies: Iterable[str]) -> list[str]:
-    """The options, `name=value`, that every stage of every policy is given."""
-    stages = [_options(stage) for policy in policies for stage in policy.split("+")]
-    return [option for option in stages[0] if all(option in stage for stage in stages)] if stages else []
+    """The options, `name=value`, that all stages have which are given more than a start layer and a ratio.
+
+    None where there is one such stage or none: it has nobody to share with.
+    """
+    every = [_options(stage) for policy in policies for stage in policy.split("+")]
+    stages = [more for options in every if (more := [option for option in options if _place(option) == 2])]
+    return [option for option in stages[0] if all(option in stage for stage in stages)] if len(stages) > 1 else []
 
 
 def without(policy: str, options: Collection[str]) -> str:
@@ -30,9 +37,17 @@ def without(policy: str, options: Collection[str]) -> str:
 
 
 def short(policy: str) -> str:
-    """A policy's options in few letters, a line a stage: `l14 rho.667 chunk 64`."""
-    stages = [sorted(_options(stage), key=_place) for stage in policy.split("+")]
-    return "\n+ ".join(" ".join(map(_short, options)) or "defaults" for options in stages)
+    """A policy's options in few letters, each stage on lines of its own: `l14 rho.667 chunk 64`.
+
+    A stage without options is named.
+    """
+    return "\n+ ".join(_lines(map(_short, sorted(_options(stage), key=_place))) or stage for stage in policy.split("+"))
+
+
+def _lines(options: Iterable[str]) -> str:
+    """Options one after another; lines are broken between them, so that a label finds room."""
+    glued = " ".join(option.replace(" ", GLUE) for option in options)
+    return textwrap.fill(glued, WIDTH, break_long_words=False, break_on_hyphens=False).replace(GLUE, " ")
 
 
 def _options(stage: str) -> list[str]:

@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
+LETTERS = 13.5  # of a panel's title or of the legend, that fit into an inch
 NOTE = f"pale: off the frontier; labels, where there is room: l start layer, {RHO} share of the prompt halted there"
 
 
 def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
     """Draw the panels side by side to `out`. Raises InputError as `check_plot` does."""
-    with drawn(out, title, (5.25 * max(len(panels), 1.4), 5.4)) as figure:
+    width = 5.25 * max(len(panels), 1.4)
+    with drawn(out, title, (width, 5.4)) as figure:
         policies = list(dict.fromkeys(point.policy for panel in panels for point in panel.points))
-        known, shared = looks(policies), shared_options(policies) if len(policies) > 1 else []
+        known, shared = looks(policies), shared_options(policies)
         columns = list(figure.subplots(1, len(panels), sharex=True, squeeze=False)[0])
-        lines = [_draw(axes, panel, known) for axes, panel in zip(columns, panels, strict=True)]
+        letters = int(LETTERS * width / len(panels))
+        lines = [_draw(axes, panel, known, letters) for axes, panel in zip(columns, panels, strict=True)]
         figure.legend(
-            handles=[*known.values(), *lines[0]],
-            title=f"{NOTE}\nall policies: {short('all:' + ','.join(shared))}" if shared else NOTE,
+            handles=[*known.values(), *columns[0].get_legend_handles_labels()[0]],
+            title=f"{NOTE}\n{_said_once(shared, int(LETTERS * width))}" if shared else NOTE,
             title_fontsize="medium",
             loc="outside lower center",
             ncols=4,
@@ -38,10 +41,14 @@ def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
             place_labels(axes, _labels(panel, shared), [panel.spot(point) for point in panel.points], lines_here)
 
 
+def _said_once(shared: Collection[str], letters: int) -> str:
+    return textwrap.fill(f"all with options beyond l and {RHO}: {short('all:' + ','.join(shared))}", letters)
+
+
 def _labels(panel: Panel, shared: Collection[str]) -> dict[tuple[float, float], str]:
     """The frontier's labels by where they belong; where policies meet, the shortest is named and the rest counted.
 
-    shared: options that all policies have, which go without saying.
+    shared: options that go without saying.
     """
     meeting: dict[tuple[float, float], list[str]] = {}
     for point in frontier(panel.points):
@@ -52,9 +59,12 @@ def _labels(panel: Panel, shared: Collection[str]) -> dict[tuple[float, float], 
     }
 
 
-def _draw(axes: "Axes", panel: Panel, known: "dict[str, Line2D]") -> "list[Line2D]":
-    """Points, frontier and the full model; returns the lines, which labels keep clear of."""
-    axes.set_title(textwrap.fill(panel.title, 72))
+def _draw(axes: "Axes", panel: Panel, known: "dict[str, Line2D]", letters: int) -> "list[Line2D]":
+    """Points, frontier and the full model; returns the lines, which labels keep clear of.
+
+    letters: of the title's, that fit into a line.
+    """
+    axes.set_title(textwrap.fill(panel.title, letters))
     axes.set_xlabel(panel.across)
     axes.set_ylabel(panel.axis)
     axes.grid()
@@ -77,7 +87,8 @@ def _draw(axes: "Axes", panel: Panel, known: "dict[str, Line2D]") -> "list[Line2
         )
     spots = [panel.spot(point) for point in best]
     xs, ys = zip(*spots, strict=True) if spots else ((), ())
-    steps = axes.plot(xs, ys, drawstyle="steps-pre", color="0.25", linewidth=1.2, label="frontier")
+    lines = axes.plot(xs, ys, drawstyle="steps-pre", color="0.25", linewidth=1.2, label="frontier")
+    lines.append(axes.axhline(panel.full, **FULL, label="full model"))
     if panel.full_speed is not None:
-        axes.axvline(panel.speed_sign * panel.full_speed, **FULL)
-    return [*steps, axes.axhline(panel.full, **FULL, label="full model")]
+        lines.append(axes.axvline(panel.speed_sign * panel.full_speed, **FULL))
+    return lines

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,7 @@ from statistics import fmean
 from deltahalt.errors import InputError
 from deltahalt.figures.comparison import Panel, Point
 from deltahalt.figures.house import check_plot
+from deltahalt.figures.names import method
 from deltahalt.figures.scatter import scatter
 from deltahalt.harness.rows import EvalRow
 from deltahalt.policies import Dense
@@ -33,14 +35,15 @@ def compare(rows: Iterable[EvalRow]) -> tuple[str, Panel]:
 
     Raises InputError for rows of several models or ways to run them, of none but the full model, without a common task,
     with metrics that are no shares, or of tasks that generate nothing or that policies did not run alike. One task may
-    have another batch size than the next, and only some the chat format.
+    have another batch size than the next, and only some the chat format; where libraries' versions differ, the title
+    has them.
     """
-    latest = {(row.policy, row.task, row.metric): row for row in rows}
-    subjects = sorted({_subject(row) for row in latest.values()})
+    rows = list(rows)
+    subjects = sorted(set(map(_subject, rows)))
     if len(subjects) > 1:
         raise InputError(f"these are rows of several models or ways ({'; '.join(subjects)}): draw one at a time")
     measured: Measured = {}
-    for row in latest.values():
+    for row in {(row.policy, row.task, row.metric): row for row in rows}.values():
         measured.setdefault(row.policy, {}).setdefault(row.task, []).append(row)
     if not measured.keys() - {Dense.name}:
         raise InputError("there are no rows of a policy that halts: run `deltahalt eval --rows` with one")
@@ -48,11 +51,12 @@ def compare(rows: Iterable[EvalRow]) -> tuple[str, Panel]:
     if not tasks:
         raise InputError("no task has rows of every policy: evaluate all policies on the same tasks")
     for task in tasks:
-        _check(task, [by_task[task] for by_task in measured.values()])
-    batches = sorted({str(by_task[task][0].batch_size) for by_task in measured.values() for task in tasks})
+        _check(task, {policy: by_task[task] for policy, by_task in measured.items()})
+    shown = [row for by_task in measured.values() for task in tasks for row in by_task[task]]
+    batches = sorted({str(row.batch_size) for row in shown})
     points = {policy: _point(policy, [by_task[task] for task in tasks]) for policy, by_task in measured.items()}
     full = points.pop(Dense.name, None)
-    return f"{subjects[0]}, batches of {' or '.join(batches)}", Panel(
+    return f"{subjects[0]}, batches of {' or '.join(batches)}{_versions(shown)}", Panel(
         f"mean over {len(tasks)} tasks: {', '.join(tasks)}",
         "score (up is better)",
         "seconds an answer, prefill and generation (left is better)",
@@ -77,9 +81,21 @@ def _subject(row: EvalRow) -> str:
     return f"{usual}, {way}" if way else usual
 
 
-def _check(task: str, by_policy: list[list[EvalRow]]) -> None:
+def _versions(rows: list[EvalRow]) -> str:
+    """Libraries whose versions differ: that of most rows, and who ran with another."""
+    differing = ""
+    for library in ("transformers", "torch"):
+        version: Callable[[EvalRow], str] = attrgetter(library)
+        [(usual, _)] = Counter(map(version, rows)).most_common(1)
+        unlike = dict.fromkeys(f"{method(row.policy)} {version(row)}" for row in rows if version(row) != usual)
+        if unlike:
+            differing += f", {library} {usual} ({', '.join(unlike)})"
+    return differing
+
+
+def _check(task: str, by_policy: dict[str, list[EvalRow]]) -> None:
     """Refuse rows of one task that cannot be averaged or compared."""
-    for row in itertools.chain(*by_policy):
+    for row in itertools.chain(*by_policy.values()):
         if not 0 <= row.value <= 1:
             raise InputError(
                 f"{row.metric} of {task} is {row.value:g}, no share: only shares can be averaged to a score"
@@ -87,10 +103,13 @@ def _check(task: str, by_policy: list[list[EvalRow]]) -> None:
         if row.new_tokens == 0:
             raise InputError(f"{task} generates no answers, so they take no time: draw tasks that do")
     alike = attrgetter("metric", "samples", "batch_size", "chat_template")
-    if len({frozenset(map(alike, rows)) for rows in by_policy}) > 1:
+    ways = {policy: set(map(alike, rows)) for policy, rows in by_policy.items()}
+    first = Dense.name if Dense.name in ways else next(iter(ways))
+    unlike = [policy for policy, way in ways.items() if way != ways[first]]
+    if unlike:
         raise InputError(
-            f"policies ran {task} on other samples, metrics or batch sizes than each other, or not all in the chat "
-            "format: evaluate them alike"
+            f"{', '.join(unlike)} ran {task} on other samples, metrics or batch sizes than {first}, or not all in the "
+            "chat format: evaluate them alike"
         )
 
 

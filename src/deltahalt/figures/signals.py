@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltahalt.errors import InputError
 from deltahalt.evaluation.summary import PolicySummary
@@ -13,6 +13,7 @@ from deltahalt.figures.house import FULL, check_plot, drawn, looks
 from deltahalt.policies import parse_policy
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 # Signals in the order of their bars: what is left of a policy's text without where it starts and how much it halts.
@@ -27,7 +28,20 @@ SIGNALS = {
     "uniform": "evenly spaced",
 }
 SETTING = ("start", "pruning_ratio")
+FULL_MODEL = "full model"
 Bars = Mapping[str, Mapping[str, PolicySummary]]  # summaries by signal and task
+
+
+class Setting(NamedTuple):
+    """Where and how much is halted: shares of the depth come before layers, and each by number."""
+
+    in_layers: bool
+    start: float
+    ratio: float
+
+    def title(self) -> str:
+        start = f"layer {self.start}" if self.in_layers else f"{100 * self.start:g} % of the layers"
+        return f"start: {start}, ratio: {self.ratio:g}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,12 @@ def signals(rows: Iterable[SweepRow], out: Path) -> None:
             right.set_ylabel("NLL change, nats (down is better)")
             _draw(left, ablation.bars, exact, lambda line: line.exact, lambda line: line.full_exact)
             _draw(right, ablation.bars, _tasks(ablation), lambda line: line.nll_change, lambda _: 0)
-        handles, labels = right.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        known: dict[str, Artist] = {}
+        for axes in figure.axes:
+            handles, labels = axes.get_legend_handles_labels()
+            known |= zip(labels, handles, strict=True)
+        named = [label for label in (FULL_MODEL, *SIGNALS.values()) if label in known]
+        figure.legend([known[label] for label in named], named, loc="outside lower center", ncols=5, frameon=False)
 
 
 def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
@@ -64,11 +82,11 @@ def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
 
     Only policies without other options count. Raises InputError as `comparable` does, and where no setting has several.
     """
-    by_setting: dict[str, dict[str, str]] = {}  # policies by setting and signal
+    by_setting: dict[Setting, dict[str, str]] = {}  # policies by setting and signal
     rows = list(rows)
     for policy in dict.fromkeys(row.policy for row in rows):
-        signal, setting = _split(policy)
-        if signal:
+        if found := _split(policy):
+            signal, setting = found
             by_setting.setdefault(setting, {})[signal] = policy
     several = {setting: by_setting[setting] for setting in sorted(by_setting) if len(by_setting[setting]) > 1}
     if not several:
@@ -78,22 +96,21 @@ def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
     summaries = {(line.policy, task): line for task, lines in summarize_tasks(chosen).items() for line in lines}
     tasks = list(dict.fromkeys(task for _, task in summaries))
     return title, [
-        Ablation(setting, {s: {task: summaries[policies[s], task] for task in tasks} for s in SIGNALS if s in policies})
-        for setting, policies in several.items()
+        Ablation(setting.title(), {s: {task: summaries[own[s], task] for task in tasks} for s in SIGNALS if s in own})
+        for setting, own in several.items()
     ]
 
 
-def _split(policy: str) -> tuple[str, str]:
-    """A policy's signal, and where and how much it halts; both empty for a policy with other options or stages."""
+def _split(policy: str) -> tuple[str, Setting] | None:
+    """A policy's signal, and where and how much it halts; None for a policy with other options or stages."""
     name, _, text = policy.partition(":")
     options = [option for option in text.split(",") if option]
     others = [option for option in options if option.partition("=")[0].strip().replace("-", "_") not in SETTING]
     signal = f"{name}:{','.join(others)}" if others else name
     if signal not in SIGNALS or "+" in policy:
-        return "", ""
+        return None
     parsed = parse_policy(policy).stages[0]
-    start = f"layer {parsed.start}" if isinstance(parsed.start, int) else f"{100 * parsed.start:g} % of the layers"
-    return signal, f"start: {start}, ratio: {parsed.pruning_ratio:g}"
+    return signal, Setting(isinstance(parsed.start, int), parsed.start, parsed.pruning_ratio)
 
 
 def _tasks(ablation: Ablation) -> list[str]:
@@ -122,6 +139,6 @@ def _draw(
         )
     level = [full(next(iter(bars.values()))[task]) for task in tasks]
     begin = [group - 0.46 for group in range(len(tasks))]
-    axes.hlines(level, begin, [at + 0.92 for at in begin], **FULL, label="full model")
+    axes.hlines(level, begin, [at + 0.92 for at in begin], **FULL, label=FULL_MODEL)
     axes.set_xticks(range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks])
     axes.grid(axis="y")
