@@ -18,13 +18,19 @@ def method(policy: str) -> str:
 
 
 def shared_options(policies: Iterable[str]) -> list[str]:
-    """The options, `name=value`, that all stages have which are given more than a start layer and a ratio.
+    """The options, `name=value`, that every stage of every policy is given."""
+    stages = [_options(stage) for policy in policies for stage in policy.split("+")]
+    return [option for option in stages[0] if all(option in stage for stage in stages)] if stages else []
 
-    None where there is one such stage or none: it has nobody to share with.
+
+def shared_beyond(policies: Iterable[str]) -> list[str]:
+    """The options that all stages share which are given more than a start layer and a ratio.
+
+    None where there is one such stage: it has nobody to share with.
     """
-    every = [_options(stage) for policy in policies for stage in policy.split("+")]
-    stages = [more for options in every if (more := [option for option in options if _place(option) == 2])]
-    return [option for option in stages[0] if all(option in stage for stage in stages)] if len(stages) > 1 else []
+    every = [stage for policy in policies for stage in policy.split("+")]
+    stages = [stage for stage in every if any(_place(option) == 2 for option in _options(stage))]
+    return [option for option in shared_options(stages) if _place(option) == 2] if len(stages) > 1 else []
 
 
 def without(policy: str, options: Collection[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deltahalt.figures.comparison import Panel, frontier
 from deltahalt.figures.house import FULL, drawn, looks
 from deltahalt.figures.labels import place_labels
-from deltahalt.figures.names import RHO, method, shared_options, short, without
+from deltahalt.figures.names import RHO, method, shared_beyond, short, without
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
     width = 5.25 * max(len(panels), 1.4)
     with drawn(out, title, (width, 5.4)) as figure:
         policies = list(dict.fromkeys(point.policy for panel in panels for point in panel.points))
-        known, shared = looks(policies), shared_options(policies)
+        known, shared = looks(policies), shared_beyond(policies)
         columns = list(figure.subplots(1, len(panels), sharex=True, squeeze=False)[0])
         letters = int(LETTERS * width / len(panels))
         lines = [_draw(axes, panel, known, letters) for axes, panel in zip(columns, panels, strict=True)]
