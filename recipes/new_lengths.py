@@ -27,14 +27,14 @@ from deltahalt.flops import ModelShape
 from deltahalt.generation import Generated, generate_timed
 from deltahalt.machine import ran_on
 from deltahalt.methods import parse_method
-from deltahalt.rows import Row, append_rows
+from deltahalt.rows import RanRow, append_rows
 
 LATE = "chunk=64,keep_first=256,keep_last=128,window=16,kernel=193,power=3,standardize=true"
 POLICIES = f"dash max-sim:start=2,pruning_ratio=0.461,{LATE}"
 
 
 @dataclass(frozen=True)
-class NewLengthsRow(Row):
+class NewLengthsRow(RanRow):
     """Prompts of about `prompt` tokens, each of a length of its own, and `new_tokens` after each.
 
     prefill: seconds until the first new token; token: of each later one; medians over `runs`.
@@ -49,12 +49,6 @@ class NewLengthsRow(Row):
     runs: int
     prefill: float
     token: float
-    dtype: str
-    attention: str
-    machine: str
-    deltahalt: str
-    transformers: str
-    torch: str
 
 
 def measure(

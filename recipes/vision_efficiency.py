@@ -25,7 +25,7 @@ from deltahalt import Dense, halting
 from deltahalt.clock import clock
 from deltahalt.evaluation.pictures.combinations import Combination, combinations
 from deltahalt.machine import ran_on
-from deltahalt.rows import Row, append_rows
+from deltahalt.rows import RanRow, append_rows
 
 METHODS = [
     "dart-vit",
@@ -53,7 +53,7 @@ SMALL_TOWER: dict[str, Any] = {"depth": 12, "embed_dim": 32, "num_heads": 2, "hi
 
 
 @dataclass(frozen=True)
-class VisionBenchRow(Row):
+class VisionBenchRow(RanRow):
     """One method at one share of visual tokens, against the plain host on the same prompt.
 
     prefill, total: seconds until the first and the last new token, medians; full_prefill, full_total: of the host.
@@ -80,12 +80,6 @@ class VisionBenchRow(Row):
     kv_mb: float
     full_kv_mb: float
     repeats: int
-    dtype: str
-    attention: str
-    machine: str
-    deltahalt: str
-    transformers: str
-    torch: str
 
 
 def build(small: bool, device: str) -> Any:

@@ -24,6 +24,18 @@ class Row:
         return cls(**fields)
 
 
+@dataclass(frozen=True)
+class RanRow(Row):
+    """A measurement with what it ran on, as `deltahalt.machine.ran_on` says it."""
+
+    dtype: str
+    attention: str
+    machine: str
+    deltahalt: str
+    transformers: str
+    torch: str
+
+
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
-from deltahalt.rows import Row
+from deltahalt.rows import RanRow
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class BenchRow(Row):
+class BenchRow(RanRow):
     """A policy and the full model on the same `batch` prompts of `prompt` tokens, `new_tokens` generated after each.
 
     full, halted: medians over `repeats` runs. gain: medians of full / halted over pairs of runs in turn, so drift
@@ -50,12 +50,6 @@ class BenchRow(Row):
     share: float
     repeats: int
     seed: int
-    dtype: str
-    attention: str
-    machine: str
-    deltahalt: str
-    transformers: str
-    torch: str
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "BenchRow":

@@ -128,8 +128,10 @@ class Call:
                 dtype=stream.hidden.dtype,
                 block_of=None if self.blocks is None else self._block_of,
             )
-            pairs = (alike or 0) * self.config.num_attention_heads * stream.slots.numel() * keys.shape[1]
-            around = nullcontext() if alike is None else backend(pairs, masked=mask is not None)
+            around: AbstractContextManager[object] = nullcontext()
+            if alike is not None:
+                pairs = alike * self.config.num_attention_heads * stream.slots.numel() * keys.shape[1]
+                around = backend(pairs, masked=mask is not None)
             self.attention[key] = mask, around
         return self.attention[key]
 
