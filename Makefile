@@ -22,11 +22,11 @@ test: lint ## lint, then run the tests on the pinned versions
 
 # kvpress leaves a mark on every attention module that runs once it is imported: its tests have a process of their own.
 test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
-	$(KVPRESS)/bin/python -m pytest --ignore-glob 'tests/test_kvpress_*'
-	$(KVPRESS)/bin/python -m pytest tests/test_kvpress_*.py
+	$(KVPRESS)/bin/python -m pytest --ignore-glob 'tests/integrations/test_kvpress_*'
+	$(KVPRESS)/bin/python -m pytest tests/integrations/test_kvpress_*.py
 
 test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
-	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/test_lmms_eval.py
+	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/integrations/test_lmms_eval.py
 
 kvpress-env: $(KVPRESS)/.installed ## set up .venv-kvpress: kvpress and lm-eval beside the oldest versions that deltahalt runs on
 

@@ -24,7 +24,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from deltahalt.evaluation.candidates import DEEPEST, HIGHEST, NARROW, Form, pair, relieved, single
+from deltahalt.lab.evaluation.candidates import DEEPEST, HIGHEST, NARROW, Form, pair, relieved, single
 from deltahalt.profile import AHEAD, attended, exit_at, keyed, resembling, updated
 
 ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer

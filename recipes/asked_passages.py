@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from long_context_samples import BEFORE_NEWS, LONGEST, Row, read_rows, samples, write_rows
 
-from deltahalt.models import LoadedModel, load
+from deltahalt.loading.models import LoadedModel, load
 
 ASK = """Here is a passage from a longer text.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from deltahalt.figures.names import shared_options, without
+from deltahalt.lab.figures.names import shared_options, without
 
 LONGEST = 40  # characters of a policy that a table is still easy to read with
 REST = "\N{HORIZONTAL ELLIPSIS}"

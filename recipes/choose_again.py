@@ -10,9 +10,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deltahalt.evaluation.candidates import ASKED, BLIND, exit_of, layer_of, usual_policies
-from deltahalt.evaluation.rating import Rated, choose, evidence, rate
-from deltahalt.evaluation.sweep import read_sweep
+from deltahalt.lab.evaluation.candidates import ASKED, BLIND, exit_of, layer_of, usual_policies
+from deltahalt.lab.evaluation.rating import Rated, choose, evidence, rate
+from deltahalt.lab.evaluation.sweep import read_sweep
 from deltahalt.policies import parse_policy
 from deltahalt.profile import Profile
 

@@ -23,12 +23,12 @@ from lm_eval.api.task import ConfigurableTask, Task
 
 import deltahalt.integrations.lm_eval  # noqa: F401 (registers the model)
 from deltahalt.errors import InputError
-from deltahalt.harness.equality import EqualityRow, markdown
-from deltahalt.harness.loogle import questions
-from deltahalt.harness.lookup import find_tasks
-from deltahalt.machine import machine_name
-from deltahalt.models import load
-from deltahalt.rows import append_rows
+from deltahalt.lab.bench.machine import machine_name
+from deltahalt.lab.harness.equality import EqualityRow, markdown
+from deltahalt.lab.harness.loogle import questions
+from deltahalt.lab.harness.lookup import find_tasks
+from deltahalt.lab.rows.base import append_rows
+from deltahalt.loading.models import load
 
 TASKS = ["longbench_multi_news", "loogle_shortdep_qa", "niah_multikey_3", "needle"]  # all generate
 RULER_LENGTH = 4096  # of RULER's file

@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from deltahalt.applying import Applied, applying
-from deltahalt.bench.measure import FULL, random_model
-from deltahalt.bench.prompts import random_prompts
+from deltahalt.answering.generation import Generated, generate_timed
 from deltahalt.engine.backends import WITHOUT_CUDNN
 from deltahalt.flops import ModelShape
-from deltahalt.generation import Generated, generate_timed
-from deltahalt.machine import ran_on
-from deltahalt.methods import parse_method
-from deltahalt.rows import RanRow, append_rows
+from deltahalt.lab.bench.machine import ran_on
+from deltahalt.lab.bench.measure import FULL, random_model
+from deltahalt.lab.bench.prompts import random_prompts
+from deltahalt.lab.rows.base import RanRow, append_rows
+from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.registry import parse_method
 
 LATE = "chunk=64,keep_first=256,keep_last=128,window=16,kernel=193,power=3,standardize=true"
 POLICIES = f"dash max-sim:start=2,pruning_ratio=0.461,{LATE}"

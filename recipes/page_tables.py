@@ -22,15 +22,15 @@ from paper_tables import PAPER
 from reached import auto_table, reached_table
 from results_page import FULL, by_method, rows_of
 
-from deltahalt.bench.row import BenchRow
-from deltahalt.evaluation.sweep import SweepRow, read_sweep
-from deltahalt.figures.comparison import on_frontier
-from deltahalt.harness.rows import EvalRow, paired
-from deltahalt.harness.table import setting
-from deltahalt.markdown import table
+from deltahalt.lab.bench.row import BenchRow
+from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
+from deltahalt.lab.figures.comparison import on_frontier
+from deltahalt.lab.figures.tables import markdown
+from deltahalt.lab.harness.table import setting
+from deltahalt.lab.rows.base import read_rows
+from deltahalt.lab.rows.eval import EvalRow, paired
+from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
-from deltahalt.rows import read_rows
-from deltahalt.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -10,8 +10,8 @@ from statistics import fmean, median, stdev
 
 from briefly import brief
 
-from deltahalt.evaluation.sweep import SweepRow, read_sweep
-from deltahalt.markdown import table
+from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
+from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
 
 RESULTS = Path(__file__).parents[1] / "results"

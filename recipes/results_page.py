@@ -18,12 +18,12 @@ from paper_tables import PAPER
 
 from deltahalt import parse_policy
 from deltahalt.flops import KNOWN_SHAPES, savings
-from deltahalt.harness.rows import EvalRow, Spent
-from deltahalt.harness.table import EFFICIENCY, setting
-from deltahalt.markdown import table
+from deltahalt.lab.figures.tables import KINDS, markdown
+from deltahalt.lab.harness.table import EFFICIENCY, setting
+from deltahalt.lab.rows.base import read_rows
+from deltahalt.lab.rows.eval import EvalRow, Spent
+from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
-from deltahalt.rows import read_rows
-from deltahalt.tables import KINDS, markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 FULL = "full model"

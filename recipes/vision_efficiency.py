@@ -23,9 +23,9 @@ from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from deltahalt import Dense, halting
 from deltahalt.clock import clock
-from deltahalt.evaluation.pictures.combinations import Combination, combinations
-from deltahalt.machine import ran_on
-from deltahalt.rows import RanRow, append_rows
+from deltahalt.lab.bench.machine import ran_on
+from deltahalt.lab.evaluation.pictures.combinations import Combination, combinations
+from deltahalt.lab.rows.base import RanRow, append_rows
 
 METHODS = [
     "dart-vit",

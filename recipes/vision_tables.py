@@ -23,7 +23,7 @@ from typing import Any
 
 from paper_tables import PAPER, words
 
-from deltahalt.markdown import table as markdown
+from deltahalt.lab.rows.markdown import table as markdown
 
 TABLES = ["table5", "table6", "table7"]
 FULL = "full model"

@@ -28,9 +28,10 @@ import torch
 from deltahalt import Dense, Policy, WindowAttention, halting, parse_policy
 from deltahalt.engine.call import prepare
 from deltahalt.engine.decoder import run_layers
-from deltahalt.evaluation.candidates import single
-from deltahalt.evaluation.samples import Sample, read_samples
-from deltahalt.evaluation.sweep import (
+from deltahalt.host.families import family_of
+from deltahalt.lab.evaluation.candidates import single
+from deltahalt.lab.evaluation.samples import Sample, read_samples
+from deltahalt.lab.evaluation.sweep import (
     PromptSweep,
     SweepRow,
     Way,
@@ -39,11 +40,10 @@ from deltahalt.evaluation.sweep import (
     judge,
     sweep_row,
 )
-from deltahalt.families import family_of
-from deltahalt.models import LoadedModel, load
-from deltahalt.policy import LayerView, place
+from deltahalt.lab.rows.base import append_rows
+from deltahalt.loading.models import LoadedModel, load
+from deltahalt.policies.base import LayerView, place
 from deltahalt.profile import attended
-from deltahalt.rows import append_rows
 
 ASKING = 16  # tokens that ask beside the window
 DRAFTED_AT = 2.5  # speedup of the prefill before the draft

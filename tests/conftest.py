@@ -19,15 +19,15 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from browser import Page, browsing, find_browser
 from deltahalt import cli
 from deltahalt.errors import ModelError
-from deltahalt.evaluation.pictures.samples import held_out_pictures
-from deltahalt.models import LoadedModel, load
-from deltahalt.viewer.record import PromptRecord, record_prompt
-from local_tasks import write_benchmarks
-from tiny import tiny
-from viewing import DOCUMENT, GRIDS, POLICIES, QUESTION
+from deltahalt.lab.evaluation.pictures.samples import held_out_pictures
+from deltahalt.lab.viewer.record import PromptRecord, record_prompt
+from deltahalt.loading.models import LoadedModel, load
+from helpers.browser import Page, browsing, find_browser
+from helpers.local_tasks import write_benchmarks
+from helpers.tiny import tiny
+from helpers.viewing import DOCUMENT, GRIDS, POLICIES, QUESTION
 
 THREADS = torch.get_num_threads()
 

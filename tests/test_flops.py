@@ -40,8 +40,8 @@ from deltahalt.flops import (
     savings,
     true_flops,
 )
-from deltahalt.policy import AnyPolicy
-from tiny import tiny
+from deltahalt.policies.base import AnyPolicy
+from helpers.tiny import tiny
 
 QWEN_7B = KNOWN_SHAPES["qwen2.5-7b"]
 SMALL = ModelShape(layers=1, hidden=16, intermediate=40, heads=4, kv_heads=2, head_dim=8)

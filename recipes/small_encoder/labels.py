@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from deltahalt.errors import InputError
-from deltahalt.models import LoadedModel
-from deltahalt.prompt.llmlingua2 import tokenize, word_starts
+from deltahalt.loading.models import LoadedModel
+from deltahalt.methods.llmlingua2 import tokenize, word_starts
 
 PASSAGE = re.compile(r"\S.{1,2000}(?!\S)", re.DOTALL)  # whole words, about as many as an encoder reads at once
 HELD_OUT = 0.1

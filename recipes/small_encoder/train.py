@@ -30,9 +30,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from deltahalt.harness.local import read_jsonl
-from deltahalt.models import load
-from deltahalt.prompt.llmlingua2 import CHUNK, cuts, load_encoder, tokenize, word_chances
+from deltahalt.lab.harness.local import read_jsonl
+from deltahalt.loading.models import load
+from deltahalt.methods.llmlingua2 import CHUNK, cuts, load_encoder, tokenize, word_chances
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 IGNORED = -100

@@ -12,8 +12,8 @@ import numpy as np
 from model import AFTER_QUESTION
 from transformers import PreTrainedTokenizerFast
 
-from deltahalt.evaluation.pictures.questions import ASKED, KINDS, ask
-from deltahalt.evaluation.pictures.scenes import Scene, label, make_scene, render, textures
+from deltahalt.lab.evaluation.pictures.questions import ASKED, KINDS, ask
+from deltahalt.lab.evaluation.pictures.scenes import Scene, label, make_scene, render, textures
 
 TEXT = 163  # tokens of questions and answers an image; with 5 around the image it makes a multiple of 8
 SLOT = 48 * 2**20  # bytes for a batch's pixels

@@ -18,8 +18,8 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
-from deltahalt.evaluation.pictures.questions import KINDS, ask
-from deltahalt.evaluation.pictures.scenes import make_scene
+from deltahalt.lab.evaluation.pictures.questions import KINDS, ask
+from deltahalt.lab.evaluation.pictures.scenes import make_scene
 
 SPECIAL = [
     "<|endoftext|>",

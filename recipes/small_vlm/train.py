@@ -29,9 +29,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from deltahalt.evaluation.pictures.inputs import picture_inputs
-from deltahalt.evaluation.pictures.questions import ASKED, KINDS, ask
-from deltahalt.evaluation.pictures.scenes import COLOURS, HELD_OUT, NAMES, make_scene, render
+from deltahalt.answering.picture_inputs import picture_inputs
+from deltahalt.lab.evaluation.pictures.questions import ASKED, KINDS, ask
+from deltahalt.lab.evaluation.pictures.scenes import COLOURS, HELD_OUT, NAMES, make_scene, render
 
 
 class Log:

@@ -1,13 +1,15 @@
 """deltahalt makes long prompts cheap: it halts prompt tokens inside the model during prefill."""
 
-from deltahalt.applying import Applied, applying
-from deltahalt.decode.d3 import D3
 from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
 from deltahalt.engine.report import Report
 from deltahalt.errors import DeltahaltError, InputError, ModelError, PolicyError, UnsupportedError
-from deltahalt.kv.snapkv import SnapKV
-from deltahalt.methods import parse_method
+from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.d3 import D3
+from deltahalt.methods.gemfilter import GemFilter
+from deltahalt.methods.llmlingua2 import LLMLingua2
+from deltahalt.methods.registry import parse_method
+from deltahalt.methods.snapkv import SnapKV
 from deltahalt.policies import (
     Dart,
     Dash,
@@ -26,9 +28,7 @@ from deltahalt.policies import (
     WindowAttention,
     parse_policy,
 )
-from deltahalt.policy import Policy, Progressive
-from deltahalt.prompt.gemfilter import GemFilter
-from deltahalt.prompt.llmlingua2 import LLMLingua2
+from deltahalt.policies.base import Policy, Progressive
 
 __version__ = "0.1.0"
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltahalt.errors import InputError
-from deltahalt.families import family_of
-from deltahalt.policy import AnyPolicy, place
+from deltahalt.host.families import family_of
+from deltahalt.policies.base import AnyPolicy, place
 
 
 @dataclass(frozen=True)

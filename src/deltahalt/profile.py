@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.families import family_of
-from deltahalt.families.base import Module
+from deltahalt.host.families import family_of
+from deltahalt.host.families.base import Module
 from deltahalt.policies import parse_policy
-from deltahalt.policy import AnyPolicy
+from deltahalt.policies.base import AnyPolicy
 
 AUTO = "auto"
 AUTO_QUERY_FREE = "auto-query-free"

@@ -35,13 +35,13 @@ def sweep(
     device: DeviceOption = None,
 ) -> None:
     """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
-    from deltahalt.evaluation.samples import load_samples
-    from deltahalt.evaluation.summary import summarize
-    from deltahalt.evaluation.sweep import Way
-    from deltahalt.evaluation.sweep import sweep as run_sweep
-    from deltahalt.figures.house import check_plot
-    from deltahalt.figures.pareto import pareto
-    from deltahalt.methods import variants
+    from deltahalt.lab.evaluation.samples import load_samples
+    from deltahalt.lab.evaluation.summary import summarize
+    from deltahalt.lab.evaluation.sweep import Way
+    from deltahalt.lab.evaluation.sweep import sweep as run_sweep
+    from deltahalt.lab.figures.house import check_plot
+    from deltahalt.lab.figures.pareto import pareto
+    from deltahalt.methods.registry import variants
 
     if plot is not None:
         check_plot(plot)
@@ -98,9 +98,9 @@ def calibrate(
     device: DeviceOption = None,
 ) -> None:
     """Find the policy that loses least at a given speed, for one model, and write it down as a profile."""
-    from deltahalt.evaluation.calibrate import calibrate as run_calibration
-    from deltahalt.evaluation.calibrate import default_samples
-    from deltahalt.evaluation.samples import load_samples
+    from deltahalt.lab.evaluation.calibrate import calibrate as run_calibration
+    from deltahalt.lab.evaluation.calibrate import default_samples
+    from deltahalt.lab.evaluation.samples import load_samples
 
     targets = parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
     kept = profile.with_suffix(".rows.jsonl") if rows is None else rows

@@ -24,7 +24,7 @@ from deltahalt.cli.base import (
 )
 from deltahalt.cli.common import check_policy, load_model, resolve_policy, with_settings
 from deltahalt.errors import InputError
-from deltahalt.methods import AnyMethod, parse_method
+from deltahalt.methods.registry import AnyMethod, parse_method
 from deltahalt.profile import AUTO, AUTO_QUERY_FREE, names_profile
 
 
@@ -55,8 +55,8 @@ def run(
     The document is read once for several questions, so that no policy sees them; auto is auto-query-free then, and
     methods that need the question are refused.
     """
-    from deltahalt.ask import check_each
-    from deltahalt.documents import read_document
+    from deltahalt.answering.ask import check_each
+    from deltahalt.answering.documents import read_document
 
     settings = {
         "pruning_ratio": pruning_ratio,
@@ -97,7 +97,7 @@ def run(
 
 def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_json: JsonOption = False) -> None:
     """Find a fact planted in the standard library's help texts, with the full model and with halted tokens."""
-    from deltahalt.demo import EXPECTED, QUESTION, demo_document
+    from deltahalt.answering.demo import EXPECTED, QUESTION, demo_document
 
     check_policy(policy)
     loaded = load_model(model)
@@ -126,9 +126,16 @@ def _answer_all(
     **options: Any,
 ) -> dict[str, list[Any]]:
     """Answer with each policy in turn and show the answers; returns them by name, one for each question."""
-    from deltahalt.ask import ask, ask_each, together, warm_up
-    from deltahalt.documents import build_prompt, context_ends, encode_turn, format_turn, shared_start, to_device
-    from deltahalt.show import show_answers
+    from deltahalt.answering.ask import ask, ask_each, together, warm_up
+    from deltahalt.answering.documents import (
+        build_prompt,
+        context_ends,
+        encode_turn,
+        format_turn,
+        shared_start,
+        to_device,
+    )
+    from deltahalt.cli.answer_table import show_answers
 
     config, tokenizer, device = loaded.model.config, loaded.tokenizer, loaded.model.device
     prompts = [build_prompt(tokenizer, config, document, question) for question in questions]

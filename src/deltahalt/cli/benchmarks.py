@@ -50,14 +50,14 @@ def evaluate(
 ) -> None:
     """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
     try:
-        from deltahalt.harness.lookup import find_tasks
-        from deltahalt.harness.run import run_tasks
         from deltahalt.integrations.lm_eval import DeltahaltLM
+        from deltahalt.lab.harness.lookup import find_tasks
+        from deltahalt.lab.harness.run import run_tasks
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
 
-    from deltahalt.models import load_tokenizer
-    from deltahalt.rows import append_rows
+    from deltahalt.lab.rows.base import append_rows
+    from deltahalt.loading.models import load_tokenizer
 
     sizes = parse_numbers(lengths)
     check_policy(policy)

@@ -6,13 +6,13 @@ from typing import Any
 
 from deltahalt.cli.base import log
 from deltahalt.errors import InputError
-from deltahalt.methods import parse_method
+from deltahalt.methods.registry import parse_method
 from deltahalt.profile import names_profile, policy_text
 
 
 def load_model(name: str, **options: Any) -> Any:
     """Load a model, under the host's own progress bars."""
-    from deltahalt.models import load
+    from deltahalt.loading.models import load
 
     log.print(f"loading {name}", markup=False, highlight=False)
     return load(name, **options)
@@ -27,7 +27,7 @@ def require_pillow() -> None:
 def load_vision_model(name: str, **options: Any) -> Any:
     """Load a vision-language model. Raises InputError as `require_pillow` does."""
     require_pillow()
-    from deltahalt.models import load_vision
+    from deltahalt.loading.models import load_vision
 
     log.print(f"loading {name}", markup=False, highlight=False)
     return load_vision(name, **options)

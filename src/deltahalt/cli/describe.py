@@ -10,7 +10,7 @@ from rich.table import Table
 from deltahalt.cli.base import JsonOption, PolicyOption, out
 from deltahalt.cli.common import parse_numbers
 from deltahalt.errors import InputError
-from deltahalt.methods import METHODS
+from deltahalt.methods.registry import METHODS
 from deltahalt.policies import parse_policy
 from deltahalt.vision.policies import VISION_POLICIES
 
@@ -48,7 +48,7 @@ def flops(
     if model is None:
         sizes = ModelShape.parse(str(shape))
     else:
-        from deltahalt.models import load_config
+        from deltahalt.loading.models import load_config
 
         sizes = ModelShape.of(load_config(model).get_text_config())
     rows = [savings(sizes, parse_policy(policy), length) for length in parse_numbers(lengths)]

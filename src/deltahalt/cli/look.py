@@ -35,8 +35,8 @@ def look(
     device: DeviceOption = None,
 ) -> None:
     """Answer a question about pictures on fewer visual tokens, and show what it cost."""
-    from deltahalt.evaluation.pictures.ask import ask_about_pictures
-    from deltahalt.show import show_answers
+    from deltahalt.answering.pictures import ask_about_pictures
+    from deltahalt.cli.answer_table import show_answers
     from deltahalt.vision import UniformGroups
     from deltahalt.vision.policies import parse_vision_policy
 

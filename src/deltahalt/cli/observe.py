@@ -29,9 +29,9 @@ def observe(
     device: DeviceOption = None,
 ) -> None:
     """Measure how much attention updates each token, and how much it gets; draw it with `deltahalt plot --figure`."""
-    from deltahalt.evaluation.observe import columns
-    from deltahalt.evaluation.observe import observe as run_observation
-    from deltahalt.evaluation.samples import load_samples
+    from deltahalt.lab.evaluation.observe import columns
+    from deltahalt.lab.evaluation.observe import observe as run_observation
+    from deltahalt.lab.evaluation.samples import load_samples
 
     require_writable(rows)
     if data.startswith(PICTURES):
@@ -56,7 +56,7 @@ def observe(
 def _pictures(model: str, count: int, dtype: str, device: str | None) -> Any:
     """What observes the first held-out pictures, each with its first question."""
     loaded = load_vision_model(model, dtype=dtype, device=device)
-    from deltahalt.evaluation.pictures.observe import observe_pictures
-    from deltahalt.evaluation.pictures.samples import held_out_pictures
+    from deltahalt.lab.evaluation.pictures.observe import observe_pictures
+    from deltahalt.lab.evaluation.pictures.samples import held_out_pictures
 
     return partial(observe_pictures, loaded, held_out_pictures(count))

@@ -21,7 +21,7 @@ def plot(
     ] = "pareto",
 ) -> None:
     """Draw rows already measured: accuracy against speed, or another figure; needs the extra `plot`."""
-    from deltahalt.rows import read_rows
+    from deltahalt.lab.rows.base import read_rows
 
     figures = _figures()
     if figure not in figures:
@@ -32,15 +32,15 @@ def plot(
 
 def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
     """For each figure its kind of rows, and what draws them."""
-    from deltahalt.evaluation.observe import Observation
-    from deltahalt.evaluation.sweep import SweepRow
-    from deltahalt.figures.delta_attention import delta_attention
-    from deltahalt.figures.delta_distribution import delta_distribution
-    from deltahalt.figures.pareto import pareto
-    from deltahalt.figures.score_time import score_time
-    from deltahalt.figures.signals import signals
-    from deltahalt.figures.sparsity import sparsity
-    from deltahalt.harness.rows import EvalRow
+    from deltahalt.lab.evaluation.observe import Observation
+    from deltahalt.lab.evaluation.sweep import SweepRow
+    from deltahalt.lab.figures.delta_attention import delta_attention
+    from deltahalt.lab.figures.delta_distribution import delta_distribution
+    from deltahalt.lab.figures.pareto import pareto
+    from deltahalt.lab.figures.score_time import score_time
+    from deltahalt.lab.figures.signals import signals
+    from deltahalt.lab.figures.sparsity import sparsity
+    from deltahalt.lab.rows.eval import EvalRow
 
     return {
         "pareto": (SweepRow, pareto),
@@ -57,10 +57,10 @@ def report(
     frontier: Annotated[bool, typer.Option("--frontier", help="Of a sweep: policies that none beats.")] = False,
 ) -> None:
     """Print measured rows as Markdown, a table for each kind of rows."""
-    from deltahalt.evaluation.sweep import SweepRow
-    from deltahalt.figures.comparison import on_frontier
-    from deltahalt.rows import read_rows
-    from deltahalt.tables import KINDS, markdown
+    from deltahalt.lab.evaluation.sweep import SweepRow
+    from deltahalt.lab.figures.comparison import on_frontier
+    from deltahalt.lab.figures.tables import KINDS, markdown
+    from deltahalt.lab.rows.base import read_rows
 
     if frontier:
         typer.echo(markdown(on_frontier([row for file in rows for row in read_rows(file, SweepRow)])))

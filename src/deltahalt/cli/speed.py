@@ -8,13 +8,13 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deltahalt.bench.row import BenchRow
-from deltahalt.bench.table import cells
 from deltahalt.cli.base import AttentionOption, DeviceOption, DtypeOption, log, out
 from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
-from deltahalt.methods import parse_method
+from deltahalt.lab.bench.row import BenchRow
+from deltahalt.lab.bench.table import cells
+from deltahalt.methods.registry import parse_method
 from deltahalt.profile import AUTO
 
 
@@ -38,13 +38,13 @@ def bench(
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     import torch
 
-    from deltahalt.applying import applying
-    from deltahalt.bench.measure import measure, random_model, require_room, runs
-    from deltahalt.bench.prompts import random_prompts, text_prompts
-    from deltahalt.documents import read_document
+    from deltahalt.answering.documents import read_document
     from deltahalt.flops import ModelShape
-    from deltahalt.models import find_dtype
-    from deltahalt.rows import append_rows
+    from deltahalt.lab.bench.measure import measure, random_model, require_room, runs
+    from deltahalt.lab.bench.prompts import random_prompts, text_prompts
+    from deltahalt.lab.rows.base import append_rows
+    from deltahalt.loading.models import find_dtype
+    from deltahalt.methods.applying import applying
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")

@@ -32,9 +32,9 @@ def view(
     device: DeviceOption = None,
 ) -> None:
     """Write a page that shows a prompt with each token's score, and at which layer it halts."""
-    from deltahalt.documents import read_document
-    from deltahalt.viewer.page import render
-    from deltahalt.viewer.record import record_pictures, record_prompt, split_stages
+    from deltahalt.answering.documents import read_document
+    from deltahalt.lab.viewer.page import render
+    from deltahalt.lab.viewer.record import record_pictures, record_prompt, split_stages
     from deltahalt.vision.policies import parse_vision_policy
 
     if document is None and not image:

@@ -28,12 +28,12 @@ def vision_sweep(
     device: DeviceOption = None,
 ) -> None:
     """Measure what fewer visual tokens cost in answers, on pictures drawn from seeds; needs the extra `vision`."""
-    from deltahalt.evaluation.pictures.combinations import combinations
-    from deltahalt.evaluation.pictures.table import markdown
-    from deltahalt.models import load_vision
+    from deltahalt.lab.evaluation.pictures.combinations import combinations
+    from deltahalt.lab.evaluation.pictures.table import markdown
+    from deltahalt.loading.models import load_vision
 
     try:
-        from deltahalt.evaluation.pictures.sweep import vision_sweep as run_sweep
+        from deltahalt.lab.evaluation.pictures.sweep import vision_sweep as run_sweep
     except ModuleNotFoundError as error:
         raise InputError(f"pictures need {error.name}: pip install 'deltahalt[vision]'") from error
 

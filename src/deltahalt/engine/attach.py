@@ -11,11 +11,11 @@ from torch import nn
 from deltahalt.engine.halted import Depth, Halted, HaltedKV
 from deltahalt.engine.handover import WANTED, Handover
 from deltahalt.errors import UnsupportedError
-from deltahalt.families import vision_family_of
-from deltahalt.families.base import Module
-from deltahalt.policy import AnyPolicy
+from deltahalt.host.families import vision_family_of
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import replace
+from deltahalt.policies.base import AnyPolicy
 from deltahalt.profile import find_policy
-from deltahalt.stand_in import replace
 from deltahalt.vision.attach import halting_vision
 from deltahalt.vision.policy import VisionPolicy
 
@@ -49,7 +49,7 @@ def halting(
     model: a Hugging Face causal language model, or vision-language model, of a known family. policy: a Policy or
     Progressive; or text, "auto" for what calibration found best for this model ("auto-query-free" where prompts come
     without their question), a profile, or what `parse_policy` reads (see `deltahalt.profile`). For methods of other
-    stages see `deltahalt.applying`.
+    stages see `deltahalt.methods.applying`.
     halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
     hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.

@@ -14,9 +14,9 @@ from deltahalt.engine.masks import ATTENTION, attention_mask
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.families.base import Family, Module
+from deltahalt.host.families.base import Family, Module
 from deltahalt.kinds import DROPPED, TEXT
-from deltahalt.policy import Policy
+from deltahalt.policies.base import Policy
 
 # Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
 IGNORED = {"cache_position", "return_dict", "is_causal"}

@@ -8,7 +8,7 @@ import torch
 from deltahalt.engine.call import Call, Scored
 from deltahalt.engine.stream import TokenStream
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policy import LayerView, Policy, Stage
+from deltahalt.policies.base import LayerView, Policy, Stage
 
 
 @dataclass

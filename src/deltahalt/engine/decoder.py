@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from itertools import pairwise
 
-from deltahalt.compat import layer_output
 from deltahalt.engine.call import Call
 from deltahalt.engine.decision import decide
 from deltahalt.engine.opened import OpenedLayer
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
-from deltahalt.families.base import Module
-from deltahalt.policy import Stage
+from deltahalt.host.compat import layer_output
+from deltahalt.host.families.base import Module
+from deltahalt.policies.base import Stage
 
 
 def run_layers(

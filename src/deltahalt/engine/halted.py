@@ -17,10 +17,10 @@ from deltahalt.engine.report import Report
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
-from deltahalt.families import family_of
-from deltahalt.families.base import Module
 from deltahalt.flops import ModelShape
-from deltahalt.policy import AnyPolicy, Stage, place
+from deltahalt.host.families import family_of
+from deltahalt.host.families.base import Module
+from deltahalt.policies.base import AnyPolicy, Stage, place
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.report import VisionReport
 

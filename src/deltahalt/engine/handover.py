@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.families.vision import Module, VisionFamily
+from deltahalt.host.families.vision import Module, VisionFamily
 
 WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
 

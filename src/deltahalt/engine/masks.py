@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from deltahalt.compat import blocks_cross_windows
+from deltahalt.host.compat import blocks_cross_windows
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 

@@ -8,9 +8,9 @@ import torch
 
 from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
+from deltahalt.policies.base import LayerView, Policy, Stage
 from deltahalt.policies.dense import Dense
-from deltahalt.policy import LayerView, Policy, Stage
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from deltahalt.engine.served import Served
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.engine.views import view_layer
-from deltahalt.families.base import Module
-from deltahalt.stand_in import within_hook
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import within_hook
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deltahalt.families.base import Rotary
+from deltahalt.host.families.base import Rotary
 
 
 @dataclass(frozen=True)

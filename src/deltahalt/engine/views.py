@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from deltahalt.engine.call import Call
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import UnsupportedError
-from deltahalt.families.base import Module, Rotary
-from deltahalt.policy import LayerView
+from deltahalt.host.families.base import Module, Rotary
+from deltahalt.policies.base import LayerView
 
 
 def view_layer(

@@ -23,9 +23,9 @@ from deltahalt.engine.attach import halting
 from deltahalt.engine.cache import HaltedCache, Segment, fork
 from deltahalt.engine.halted import POSITIONAL, Halted
 from deltahalt.errors import UnsupportedError
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
 from deltahalt.policies import Dash, DashLayer, Dense
-from deltahalt.policy import Policy
+from deltahalt.policies.base import Policy
 
 # KV presses that score a layer's entries by what the layer itself holds, and drop as many of each head. Others take an
 # entry's index for its position, or leave layers of one length with different lengths.

@@ -18,17 +18,17 @@ from lm_eval.models.utils import Collator
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from deltahalt.applying import Applied, applying
+from deltahalt.answering.documents import context_ends
 from deltahalt.clock import clock
-from deltahalt.documents import context_ends
 from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.harness.rows import Spent
-from deltahalt.method import Ends
-from deltahalt.methods import parse_method
-from deltahalt.models import load
-from deltahalt.options import with_options
+from deltahalt.lab.rows.eval import Spent
+from deltahalt.loading.models import load
+from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.base import Ends
+from deltahalt.methods.registry import parse_method
 from deltahalt.policies import Dense
+from deltahalt.policies.text import with_options
 from deltahalt.profile import names_profile, policy_text
 
 # What HFLM takes beside a model that is loaded already; other settings of the model go to the policy.
@@ -60,8 +60,8 @@ class DeltahaltLM(HFLM):
     pretrained: hub id, local folder, .gguf file, or smollm2-135m. policy: text, of a method of any stage;
     its options may also stand by themselves, `policy=dash,start=0.5,keep_first=4`. halted_kv, min_prompt_tokens: as in
     `halting`.
-    dtype, device, device_map, attention, trust_remote_code: as in `deltahalt.models.load`. options: those of HFLM that
-    concern a loaded model (HARNESS_OPTIONS), or of the policy.
+    dtype, device, device_map, attention, trust_remote_code: as in `deltahalt.loading.models.load`. options: those of
+    HFLM that concern a loaded model (HARNESS_OPTIONS), or of the policy.
 
     Under `accelerate launch` each process has the whole model, on a device of its own, and its share of the samples.
     Raises what `load`, `parse_method` and `applying` raise, and InputError for settings that exclude each other.

@@ -19,10 +19,10 @@ from deltahalt.clock import clock
 from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
-from deltahalt.options import with_options
+from deltahalt.host.stand_in import replace
 from deltahalt.policies import parse_policy
+from deltahalt.policies.text import with_options
 from deltahalt.profile import names_profile
-from deltahalt.stand_in import replace
 from deltahalt.vision import halting_vision
 from deltahalt.vision.policies import parse_vision_policy
 

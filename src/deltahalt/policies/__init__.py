@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from deltahalt.options import read_method
+from deltahalt.policies.base import AnyPolicy, Policy, Progressive
 from deltahalt.policies.dart import Dart
 from deltahalt.policies.dash import Dash
 from deltahalt.policies.dash_layer import DashLayer
@@ -18,10 +18,10 @@ from deltahalt.policies.max_sim import MaxSim
 from deltahalt.policies.random import Random
 from deltahalt.policies.single_input_kv import SingleInputKV
 from deltahalt.policies.sparse_vlm import SparseVLM
+from deltahalt.policies.text import read_method
 from deltahalt.policies.uniform import Uniform
 from deltahalt.policies.v2drop import V2Drop
 from deltahalt.policies.window_attention import WindowAttention
-from deltahalt.policy import AnyPolicy, Policy, Progressive
 
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy

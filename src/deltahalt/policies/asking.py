@@ -2,7 +2,7 @@
 
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policy import LayerView, Policy
+from deltahalt.policies.base import LayerView, Policy
 
 
 def check_asking(window: int, kernel: int, policy: Policy) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from deltahalt.errors import UnsupportedError
-from deltahalt.policy import LayerView
+from deltahalt.policies.base import LayerView
 
 READERS = 64  # whose attention is held at once
 HELD = 2**26  # weights that are held at once, where a key head has no more

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltahalt.policy import Policy, Progressive
+from deltahalt.policies.base import Policy, Progressive
 
 
 @dataclass(frozen=True, kw_only=True)

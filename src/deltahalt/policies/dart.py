@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policy import LayerView, Policy, Scope
+from deltahalt.policies.base import LayerView, Policy, Scope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from deltahalt.policies.base import Scope
 from deltahalt.policies.last_token_attention import LastTokenAttention
-from deltahalt.policy import Scope
 
 
 @dataclass(frozen=True, kw_only=True)

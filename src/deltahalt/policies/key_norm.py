@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.policy import LayerView, Policy
+from deltahalt.policies.base import LayerView, Policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 
 from deltahalt.errors import PolicyError
 from deltahalt.policies.attention_scores import received_attention
-from deltahalt.policy import LayerView, Policy
+from deltahalt.policies.base import LayerView, Policy
 
 
 @dataclass(frozen=True, kw_only=True)

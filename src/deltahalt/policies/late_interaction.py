@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from deltahalt.policy import LayerView
+from deltahalt.policies.base import LayerView
 
 AROUND = 129  # tokens around a match that it speaks for, itself included
 COMPARED = 4096  # states that are compared at once

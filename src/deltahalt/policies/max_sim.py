@@ -7,8 +7,8 @@ import torch
 
 from deltahalt.errors import PolicyError
 from deltahalt.policies.asking import askers, check_asking
+from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
-from deltahalt.policy import LayerView, Policy
 
 
 @dataclass(frozen=True, kw_only=True)

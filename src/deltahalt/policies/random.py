@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.policy import LayerView, Policy
-from deltahalt.selection import drawn
+from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.selection import drawn
 
 
 @dataclass(frozen=True, kw_only=True)

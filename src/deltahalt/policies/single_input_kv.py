@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from deltahalt.errors import PolicyError
-from deltahalt.policy import LayerView, Policy, Scope
+from deltahalt.policies.base import LayerView, Policy, Scope
 
 
 @dataclass(frozen=True, kw_only=True)

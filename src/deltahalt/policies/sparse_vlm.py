@@ -8,8 +8,8 @@ import torch
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.attention_scores import attention_from
+from deltahalt.policies.base import LayerView, Policy, Scope
 from deltahalt.policies.cascade import Cascade
-from deltahalt.policy import LayerView, Policy, Scope
 
 STEP = 256  # visual tokens held against all text tokens at once
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 
 from deltahalt.errors import PolicyError
-from deltahalt.policy import LayerView, Policy
-from deltahalt.selection import evenly
+from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.selection import evenly
 
 
 @dataclass(frozen=True, kw_only=True)

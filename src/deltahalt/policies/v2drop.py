@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from deltahalt.policies.base import Scope
 from deltahalt.policies.cascade import Cascade
 from deltahalt.policies.dash_layer import DashLayer
-from deltahalt.policy import Scope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from deltahalt.errors import PolicyError
 from deltahalt.policies.asking import askers, check_asking
 from deltahalt.policies.attention_scores import received_attention
+from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, late_interaction
-from deltahalt.policy import LayerView, Policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from deltahalt.errors import PolicyError, UnsupportedError
-from deltahalt.families.base import Module
-from deltahalt.stand_in import replace
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import replace
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.policies import parse_vision_policy
 from deltahalt.vision.policy import VisionPolicy

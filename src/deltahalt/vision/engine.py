@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
 from deltahalt.vision.flops import BlockLoad, TowerShape
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.loop import TowerRun

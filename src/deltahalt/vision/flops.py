@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
 from deltahalt.vision.towers.base import Tower
 
 

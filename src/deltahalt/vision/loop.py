@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from deltahalt.errors import PolicyError
-from deltahalt.families.base import Module
-from deltahalt.stand_in import within_hook
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import within_hook
 from deltahalt.vision.flops import BlockLoad
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy

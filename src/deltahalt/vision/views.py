@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
 from deltahalt.vision.groups import GroupStream
 from deltahalt.vision.policy import GroupView
 from deltahalt.vision.towers.base import Tower

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deltahalt.options import read_method
+from deltahalt.policies.text import read_method
 from deltahalt.vision.policies.dart_vit import DartViT
 from deltahalt.vision.policies.prumerge_plus import PruMergePlus
 from deltahalt.vision.policies.random_groups import RandomGroups

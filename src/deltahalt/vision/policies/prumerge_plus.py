@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
-from deltahalt.selection import evenly
+from deltahalt.policies.selection import evenly
 from deltahalt.vision.attention import attention_on_groups
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.selection import drawn
+from deltahalt.policies.selection import drawn
 from deltahalt.vision.policy import GroupHalting, GroupView
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.selection import evenly
+from deltahalt.policies.selection import evenly
 from deltahalt.vision.policy import GroupHalting, GroupView
 
 

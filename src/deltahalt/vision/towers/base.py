@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from deltahalt.families.base import Module
-from deltahalt.stand_in import shell_of
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import shell_of
 from deltahalt.vision.attention import sized_attention
 from deltahalt.vision.groups import GroupStream
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from deltahalt.compat import bare_tower
 from deltahalt.errors import UnsupportedError
-from deltahalt.families.base import Module
-from deltahalt.stand_in import shell_of
+from deltahalt.host.compat import bare_tower
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import shell_of
 from deltahalt.vision.groups import GroupStream, Segments
 from deltahalt.vision.towers.base import Feed, Note, Tower
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
 from deltahalt.vision.towers.batched import BatchedTower
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltahalt.families.base import Module
-from deltahalt.stand_in import shell_of
+from deltahalt.host.families.base import Module
+from deltahalt.host.stand_in import shell_of
 from deltahalt.vision.groups import GroupStream, Segments
 from deltahalt.vision.towers.base import Feed, Note, Tower
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
-from deltahalt.families.base import Module
+from deltahalt.host.families.base import Module
 from deltahalt.vision.towers.packed import PackedTower
 
 

@@ -1,0 +1,1 @@
+"""Answering questions about a document or a picture, and measuring what it took."""

@@ -1,0 +1,97 @@
+"""Greedy generation in its two halves, each timed: the prefill, then what comes after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from deltahalt.clock import clock
+from deltahalt.engine.cache import cache_bytes, fork
+from deltahalt.loading.models import end_tokens
+from deltahalt.methods.applying import Applied, Prompts
+from deltahalt.methods.base import Ends
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came after the prompts, and what it took.
+
+    tokens: [B, n]. prefill_seconds: until the first new token is known. decode_seconds: all later ones. cache_bytes: K
+    and V after the prefill.
+    """
+
+    tokens: torch.Tensor
+    prefill_seconds: float
+    decode_seconds: float
+    cache_bytes: int
+
+
+@torch.inference_mode()
+def generate_timed(
+    model: Any,
+    prompts: Prompts,
+    limit: int,
+    *,
+    forced: bool = False,
+    applied: Applied | None = None,
+    ends: Sequence[Ends | None] | None = None,
+) -> Generated:
+    """Generate up to `limit` tokens after prompts, input_ids and attention_mask [B, T], padded on the left.
+
+    forced: exactly `limit`, the model's end tokens being ruled out after the first; needed for B > 1. applied: the
+    method that the model runs under, which may shorten the prompts first; None for the plain model. ends: where each
+    prompt's context lies, if that is known. Raises what the model and the method raise.
+    """
+    begin = clock()
+    if applied is not None:
+        prompts = applied.shorten(prompts, ends)
+    cache = DynamicCache(config=model.config)
+    logits = model(**prompts, past_key_values=cache, logits_to_keep=1).logits
+    sequence = torch.cat([prompts["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
+    prefilled = clock()
+    held = cache_bytes(cache)
+    sequence = _go_on(model, sequence, prompts["attention_mask"], cache, limit, forced=forced)
+    done = clock()
+    tokens = sequence[:, prompts["input_ids"].shape[1] :]
+    return Generated(tokens, prefilled - begin, done - prefilled, held)
+
+
+@torch.inference_mode()
+def generate_each(model: Any, shared: torch.Tensor, rests: Sequence[torch.Tensor], limit: int) -> list[Generated]:
+    """Generate up to `limit` tokens after each of `rests` [1, m], which follow on one prefill of `shared` [1, T].
+
+    All are token ids; each begins from the same cache. prefill_seconds are those of `shared`; decode_seconds include
+    reading the rest. Raises what the model raises.
+    """
+    begin, cache = clock(), DynamicCache(config=model.config)
+    model(input_ids=shared, past_key_values=cache, logits_to_keep=1)
+    prefilled, held, done = clock(), cache_bytes(cache), []
+    for rest in rests:
+        own, start = fork(cache), clock()
+        logits = model(input_ids=rest, past_key_values=own, logits_to_keep=1).logits
+        prompt = torch.cat([shared, rest], dim=1)
+        sequence = torch.cat([prompt, logits[:, -1:].argmax(dim=-1)], dim=1)
+        sequence = _go_on(model, sequence, torch.ones_like(prompt), own, limit)
+        tokens = sequence[:, prompt.shape[1] :]
+        done.append(Generated(tokens, prefilled - begin, clock() - start, held))
+    return done
+
+
+def _go_on(
+    model: Any, sequence: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, limit: int, *, forced: bool = False
+) -> torch.Tensor:
+    """`sequence` [B, T + 1] and what follows it, up to `limit` tokens with its last. mask: [B, T] of its prompts."""
+    if limit <= 1 or not (forced or int(sequence[0, -1]) not in end_tokens(model)):
+        return sequence
+    longer: torch.Tensor = model.generate(
+        sequence,
+        attention_mask=torch.nn.functional.pad(mask, (0, 1), value=1),
+        past_key_values=cache,
+        max_new_tokens=limit - 1,
+        min_new_tokens=limit - 1 if forced else None,
+        do_sample=False,
+        pad_token_id=0,  # no row ends before another
+    )
+    return longer

@@ -1,9 +1,0 @@
-"""LLaVA 1.5 and LLaVA-OneVision, around a Llama or Qwen2 decoder."""
-
-from deltahalt.families.vision import VisionFamily
-
-
-class Llava(VisionFamily):
-    """Images, and videos in OneVision."""
-
-    model_types = ("llava", "llava_onevision")

@@ -1,0 +1,1 @@
+"""What is specific to Hugging Face transformers: model families, versions, and replacing a part of a model."""

@@ -1,0 +1,15 @@
+"""Qwen2.5-VL."""
+
+from deltahalt.host.families.qwen2_vl import Qwen2VL, Qwen2VLText
+
+
+class Qwen25VLText(Qwen2VLText):
+    """As Qwen2-VL."""
+
+    model_types = ("qwen2_5_vl_text",)
+
+
+class Qwen25VL(Qwen2VL):
+    """As Qwen2-VL."""
+
+    model_types = ("qwen2_5_vl",)

@@ -1,1 +1,0 @@
-"""KV-stage methods, one a file: they compress the cache that a full prefill has left."""

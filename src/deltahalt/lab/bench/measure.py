@@ -1,0 +1,146 @@
+"""The plain host, the engine with nothing halted, and policies: run in turn on the same prompts."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from deltahalt.answering.generation import generate_timed
+from deltahalt.clock import clock
+from deltahalt.errors import InputError
+from deltahalt.flops import ModelShape, dense_loads, true_flops
+from deltahalt.lab.bench.machine import ran_on
+from deltahalt.lab.bench.prompts import Prompts
+from deltahalt.lab.bench.row import BenchRow, Cost, median_gains, medians
+from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.registry import AnyMethod
+from deltahalt.policies import Dense
+
+FULL, NOTHING_HALTED = "full model", "nothing halted"
+Way = Callable[[], AbstractContextManager[Applied | None]]
+
+
+def random_model(
+    shape: ModelShape,
+    *,
+    dtype: str | torch.dtype,
+    device: str,
+    longest: int,
+    seed: int = 0,
+    attention: str | None = None,
+) -> Any:
+    """A Llama of this shape with random weights, for up to `longest` tokens: speed does not ask for sense."""
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=longest,
+    )
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval()
+
+
+def measure(
+    model: Any,
+    name: str,
+    policies: dict[str, AnyMethod],
+    prompts: Prompts,
+    *,
+    tokenizer: Any = None,
+    new_tokens: int = 1,
+    repeats: int = 5,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> list[BenchRow]:
+    """A row for each policy by name, all measured `repeats` times in turn with the full model, after one warm-up.
+
+    tokenizer: the model's, for methods that read text. seed: what the prompts were drawn with. tick: called after each
+    run, `runs(...)` times. Raises InputError where prompts and answers are longer than the model takes, or do not fit
+    into the GPU's memory.
+    """
+    require_room(model, name, prompts.length, new_tokens)
+    ways: dict[str, Way] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
+    ways |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
+    costs: dict[str, list[Cost]] = {way: [] for way in ways}
+    for run in range(repeats + 1):
+        for way, context in ways.items():
+            # The first run is the warm-up; with nothing halted, only the prefill is asked about.
+            limit = 1 if way == NOTHING_HALTED else new_tokens if run else min(new_tokens, 2)
+            cost = _run(model, context, prompts, limit)
+            if run:
+                costs[way].append(cost)
+            tick()
+    full = costs[FULL]
+    overhead = median_gains(costs[NOTHING_HALTED], full).prefill - 1
+    rows = []
+    for text in policies:
+        gain = median_gains(full, costs[text])
+        row = BenchRow(
+            model=name,
+            policy=text,
+            prompt=prompts.length,
+            batch=prompts.batch,
+            new_tokens=new_tokens,
+            full=medians(full),
+            halted=medians(costs[text]),
+            gain=gain,
+            overhead=overhead,
+            share=gain.prefill / gain.flops,
+            repeats=repeats,
+            seed=seed,
+            **ran_on(model),
+        )
+        rows.append(row)
+    return rows
+
+
+def require_room(model: Any, name: str, length: int, new_tokens: int) -> None:
+    """Raise InputError where prompts of `length` tokens and their answers are longer than the model takes."""
+    longest = model.get_decoder().config.max_position_embeddings
+    if length + new_tokens > longest:
+        raise InputError(f"{name} takes {longest} tokens, prompt and {new_tokens} new ones: measure shorter prompts")
+
+
+def runs(policies: int, repeats: int) -> int:
+    """How many runs `measure` makes."""
+    return (policies + 2) * (repeats + 1)
+
+
+def _run(model: Any, context: Way, prompts: Prompts, new_tokens: int) -> Cost:
+    """One run. Raises InputError where it does not fit into the GPU's memory."""
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    try:
+        with context() as applied:
+            begin = clock()
+            inputs = prompts.read()
+            reading = clock() - begin if prompts.is_text else 0.0
+            done = generate_timed(model, inputs, new_tokens, forced=True, applied=applied)
+    except torch.OutOfMemoryError as error:
+        many = f"{prompts.batch} prompts of {prompts.length:,} tokens"
+        raise InputError(f"{many} do not fit into the GPU's memory: measure fewer at once, or shorter ones") from error
+    generation = done.decode_seconds if new_tokens > 1 else None
+    return Cost(
+        first_token=reading + done.prefill_seconds if prompts.is_text else None,
+        prefill=done.prefill_seconds,
+        generation=generation,
+        total=reading + done.prefill_seconds + (generation or 0.0),
+        flops=_full_flops(model, prompts) if applied is None else applied.flops,
+        kv_bytes=done.cache_bytes,
+        peak_bytes=torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
+    )
+
+
+def _full_flops(model: Any, prompts: Prompts) -> int:
+    shape = ModelShape.of(model.get_decoder().config)
+    return prompts.batch * true_flops(shape, dense_loads(shape.layers, prompts.length), prompts.length)

@@ -1,0 +1,229 @@
+"""What tokens do in the full model: how much attention updates them, and how much attention they get (Fig. 1-3)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from deltahalt.engine.observer import observing
+from deltahalt.lab.evaluation.samples import Sample
+from deltahalt.lab.evaluation.sweep import Way, digest, encode
+from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
+from deltahalt.lab.rows.markdown import table
+from deltahalt.loading.models import LoadedModel, LoadedVisionModel
+from deltahalt.policies.attention_scores import attention_weights
+from deltahalt.policies.base import LayerView
+
+# Edges of the histogram of relative deltas: decades 10^-3 to 10^1, 40 bins each; what lies beyond is in the end bins.
+DECADES, BINS_A_DECADE = (-3, 1), 40
+UNATTENDED = 0.01  # of its query's largest weight: below it, a token counts as not attended to
+QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Observation(Row):
+    """All tokens of one modality ("text" or "visual") of one prompt in the full model.
+
+    tokens: how many they are, of `prompt` in all. relative_delta: by layer, how many of them have ||U_t|| / ||H_t||,
+    what attention adds over what it is added to, in each bin of `delta_edges`. sparsity: by layer, the share of
+    attention weights on these tokens below `UNATTENDED` of their query's largest, over all heads and queries that see
+    them. delta: by token, ||U_t|| (Eq. 2), mean over the layers. attention: by token, its share of all attention of the
+    last layer, mean over heads. pearson, spearman: correlation of these two; None where one of them does not vary.
+    """
+
+    kind: ClassVar[str] = "observe"
+
+    sample: str
+    task: str
+    model: str
+    prompt: int
+    modality: str
+    tokens: int
+    relative_delta: list[list[int]]
+    sparsity: list[float]
+    delta: list[float]
+    attention: list[float]
+    pearson: float | None
+    spearman: float | None
+
+
+def delta_edges() -> torch.Tensor:
+    """Edges of the bins of relative deltas, ascending."""
+    first, last = DECADES
+    return torch.logspace(first, last, (last - first) * BINS_A_DECADE + 1, dtype=torch.float64)
+
+
+def observe_sample(loaded: LoadedModel, sample: Sample) -> list[Observation]:
+    """Observe the full model on the sample's prompt and question."""
+    inputs = {"input_ids": encode(loaded, sample, Way()).prompt}
+    return list(observe_prompt(loaded, inputs, sample=digest(sample), task=sample.task))
+
+
+@torch.inference_mode()
+def observe_prompt(
+    loaded: LoadedModel | LoadedVisionModel, inputs: Mapping[str, torch.Tensor], *, sample: str, task: str
+) -> Iterator[Observation]:
+    """One prefill of the full model on `inputs`, all that it takes for one prompt; an observation for each modality."""
+    model: Any = loaded.model
+    seen = _Seen()
+    with observing(model, seen.look):
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    for modality, members in seen.modalities.items():
+        delta = seen.delta[members] / len(seen.layers)
+        attention = seen.layers[-1].attention[members]
+        yield Observation(
+            sample=sample,
+            task=task,
+            model=loaded.name,
+            prompt=len(members),
+            modality=modality,
+            tokens=int(members.sum()),
+            relative_delta=[layer.histogram(members) for layer in seen.layers],
+            sparsity=[round(layer.sparsity(members), 5) for layer in seen.layers],
+            delta=_rounded(delta),
+            attention=_rounded(attention),
+            pearson=correlation(delta, attention),
+            spearman=correlation(ranks(delta), ranks(attention)),
+        )
+
+
+def observe(
+    loaded: LoadedModel, samples: Iterable[Sample], rows: Path, *, tick: Callable[[], None] = lambda: None
+) -> list[Observation]:
+    """Observe the model on every sample; rows are added to the JSONL file as they come, and those in it are kept.
+
+    tick: called after each sample. Returns all rows of this model and these samples.
+    """
+    wanted = [(digest(sample), partial(observe_sample, loaded, sample)) for sample in samples]
+    return observe_missing(loaded.name, wanted, rows, tick=tick)
+
+
+def observe_missing(
+    model: str,
+    wanted: Iterable[tuple[str, Callable[[], list[Observation]]]],
+    rows: Path,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Observation]:
+    """As `observe`; wanted: each sample's digest, and what observes it."""
+    known = [row for row in rows_so_far(rows, Observation) if row.model == model]
+    seen: list[Observation] = []
+    for sample, look in wanted:
+        found = [row for row in known if row.sample == sample]
+        if not found:
+            found = look()
+            append_rows(rows, found)
+            known += found
+        seen += found
+        tick()
+    return seen
+
+
+def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:
+    """The rows in numbers: columns of a table by head, a line a row. Correlation is that of delta and attention."""
+    return {
+        "model": [row.model for row in rows],
+        "task": [row.task for row in rows],
+        "modality": [row.modality for row in rows],
+        "tokens": [f"{row.tokens:,}" for row in rows],
+        "Pearson": ["" if row.pearson is None else f"{row.pearson:+.2f}" for row in rows],
+        "Spearman": ["" if row.spearman is None else f"{row.spearman:+.2f}" for row in rows],
+        "sparsity by layer": [f"{min(row.sparsity):.2f} to {max(row.sparsity):.2f}" for row in rows],
+    }
+
+
+def markdown(rows: Sequence[Observation]) -> str:
+    """The rows as a Markdown table."""
+    return table(columns(rows))
+
+
+@dataclass
+class _Layer:
+    """One layer's numbers by token, [n] each, on the CPU.
+
+    relative: ||U_t|| / ||H_t||. attention: its share of all attention, mean over heads. possible: how many weights
+    there are on it, over all heads and the queries that see it; counting: how many of them are not `UNATTENDED`.
+    """
+
+    relative: torch.Tensor
+    attention: torch.Tensor
+    possible: torch.Tensor
+    counting: torch.Tensor
+
+    @classmethod
+    def of(cls, view: LayerView, delta: torch.Tensor) -> "_Layer":
+        """Look at a layer that has the whole prompt; delta: ||U_t||, [n]."""
+        relative = delta / torch.linalg.vector_norm(view.hidden_in, dim=-1, dtype=torch.float32)
+        queries, keys = view.queries(len(delta)), view.keys()
+        (heads, n, _), positions = queries.shape, view.positions.to(keys.device)
+        received = torch.zeros(n, dtype=torch.float64, device=keys.device)
+        counting = torch.zeros(n, dtype=torch.int64, device=keys.device)
+        for begin in range(0, n, QUERIES_AT_ONCE):
+            end = min(begin + QUERIES_AT_ONCE, n)
+            asked = positions[:end]  # those after it are not seen by any of these queries
+            weights = attention_weights(
+                queries[:, begin:end], asked[begin:], keys[:, :end], asked, view.scaling, view.window
+            )
+            for group in weights:
+                received[:end] += group.sum(dim=(0, 1))
+                counting[:end] += (group >= UNATTENDED * group.amax(dim=-1, keepdim=True)).sum(dim=(0, 1))
+        possible = heads * torch.arange(n, 0, -1).clamp(max=view.window or n)
+        return cls(relative.cpu(), (received / (heads * n)).float().cpu(), possible, counting.cpu())
+
+    def sparsity(self, members: torch.Tensor) -> float:
+        """Share of the weights on these tokens [n] bool that are `UNATTENDED`."""
+        return 1 - float(self.counting[members].sum() / self.possible[members].sum())
+
+    def histogram(self, members: torch.Tensor) -> list[int]:
+        """How many of these tokens [n] bool have a relative delta in each bin of `delta_edges`."""
+        edges = delta_edges()
+        inside = self.relative[members].double().clamp(float(edges[0]), float(edges[-1]))
+        counts: list[int] = torch.histogram(inside, edges).hist.long().tolist()
+        return counts
+
+
+@dataclass
+class _Seen:
+    """What has been seen of one prompt so far. delta: [n], ||U_t|| summed over the layers, on the CPU."""
+
+    layers: list[_Layer] = field(default_factory=list)
+    delta: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    modalities: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def look(self, view: LayerView) -> None:
+        """Take one more layer in."""
+        delta = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
+        self.layers.append(_Layer.of(view, delta))
+        self.delta = self.delta + delta.cpu()
+        self.modalities = _modalities(view)
+
+
+def _modalities(view: LayerView) -> dict[str, torch.Tensor]:
+    """The tokens, [n] bool, of each modality that the prompt has."""
+    visual = view.visual
+    if visual is None:
+        return {"text": torch.ones(len(view.positions), dtype=torch.bool)}
+    both = {"text": ~visual.cpu(), "visual": visual.cpu()}
+    return {modality: members for modality, members in both.items() if members.any()}
+
+
+def correlation(one: torch.Tensor, other: torch.Tensor) -> float | None:
+    """Pearson's correlation of two [n]; None where one does not vary."""
+    if one.min() == one.max() or other.min() == other.max():
+        return None
+    return round(float(torch.corrcoef(torch.stack([one, other]).double())[0, 1]), 4)
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """The rank of each of `values` [n], from 0; equal ones share the mean of their ranks."""
+    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts + 1) / 2)[places]
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    """Four significant digits: rows are read by people and kept in git."""
+    return [float(f"{value:.4g}") for value in values.tolist()]

@@ -1,0 +1,47 @@
+"""The held-out pictures that accuracy is measured on, each with five questions."""
+
+import random
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from deltahalt.lab.evaluation.pictures.questions import ASKED, ask
+from deltahalt.lab.evaluation.pictures.scenes import HELD_OUT, make_scene, render
+
+SIDE = 256  # pixels
+HALVES = ASKED[::2], ASKED[1::2]  # kinds of questions that every other picture is asked
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, of one of the kinds in `ASKED`, and the one right answer."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels, uint8 [SIDE, SIDE, 3], and one question of each kind of a half."""
+
+    pixels: np.ndarray
+    questions: tuple[Question, ...]
+
+
+def held_out_pictures(number: int) -> list[Picture]:
+    """The first `number` pictures that were never trained on; an even number asks each kind as often as any other.
+
+    A scene that cannot be asked all kinds of its half is passed over.
+    """
+    pictures: list[Picture] = []
+    for seed in count(HELD_OUT):
+        if len(pictures) == number:
+            break
+        scene, draw = make_scene(seed, SIDE, SIDE, held_out=True), random.Random(~seed)
+        pairs = [(kind, ask(scene, kind, draw)) for kind in HALVES[len(pictures) % 2]]
+        questions = tuple(Question(kind, *pair) for kind, pair in pairs if pair)
+        if len(questions) == len(pairs):
+            pictures.append(Picture(render(scene), questions))
+    return pictures

@@ -1,0 +1,101 @@
+"""Sweep rows brought down to one line a policy."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from statistics import fmean
+
+from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.lab.rows.markdown import differing, table
+
+# What rows must have in common for one line: the model, and how it was run.
+subject = attrgetter("model", "halted_kv", "query_free", "max_answer_tokens", "dtype")
+
+SUBJECT: dict[str, Callable[[SweepRow], str]] = {
+    "model": lambda row: row.model,
+    "halted K/V": lambda row: row.halted_kv,
+    "query-free": lambda row: "yes" if row.query_free else "no",
+    "answer tokens": lambda row: f"{row.max_answer_tokens}",
+    "dtype": lambda row: row.dtype,
+}
+
+
+@dataclass(frozen=True)
+class PolicySummary:
+    """A policy over many samples, on one model and run in one way.
+
+    exact, full_exact: share of answers that greedy decoding gives whole. nll_change: mean increase in negative
+    log-likelihood over the full model, nats a token. agreement: mean share of the full model's own answer that stays.
+    speedup: mean true-FLOPs ratio; reference_speedup: of the schedule on Qwen2.5-7B's shape at 16K.
+    """
+
+    policy: str
+    samples: int
+    exact: float
+    full_exact: float
+    nll_change: float
+    agreement: float
+    speedup: float
+    reference_speedup: float
+
+
+def summarize(rows: Iterable[SweepRow]) -> list[PolicySummary]:
+    """One summary a policy, model and way to run it, slowest first; of rows of the same sample, the last counts."""
+    return [_summary(own) for own in _by_line(rows)]
+
+
+def with_formats(rows: Iterable[SweepRow]) -> list[SweepRow]:
+    """The rows; one from before the number format was told has that of its model and way, where these name just one."""
+    rows = list(rows)
+    named: dict[object, set[str]] = {}
+    for row in rows:
+        named.setdefault(subject(replace(row, dtype="")), set()).update({row.dtype} - {""})
+    only = {like: next(iter(formats)) for like, formats in named.items() if len(formats) == 1}
+    return [row if row.dtype else replace(row, dtype=only.get(subject(row), "")) for row in rows]
+
+
+def markdown(rows: Sequence[SweepRow]) -> str:
+    """A Markdown table: a line as in `summarize`; for each task the share of exact answers and the NLL change.
+
+    Model, way and count of samples are shown where lines differ in them. The cell of a task without rows is empty.
+    """
+    lines = _by_line(rows)
+    return table(
+        {
+            **differing({head: [cell(own[0]) for own in lines] for head, cell in SUBJECT.items()}),
+            "policy": [f"`{own[0].policy}`" for own in lines],
+            "speedup": [f"{own[0].reference_speedup:.2f}x" for own in lines],
+            **differing({"samples": [f"{len(own)}" for own in lines]}),
+            **{task: [_cell(own, task) for own in lines] for task in sorted({row.task for row in rows})},
+        }
+    )
+
+
+def _by_line(rows: Iterable[SweepRow]) -> list[list[SweepRow]]:
+    """The rows of each line, one a sample."""
+    lines: dict[object, dict[str, SweepRow]] = {}
+    for row in with_formats(rows):
+        lines.setdefault((subject(row), row.policy), {})[row.sample] = row
+    found = [list(by_sample.values()) for by_sample in lines.values()]
+    return sorted(found, key=lambda own: (subject(own[0]), own[0].reference_speedup, own[0].policy))
+
+
+def _cell(rows: list[SweepRow], task: str) -> str:
+    own = [row for row in rows if row.task == task]
+    if not own:
+        return ""
+    summary = _summary(own)
+    return f"{summary.exact:.2f}, {summary.nll_change:+.2f}"
+
+
+def _summary(rows: list[SweepRow]) -> PolicySummary:
+    return PolicySummary(
+        policy=rows[0].policy,
+        samples=len(rows),
+        exact=fmean(row.exact for row in rows),
+        full_exact=fmean(row.full_exact for row in rows),
+        nll_change=fmean(row.nll - row.full_nll for row in rows),
+        agreement=fmean(row.agreement for row in rows),
+        speedup=fmean(row.speedup for row in rows),
+        reference_speedup=rows[0].reference_speedup,
+    )

@@ -1,0 +1,378 @@
+"""Many policies on one sample: the shallow layers run once, and each policy reruns only what comes after it."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from transformers import DynamicCache
+
+from deltahalt.answering.documents import context_ends, encode_turn, format_turn, shared_start
+from deltahalt.engine.cache import HaltedCache, fork
+from deltahalt.engine.call import Call, prepare
+from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.halted import HaltedKV, freezes
+from deltahalt.engine.stream import TokenStream
+from deltahalt.errors import InputError
+from deltahalt.flops import KNOWN_SHAPES, ModelShape
+from deltahalt.host.families import family_of
+from deltahalt.lab.bench.machine import number_format
+from deltahalt.lab.evaluation.samples import Sample
+from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
+from deltahalt.loading.models import LoadedModel, end_tokens
+from deltahalt.methods.applying import applying, speedup_bound
+from deltahalt.methods.base import Method
+from deltahalt.methods.registry import AnyMethod, parse_method
+from deltahalt.policies import Dense
+from deltahalt.policies.base import Progressive, Stage, place
+
+FULL = Dense()
+REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
+
+
+@dataclass(frozen=True)
+class SweepRow(Row):
+    """One policy on one sample, answers teacher-forced.
+
+    exact: greedy decoding would give the whole answer. nll: mean negative log-likelihood of the answer's tokens, nats;
+    full_exact, full_nll: the same of the full model. agreement: share of the full model's own greedy answer that stays
+    the most likely next token. speedup: true-FLOPs ratio on this model and prompt; reference_speedup: of the same
+    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free, max_answer_tokens: as in
+    `Way`. dtype: the model's; empty in rows from before it was told.
+    """
+
+    kind: ClassVar[str] = "sweep"
+
+    sample: str
+    task: str
+    model: str
+    policy: str
+    prompt: int
+    answer_tokens: int
+    exact: bool
+    nll: float
+    full_exact: bool
+    full_nll: float
+    agreement: float
+    speedup: float
+    reference_speedup: float
+    halted_kv: str = "drop"
+    query_free: bool = False
+    max_answer_tokens: int = 48
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Teacher-forced answers. right: [n] bool, whether each token is the most likely one; nll: mean, nats."""
+
+    right: torch.Tensor
+    nll: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """How all policies of a sweep are run.
+
+    halted_kv: as in `halting`. query_free: the question comes after the halted prefill, so no policy sees it, and one
+    prefill could serve many. max_answer_tokens: judge no more of an answer.
+    """
+
+    halted_kv: str = "drop"
+    query_free: bool = False
+    max_answer_tokens: int = 48
+
+
+@torch.inference_mode()
+def sweep_sample(
+    loaded: LoadedModel, sample: Sample, policies: Sequence[str], way: Way = Way(), own: torch.Tensor | None = None
+) -> Iterator[SweepRow]:
+    """Measure each method (see `parse_method`) on one sample. own: the full model's answer [n], if it is known.
+
+    Causality makes this equal to a halted prefill and teacher forcing: a prompt token's state at layer l_s does not
+    depend on what comes later. So one answer can run along behind the prompt; where two are judged, each follows the
+    cache. Methods of other stages have a prefill of their own. Raises what `applying` raises.
+    """
+    model: Any = loaded.model
+    decoder = model.get_decoder()
+    encoded = encode(loaded, sample, way)
+    chosen = {text: parse_method(text) for text in policies}
+    layers = len(decoder.layers)
+    plans = {text: place(policy, layers) for text, policy in chosen.items() if not isinstance(policy, Method)}
+    firsts = {stages[0].first for stages in plans.values() if stages}
+
+    shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
+    if own is None:
+        own = greedy_answer(model, shared.finish(()), encoded.rest, way.max_answer_tokens)
+    answer = own if encoded.answer is None else encoded.answer
+    if answer is own:
+        shared = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1))
+    full = judge(model, shared.finish(()), encoded.rest, answer)
+    for text, method in chosen.items():
+        if isinstance(method, Method):
+            prefilled = prefill(loaded, sample, encoded, method, way)
+        else:
+            prefilled = shared.finish(plans[text])
+        under = partial(judge, model, prefilled, encoded.rest, method=method, tokenizer=loaded.tokenizer)
+        verdict = under(answer)
+        agreed = verdict if answer is own else under(own)
+        yield sweep_row(loaded, sample, text, method, encoded.prompt.shape[1], verdict, full, agreed, way=way)
+
+
+def sweep_row(
+    loaded: LoadedModel,
+    sample: Sample,
+    policy: str,
+    method: AnyMethod,
+    tokens: int,
+    verdict: Verdict,
+    full: Verdict,
+    agreed: Verdict,
+    *,
+    way: Way = Way(),
+) -> SweepRow:
+    """The row of a method that is called `policy`, on a sample whose prompt has `tokens`.
+
+    verdict, full: of the answer, under the method and by the full model. agreed: of the full model's own answer.
+    """
+    model: Any = loaded.model
+    shape = ModelShape.of(model.get_decoder().config)
+    return SweepRow(
+        sample=digest(sample),
+        task=sample.task,
+        model=loaded.name,
+        policy=policy,
+        prompt=tokens,
+        answer_tokens=len(verdict.right),
+        exact=bool(verdict.right.all()),
+        nll=verdict.nll,
+        full_exact=bool(full.right.all()),
+        full_nll=full.nll,
+        agreement=float(agreed.right.float().mean()),
+        speedup=speedup_bound(shape, method, tokens),
+        reference_speedup=reference_speedup(method, shape.layers),
+        halted_kv=way.halted_kv,
+        query_free=way.query_free,
+        max_answer_tokens=way.max_answer_tokens,
+        dtype=number_format(model),
+    )
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What a prefill leaves: the cache, and states [1, 1 + m, D] of the prompt's last token and of m that ran along."""
+
+    cache: DynamicCache
+    states: torch.Tensor
+
+
+class PromptSweep:
+    """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`.
+
+    What policies score there is remembered, too.
+    """
+
+    def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int], halted_kv: str = "drop") -> None:
+        self.decoder = model.get_decoder()
+        self.shape, self.halted_kv = ModelShape.of(self.decoder.config), halted_kv
+        self.freeze = freezes(halted_kv, self.shape, ())
+        self.layers = list(enumerate(self.decoder.layers))
+        cache, family = DynamicCache(config=model.config), family_of(self.decoder.config)
+        stream, self.call = prepare(
+            self.decoder, family, freeze=self.freeze, input_ids=prompt, past_key_values=cache, use_cache=True
+        )
+        self.call.scored = {}
+        self.bounds = sorted({0, *firsts, len(self.layers)})
+        self.entering, stream = self._run(stream, self.call)
+        self.full = Prefilled(cache, self._last(stream))
+
+    def _run(self, stream: TokenStream, call: Call) -> tuple[dict[int, TokenStream], TokenStream]:
+        """The tokens as they enter each layer of `bounds`, and as they leave the last."""
+        entering: dict[int, TokenStream] = {}
+        for begin, end in pairwise(self.bounds):
+            entering[begin] = stream
+            stream, _ = run_layers(self.layers[begin:end], (), stream, call)
+        return entering, stream
+
+    def followed_by(self, tokens: torch.Tensor) -> "PromptSweep":
+        """The same prompt with `tokens` [1, m] behind it, which run along with it in every layer and never halt."""
+        if tokens.shape[1] == 0:
+            return self
+        twin, cache = copy.copy(self), fork(self.full.cache)
+        family = family_of(self.decoder.config)
+        later, call = prepare(
+            self.decoder, family, freeze=self.freeze, input_ids=tokens, past_key_values=cache, use_cache=True
+        )
+        entering, later = self._run(later, call)
+        twin.entering = {layer: self.entering[layer].followed_by(entering[layer]) for layer in entering}
+        twin.call = replace(self.call, width=self.call.width + call.width, behind=call.width)
+        twin.full = Prefilled(cache, torch.cat([self.full.states, self.decoder.norm(later.hidden)], dim=1))
+        return twin
+
+    def finish(self, stages: tuple[Stage, ...]) -> Prefilled:
+        """The prefill that halts at `stages`."""
+        if not stages:
+            return self.full
+        freezes(self.halted_kv, self.shape, stages)
+        first = stages[0].first
+        cache = fork(self.full.cache)
+        cache.layers[first:] = DynamicCache(config=self.decoder.config).layers[first:]
+        call = replace(self.call, cache=cache, attention={})
+        stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
+        if trace.stages and not call.behind:
+            HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=stages[0].running)
+        return Prefilled(cache, self._last(stream))
+
+    def _last(self, stream: TokenStream) -> torch.Tensor:
+        last: torch.Tensor = self.decoder.norm(stream.hidden[:, -1 - self.call.behind :])
+        return last
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids. prompt: [1, T], what policies see; rest: [1, m], what follows it; answer: [n] or None."""
+
+    prompt: torch.Tensor
+    rest: torch.Tensor
+    answer: torch.Tensor | None
+
+
+def encode(loaded: LoadedModel, sample: Sample, way: Way) -> Encoded:
+    """A sample's tokens, in the model's chat format if it has one.
+
+    Raises InputError for a prompt longer than the model takes, an empty answer, or no question where it must be apart.
+    """
+    model: Any = loaded.model
+    ids = _turn(loaded, sample.text, sample.lead)
+    end = len(ids)
+    if way.query_free:
+        if not sample.question:
+            raise InputError(f"a {sample.task} sample has no question: query-free needs it apart from the prompt")
+        end = shared_start(ids, _turn(loaded, sample.prompt, ""))
+    answer = None
+    if sample.answer is not None:
+        answer = loaded.tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+        if len(answer) == 0:
+            raise InputError(f"a {sample.task} sample has an empty answer: give some text, or null for the model's own")
+        answer = answer[: way.max_answer_tokens].to(model.device)
+    return Encoded(ids[None, :end].to(model.device), ids[None, end:].to(model.device), answer)
+
+
+def _turn(loaded: LoadedModel, text: str, lead: str) -> torch.Tensor:
+    ids: torch.Tensor = encode_turn(loaded.tokenizer, loaded.model.config, text, lead)["input_ids"][0]
+    return ids
+
+
+def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Method, way: Way) -> Prefilled:
+    """The prefill of a method of another stage, which shares nothing with others. Raises what `applying` raises."""
+    model: Any = loaded.model
+    prompts = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}
+    text = format_turn(loaded.tokenizer, sample.text, sample.lead)
+    tokens = encoded.prompt.shape[1] + encoded.rest.shape[1]
+    ends = context_ends(loaded.tokenizer, text, sample.prompt, tokens) if sample.question else None
+    if ends is not None:
+        ends = ends[0], max(0, ends[1] - encoded.rest.shape[1])
+    cache = DynamicCache(config=model.config)
+    with applying(model, method, loaded.tokenizer, halted_kv=cast(HaltedKV, way.halted_kv)) as applied:
+        short = applied.shorten(prompts, [ends])
+        state = model.get_decoder()(**short, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    return Prefilled(cache, state)
+
+
+def judge(
+    model: Any,
+    prefilled: Prefilled,
+    rest: torch.Tensor,
+    answer: torch.Tensor,
+    method: AnyMethod = FULL,
+    tokenizer: Any = None,
+) -> Verdict:
+    """How likely `answer` [n] is after a prefill under `method` and `rest` [1, m], unless both have run along."""
+    logits = [model.get_output_embeddings()(prefilled.states[:, -len(answer) :])[0]]
+    given, ran = answer[None, :-1], prefilled.states.shape[1] - 1
+    if ran == 0:
+        cache = fork(prefilled.cache)
+        with applying(model, method, tokenizer) as applied:
+            calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
+            logits += [model(tokens, past_key_values=cache).logits[0] for tokens in calls if tokens.shape[1]]
+    judged = torch.cat(logits)[-len(answer) :]
+    nll = torch.nn.functional.cross_entropy(judged.float(), answer)
+    return Verdict(judged.argmax(dim=-1) == answer, float(nll))
+
+
+def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: int) -> torch.Tensor:
+    """Up to `limit` tokens [n] that the full model says after its prefill and `rest` [1, m]; at least one."""
+    ends, cache = end_tokens(model), fork(prefilled.cache)
+    logits = model.get_output_embeddings()(prefilled.states)
+    if rest.shape[1]:
+        logits = model(rest, past_key_values=cache).logits
+    tokens = [int(logits[0, -1].argmax())]
+    while len(tokens) < limit and tokens[-1] not in ends:
+        step = torch.tensor([[tokens[-1]]], device=rest.device)
+        tokens.append(int(model(step, past_key_values=cache).logits[0, -1].argmax()))
+    return torch.tensor(tokens, device=rest.device)
+
+
+def reference_speedup(method: AnyMethod, layers: int) -> float:
+    """True-FLOPs ratio of the schedule on Qwen2.5-7B's shape at 16K, start layers taken as fractions of `layers`."""
+    scaled: AnyMethod
+    if isinstance(method, Method):
+        scaled = _scaled(method, layers)
+    else:
+        stages = [_scaled(stage, layers) for stage in method.stages]
+        scaled = Progressive(stages) if stages else Dense()
+    return speedup_bound(REFERENCE_SHAPE, scaled, REFERENCE_PROMPT)
+
+
+def _scaled(stage: Any, layers: int) -> Any:
+    start = getattr(stage, "start", None)
+    return replace(stage, start=start * REFERENCE_SHAPE.layers // layers) if isinstance(start, int) else stage
+
+
+def sweep(
+    loaded: LoadedModel,
+    samples: Iterable[Sample],
+    policies: Sequence[str],
+    rows: Path,
+    way: Way = Way(),
+    *,
+    own: Mapping[str, torch.Tensor] = {},
+    tick: Callable[[], None] = lambda: None,
+) -> list[SweepRow]:
+    """Measure every policy on every sample; rows are added to the JSONL file as they come, and those in it are kept.
+
+    own: by digest, answers of the full model that are known. tick: called after each sample. Returns all rows of this
+    model in its number format, samples, policies and way; rows that do not say their format count as of any.
+    """
+    formats = number_format(loaded.model), ""
+    known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
+    done = {(row.sample, row.policy): row for row in known if _way(row) == way}
+    wanted: list[SweepRow] = []
+    for sample in samples:
+        missing = [policy for policy in policies if (digest(sample), policy) not in done]
+        for row in sweep_sample(loaded, sample, missing, way, own.get(digest(sample))) if missing else ():
+            done[row.sample, row.policy] = row
+            append_rows(rows, [row])
+        wanted += [done[digest(sample), policy] for policy in policies]
+        tick()
+    return wanted
+
+
+def _way(row: SweepRow) -> Way:
+    return Way(row.halted_kv, row.query_free, row.max_answer_tokens)
+
+
+def read_sweep(path: Path) -> list[SweepRow]:
+    """The rows of a JSONL file; none if there is no file yet."""
+    return rows_so_far(path, SweepRow)
+
+
+def digest(sample: Sample) -> str:
+    """What a sample is known by in rows."""
+    return hashlib.sha256(json.dumps(asdict(sample)).encode()).hexdigest()[:16]

@@ -1,0 +1,156 @@
+"""What sweep rows say of one model's policies: quality against speed, and the frontier that no policy beats."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from deltahalt.errors import InputError
+from deltahalt.lab.evaluation.summary import PolicySummary, summarize, with_formats
+from deltahalt.lab.evaluation.sweep import SweepRow, Way
+from deltahalt.policies import Dense
+
+SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A policy, how fast it is, and how good: higher is better in both."""
+
+    policy: str
+    speed: float
+    quality: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Policies' quality against their speed.
+
+    axis, across: what is written at the axes of quality and of speed. sign, speed_sign: they show sign * quality and
+    speed_sign * speed. full, full_speed: the full model's quality, as shown, and its speed where it is worth a line.
+    """
+
+    title: str
+    axis: str
+    across: str
+    sign: int
+    full: float
+    points: list[Point]
+    speed_sign: int = 1
+    full_speed: float | None = None
+
+    def spot(self, point: Point) -> tuple[float, float]:
+        """Where a point is drawn, in the units of the axes."""
+        return self.speed_sign * point.speed, self.sign * point.quality
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a figure shows of one model's rows."""
+
+    title: str
+    panels: list[Panel]
+
+
+def compare(rows: Iterable[SweepRow]) -> Comparison:
+    """Both panels, on the samples that have rows of every policy. Raises InputError as `comparable` does."""
+    title, chosen = comparable(rows)
+    tasks = summarize_tasks(chosen)
+    exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
+    return Comparison(
+        title,
+        [
+            Panel(
+                f"mean over {', '.join(exact) or 'no task: the full model answers none exactly'}",
+                "share of exact answers (up is better)",
+                SPEED,
+                sign=1,
+                full=fmean(line.full_exact for lines in exact.values() for line in lines) if exact else math.nan,
+                points=_means(exact, lambda line: line.exact),
+            ),
+            Panel(
+                f"mean over all tasks ({len(tasks)})",
+                "NLL change, nats per token (up is better)",
+                SPEED,
+                sign=-1,
+                full=0.0,
+                points=_means(tasks, lambda line: -line.nll_change),
+            ),
+        ],
+    )
+
+
+def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
+    """A title, and the rows of halting policies on the samples that have rows of all; the last of equal ones counts.
+
+    Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
+    sample, or with an NLL that is no number.
+    """
+    halting = with_formats(row for row in rows if row.policy.partition(":")[0] != Dense.name)
+    halted = {(_subject(row), row.sample, row.policy): row for row in halting}
+    subjects = sorted({_subject(row) for row in halted.values()})
+    if not subjects:
+        raise InputError("there are no rows of a policy that halts: run `deltahalt sweep` with one")
+    if len(subjects) > 1:
+        raise InputError(f"these are rows of several models or ways ({'; '.join(subjects)}): draw one at a time")
+    for row in halted.values():
+        if not math.isfinite(row.nll - row.full_nll):
+            raise InputError(f"the NLL of {row.policy} on sample {row.sample} is no finite number: sweep it again")
+    policies = {row.policy for row in halted.values()}
+    measured = Counter(row.sample for row in halted.values())
+    common = {sample for sample, count in measured.items() if count == len(policies)}
+    if not common:
+        raise InputError("no sample has rows of every policy: sweep all policies on the same samples")
+    missing = "" if len(common) == len(measured) else f" of {len(measured)} samples, those with rows of every policy"
+    return f"{subjects[0]}, n = {len(common)}{missing}", [row for row in halted.values() if row.sample in common]
+
+
+def summarize_tasks(rows: Iterable[SweepRow]) -> dict[str, list[PolicySummary]]:
+    """A summary of every policy for each task, tasks in the order of their names."""
+    by_task: dict[str, list[SweepRow]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return {task: summarize(by_task[task]) for task in sorted(by_task)}
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """The points that no other beats, slowest first: none is as good in both and better in one. Equal ones all stay."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
+        if not best or point.quality > best[-1].quality or _same(point, best[-1]):
+            best.append(point)
+    return best[::-1]
+
+
+def on_frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """The rows of policies on the frontier of either panel, and of the full model. Raises as `compare` does."""
+    best = {point.policy for panel in compare(rows).panels for point in frontier(panel.points)}
+    return [row for row in rows if row.policy in best or row.policy.partition(":")[0] == Dense.name]
+
+
+def _subject(row: SweepRow) -> str:
+    """What a figure is about: a model, and how it was run where that is not the usual way."""
+    usual = Way()
+    ways = {
+        f"halted K/V {row.halted_kv}": row.halted_kv != usual.halted_kv,
+        "query-free": row.query_free,
+        f"answers up to {row.max_answer_tokens} tokens": row.max_answer_tokens != usual.max_answer_tokens,
+        row.dtype: row.dtype != "",
+    }
+    return ", ".join([row.model, *(text for text, told in ways.items() if told)])
+
+
+def _means(tasks: dict[str, list[PolicySummary]], quality: Callable[[PolicySummary], float]) -> list[Point]:
+    """A point a policy: the mean of its qualities on all tasks."""
+    by_policy: dict[str, list[PolicySummary]] = {}
+    for lines in tasks.values():
+        for line in lines:
+            by_policy.setdefault(line.policy, []).append(line)
+    return [
+        Point(policy, lines[0].reference_speedup, fmean(map(quality, lines))) for policy, lines in by_policy.items()
+    ]
+
+
+def _same(one: Point, other: Point) -> bool:
+    return (one.speed, one.quality) == (other.speed, other.quality)

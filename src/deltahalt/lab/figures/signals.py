@@ -1,0 +1,144 @@
+"""Which signal to halt by (Fig. 7): every signal on every task, at each start layer and ratio that was measured."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from deltahalt.errors import InputError
+from deltahalt.lab.evaluation.summary import PolicySummary
+from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.lab.figures.comparison import comparable, summarize_tasks
+from deltahalt.lab.figures.house import FULL, check_plot, drawn, looks
+from deltahalt.policies import parse_policy
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+# Signals in the order of their bars: what is left of a policy's text without where it starts and how much it halts.
+SIGNALS = {
+    "dash": "attention delta (dash)",
+    "dash:relative=true": "relative attention delta",
+    "dash-layer": "block delta (dash-layer)",
+    "window-attention": "last window's attention",
+    "last-token-attention": "last token's attention",
+    "key-norm": "key norm",
+    "random": "random",
+    "uniform": "evenly spaced",
+}
+SETTING = ("start", "pruning_ratio")
+FULL_MODEL = "full model"
+Bars = Mapping[str, Mapping[str, PolicySummary]]  # summaries by signal and task
+
+
+class Setting(NamedTuple):
+    """Where and how much is halted: shares of the depth come before layers, and each by number."""
+
+    in_layers: bool
+    start: float
+    ratio: float
+
+    def title(self) -> str:
+        start = f"layer {self.start}" if self.in_layers else f"{100 * self.start:g} % of the layers"
+        return f"start: {start}, ratio: {self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Bars of one setting: a start layer and a ratio, as written in `title`."""
+
+    title: str
+    bars: Bars
+
+
+def signals(rows: Iterable[SweepRow], out: Path) -> None:
+    """Draw bars of every signal and task to `out`, an .svg or a .png file: a setting a row.
+
+    Left: share of exact answers, on tasks that the full model answers exactly at all. Right: change of the negative
+    log-likelihood, nats a token. Raises InputError as `check_plot` and `ablations` do.
+    """
+    check_plot(out)
+    title, found = ablations(rows)
+    with drawn(out, title, (11, 2.6 * len(found) + 1.2)) as figure:
+        grid = figure.subplots(len(found), 2, sharex="col", sharey="col", squeeze=False)
+        for (left, right), ablation in zip(grid, found, strict=True):
+            exact = [task for task in _tasks(ablation) if any(b[task].full_exact for b in ablation.bars.values())]
+            left.set_title(ablation.title)
+            left.set_ylabel("exact answers (up is better)")
+            right.set_ylabel("NLL change, nats (down is better)")
+            _draw(left, ablation.bars, exact, lambda line: line.exact, lambda line: line.full_exact)
+            _draw(right, ablation.bars, _tasks(ablation), lambda line: line.nll_change, lambda _: 0)
+        known: dict[str, Artist] = {}
+        for axes in figure.axes:
+            handles, labels = axes.get_legend_handles_labels()
+            known |= zip(labels, handles, strict=True)
+        named = [label for label in (FULL_MODEL, *SIGNALS.values()) if label in known]
+        figure.legend([known[label] for label in named], named, loc="outside lower center", ncols=5, frameon=False)
+
+
+def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
+    """A title, and the bars of each setting that several signals were measured at, on samples common to all of them.
+
+    Only policies without other options count. Raises InputError as `comparable` does, and where no setting has several.
+    """
+    by_setting: dict[Setting, dict[str, str]] = {}  # policies by setting and signal
+    rows = list(rows)
+    for policy in dict.fromkeys(row.policy for row in rows):
+        if found := _split(policy):
+            signal, setting = found
+            by_setting.setdefault(setting, {})[signal] = policy
+    several = {setting: by_setting[setting] for setting in sorted(by_setting) if len(by_setting[setting]) > 1}
+    if not several:
+        raise InputError("no start layer and ratio has rows of two signals: sweep several policies at the same ones")
+    shown = {policy for policies in several.values() for policy in policies.values()}
+    title, chosen = comparable(row for row in rows if row.policy in shown)
+    summaries = {(line.policy, task): line for task, lines in summarize_tasks(chosen).items() for line in lines}
+    tasks = list(dict.fromkeys(task for _, task in summaries))
+    return title, [
+        Ablation(setting.title(), {s: {task: summaries[own[s], task] for task in tasks} for s in SIGNALS if s in own})
+        for setting, own in several.items()
+    ]
+
+
+def _split(policy: str) -> tuple[str, Setting] | None:
+    """A policy's signal, and where and how much it halts; None for a policy with other options or stages."""
+    name, _, text = policy.partition(":")
+    options = [option for option in text.split(",") if option]
+    others = [option for option in options if option.partition("=")[0].strip().replace("-", "_") not in SETTING]
+    signal = f"{name}:{','.join(others)}" if others else name
+    if signal not in SIGNALS or "+" in policy:
+        return None
+    parsed = parse_policy(policy).stages[0]
+    return signal, Setting(isinstance(parsed.start, int), parsed.start, parsed.pruning_ratio)
+
+
+def _tasks(ablation: Ablation) -> list[str]:
+    return list(next(iter(ablation.bars.values())))
+
+
+def _draw(
+    axes: "Axes",
+    bars: Bars,
+    tasks: Sequence[str],
+    value: Callable[[PolicySummary], float],
+    full: Callable[[PolicySummary], float],
+) -> None:
+    """A group of bars for each task, and the full model as a line across each group."""
+    known, width = looks(bars), 0.84 / len(bars)
+    for place, (signal, lines) in enumerate(bars.items()):
+        axes.bar(
+            [group - 0.42 + (place + 0.5) * width for group in range(len(tasks))],
+            [value(lines[task]) for task in tasks],
+            width,
+            color=known[signal.partition(":")[0]].get_color(),
+            hatch="////" if ":" in signal else None,
+            edgecolor="white",
+            linewidth=0.4,
+            label=SIGNALS[signal],
+        )
+    level = [full(next(iter(bars.values()))[task]) for task in tasks]
+    begin = [group - 0.46 for group in range(len(tasks))]
+    axes.hlines(level, begin, [at + 0.92 for at in begin], **FULL, label=FULL_MODEL)
+    axes.set_xticks(range(len(tasks)), [task.replace("_", "\n", 1) for task in tasks])
+    axes.grid(axis="y")

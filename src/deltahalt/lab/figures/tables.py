@@ -1,0 +1,33 @@
+"""Every kind of row that is measured, and the table that it makes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from deltahalt.lab.bench.row import BenchRow
+from deltahalt.lab.bench.table import markdown as bench_table
+from deltahalt.lab.evaluation.observe import Observation
+from deltahalt.lab.evaluation.observe import markdown as observe_table
+from deltahalt.lab.evaluation.pictures.row import VisionRow
+from deltahalt.lab.evaluation.pictures.table import markdown as vision_table
+from deltahalt.lab.evaluation.summary import markdown as sweep_table
+from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.lab.harness.equality import EqualityRow
+from deltahalt.lab.harness.equality import markdown as equality_table
+from deltahalt.lab.harness.table import markdown as eval_table
+from deltahalt.lab.rows.base import Row
+from deltahalt.lab.rows.eval import EvalRow
+
+KINDS: dict[type[Row], Callable[[Any], str]] = {
+    BenchRow: bench_table,
+    SweepRow: sweep_table,
+    EvalRow: eval_table,
+    EqualityRow: equality_table,
+    Observation: observe_table,
+    VisionRow: vision_table,
+}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows in Markdown, a table for each kind that is among them."""
+    by_kind = {kind: [row for row in rows if isinstance(row, kind)] for kind in KINDS}
+    return "\n\n".join(KINDS[kind](own) for kind, own in by_kind.items() if own)

@@ -1,0 +1,78 @@
+"""Rows of `deltahalt eval` as a table: scores, and what they took relative to the full model (DASH, Table 4)."""
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from deltahalt.lab.rows.eval import EvalRow, paired
+from deltahalt.lab.rows.markdown import differing, table
+from deltahalt.policies import Dense
+
+Figure = Callable[[EvalRow], float | None]
+
+# What two rows must have in common for their costs to be compared.
+setting = attrgetter(
+    *("model", "task", "metric", "version", "samples", "chat_template", "batch_size", "max_length", "seed"),
+    *("dtype", "device", "machine", "processes", "attention", "transformers", "torch"),
+)
+
+# How a task was run, told where rows of one model and task differ in it.
+WAY: dict[str, Callable[[EvalRow], str]] = {
+    "halted K/V": lambda row: row.halted_kv,
+    "min prompt": lambda row: f"{row.min_prompt_tokens}",
+    "chat format": lambda row: "yes" if row.chat_template else "no",
+    "batch": lambda row: f"{row.batch_size}",
+    "max length": lambda row: f"{row.max_length}",
+}
+
+EFFICIENCY: dict[str, Figure] = {
+    "prefill": lambda row: row.prefill_seconds,
+    "generation": lambda row: row.new_tokens and row.generation_seconds / row.new_tokens,
+    "total": lambda row: row.prefill_seconds + row.generation_seconds,
+    "throughput": lambda row: 1 / throughput(row) if row.new_tokens else None,
+    "memory": lambda row: row.peak_bytes,
+}
+
+
+def throughput(row: EvalRow) -> float:
+    """Tokens a second, of prompts and answers together."""
+    return (row.prompt_tokens + row.new_tokens) / (row.prefill_seconds + row.generation_seconds)
+
+
+def markdown(rows: Sequence[EvalRow]) -> str:
+    """The rows as a Markdown table, a line a method and metric of a task; methods on the same task follow each other.
+
+    How they were run is told where those of one model and task differ in it. Cut: prompts that were longer than the
+    model takes, and lost their beginning. Beside full: the mean difference to the full model's row of the same run,
+    sample by sample, and its standard error. Efficiency is relative to that row, above 1 is better, and empty where
+    there is none. Generation is a token's, since answers differ in length.
+    """
+    scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
+    rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
+    full = {setting(row): row for row in rows if row.policy.partition(":")[0] == Dense.name}
+    columns = {
+        "model": [row.model for row in rows],
+        "task": [row.task for row in rows],
+        "metric": [row.metric for row in rows],
+        "policy": [f"`{row.policy}`" for row in rows],
+        **differing(
+            {head: [cell(row) for row in rows] for head, cell in WAY.items()}, [(row.model, row.task) for row in rows]
+        ),
+        "score": [f"{row.value:.4f}" for row in rows],
+        "stderr": ["" if row.stderr is None else f"{row.stderr:.4f}" for row in rows],
+        "samples": [f"{row.samples}" for row in rows],
+        "cut": [f"{row.cut}" if row.cut else "" for row in rows],
+    }
+    columns["beside full"] = [_beside(row, full.get(setting(row))) for row in rows]
+    for head, figure in EFFICIENCY.items():
+        columns[head] = [_relative(figure, full.get(setting(row)), row) for row in rows]
+    return table({head: cells for head, cells in columns.items() if any(cells)})
+
+
+def _beside(row: EvalRow, full: EvalRow | None) -> str:
+    apart = None if full is None or full is row else paired(row, full)
+    return "" if apart is None else f"{apart[0]:+.4f} ± {apart[1]:.4f}"
+
+
+def _relative(figure: Figure, full: EvalRow | None, row: EvalRow) -> str:
+    reference, own = None if full is None else figure(full), figure(row)
+    return f"{reference / own:.2f}x" if reference and own else ""

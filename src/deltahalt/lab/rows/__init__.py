@@ -1,0 +1,1 @@
+"""Rows of measurements, and the files they are stored in."""

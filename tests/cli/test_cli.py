@@ -1,0 +1,388 @@
+"""The command, run in this process on a tiny model and, once, on the real one."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from deltahalt.answering.ask import Answer
+from deltahalt.answering.demo import EXPECTED, FACT
+from deltahalt.cli.answer_table import show_answers
+from deltahalt.methods.registry import METHODS
+from deltahalt.vision import VISION_POLICIES
+from helpers.command import deltahalt
+
+TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
+SMALL = ["--keep-first", "4", "--keep-last", "8"]
+DASH = ["--policy", "dash", *SMALL]
+
+
+@pytest.fixture(autouse=True)
+def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> str:
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+def run(folder: Path, document: str, *options: str) -> int:
+    question = ["--question", "What is a module?", "--max-new-tokens", "3"]
+    return deltahalt("run", "--model", str(folder), "--document", document, *question, *options)
+
+
+def test_run_answers_with_the_policy(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_folder, document, *DASH, "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out).values()
+    assert answer["new_tokens"] <= 3
+    assert answer["lengths"][0] == answer["prompt_tokens"] > answer["lengths"][-1]
+
+
+def test_compare_puts_the_full_model_beside_it(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, *DASH, "--compare", "--json") == 0
+    full, halted = json.loads(capsys.readouterr().out).values()
+    assert set(full["lengths"]) == {full["prompt_tokens"]}
+    assert halted["flops"] < full["flops"]
+    assert halted["cache_bytes"] < full["cache_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"), [("d3:alpha=0.5,core=2", None), ("gemfilter:start=2,pruning_ratio=0.5", 0.5)]
+)
+def test_methods_of_other_stages_run_by_the_same_option(
+    policy: str, kept: float | None, tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GemFilter drops half of the document's tokens, and none of the question's."""
+    assert run(tiny_folder, document, "--policy", policy, "--compare", "--json") == 0
+    full, other = json.loads(capsys.readouterr().out).values()
+    assert other["prompt_tokens"] == full["prompt_tokens"]
+    words = len(TEXT.strip()) - TEXT.count("th") - TEXT.count("in")  # tokens of a byte, save for two
+    dropped = round(kept * words) if kept else 0
+    assert other["lengths"] == [full["prompt_tokens"] - dropped] * 6
+
+
+def test_several_questions_are_answered_after_one_prefill_that_sees_none(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--question", "Who wrote it?", "--compare", "--json"]
+    assert run(tiny_folder, document, *DASH, *more) == 0
+    full, halted = json.loads(capsys.readouterr().out).values()
+    assert run(tiny_folder, document, *DASH, "--json") == 0
+    (alone,) = json.loads(capsys.readouterr().out).values()
+    assert len(full) == len(halted) == 2
+    assert full[0]["prompt_tokens"] == halted[1]["prompt_tokens"] < alone["prompt_tokens"]
+    assert {answer["lengths"][-1] for answer in halted} == {halted[0]["lengths"][-1]}
+    assert halted[0]["lengths"][-1] < halted[0]["prompt_tokens"]
+    assert run(tiny_folder, document, *DASH, *more[:3]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{number}. " in shown for number in (1, 2))
+
+
+def test_for_several_questions_auto_is_query_free(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, "--question", "Who wrote it?", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["auto-query-free"]
+
+
+def test_a_method_that_needs_the_question_is_refused_several(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, "--question", "Who wrote it?", "--policy", "gemfilter:start=2") == 2
+    assert "ask one question, or name a policy" in capsys.readouterr().err
+
+
+def test_the_table_shows_what_was_asked_for(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, *DASH, "--compare") == 0
+    shown = capsys.readouterr().out
+    for label in ("answer", "prefill seconds", "prefill TFLOPs", "K/V cache MB", "tokens per layer", "full model"):
+        assert label in shown
+
+
+def test_what_took_longer_is_said_to_be_more(capsys: pytest.CaptureFixture[str]) -> None:
+    full = Answer("", 9, 1, (9, 9), prefill_seconds=2.0, decode_seconds=0.0, flops=10**12, cache_bytes=10**6)
+    show_answers(Console(width=200), {"full": full, "slow": replace(full, prefill_seconds=5.0, flops=4 * 10**11)})
+    seconds, flops = (line for line in capsys.readouterr().out.splitlines() if "prefill" in line)
+    assert "5.00  (2.50x more)" in seconds
+    assert "0.40  (2.50x less)" in flops
+
+
+def test_options_of_a_policy_reach_it(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_folder, document, *DASH, "--start", "1", "--pruning-ratio", "0.5", "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out).values()
+    prompt = answer["prompt_tokens"]
+    kept = prompt - round(0.5 * (prompt - 12))
+    assert answer["lengths"] == [prompt, prompt, kept, kept, kept, kept]
+
+
+def test_a_document_comes_from_standard_input(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+    assert run(tiny_folder, "-", *DASH, "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out).values()
+    assert answer["prompt_tokens"] > 100
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"\x00\x01\x02", "is binary"), (b"caf\xe9", "is not UTF-8"), (b" \n", "is empty")],
+)
+def test_a_document_that_is_no_text_is_one_line(
+    content: bytes, complaint: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").write_bytes(content)
+    assert run(tiny_folder, str(tmp_path / "bad"), *DASH) == 2
+    shown = capsys.readouterr().err
+    assert complaint in shown
+    assert "Traceback" not in shown
+
+
+def test_a_missing_document_is_named(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_folder, "no/such/file.txt", *DASH) == 2
+    assert "cannot read no/such/file.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--policy", "snap"], "there is no policy 'snap'"),
+        (["--policy", "dash", "--pruning-ratio", "1.5"], "pruning_ratio is 1.5"),
+        (["--policy", "dash", "--start", "-3"], "start is -3"),
+        (["--policy", "dash", "--start", "99"], "leaves no deeper layer"),
+        (["--policy", "dash", "--scope", "visual"], "needs a vision-language model"),
+        (["--policy", "dash+uniform", "--start", "0.2"], "several stages"),
+        (["--policy", "dash", "--halted-kv", "melted"], "halted_kv is 'melted'"),
+        (["--policy", "d3", "--min-prompt-tokens", "9"], "d3 halts no tokens"),
+        (["--policy", "d3", "--start", "3"], "d3 has no option 'start'"),
+    ],
+)
+def test_bad_options_are_one_line(
+    options: list[str], complaint: str, tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, *options) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_empty_question_is_refused(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("run", "--model", str(tiny_folder), "--document", document, "--question", " ") == 2
+    assert "the question is empty" in capsys.readouterr().err
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.txt").write_text(TEXT * 10)
+    assert run(tiny_folder, str(tmp_path / "long.txt"), *DASH) == 2
+    assert "give a shorter document" in capsys.readouterr().err
+
+
+def test_policies_lists_each_with_stage_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("policies", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in listed] == [*METHODS, *VISION_POLICIES]
+    assert {row["name"] for row in listed if row["stage"] == "vision"} == set(VISION_POLICIES)
+    assert all(row["summary"] and row["stage"] and row["source"] for row in listed)
+
+
+def test_flops_prints_table_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("flops", "--shape", "qwen2.5-7b", "--lengths", "16384") == 0
+    shown = capsys.readouterr().out
+    for figure in ("5,520", "45.49 %", "1.83x", "1.68x"):
+        assert figure in shown
+
+
+def test_flops_of_a_model(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("flops", "--model", str(tiny_folder), "--lengths", "400", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["prompt"] == 400
+    assert row["true_speedup"] > 1
+
+
+@pytest.mark.parametrize("options", [[], ["--shape", "1,2"], ["--shape", "qwen2.5-7b", "--lengths", "many"]])
+def test_flops_refuses_what_it_cannot_count(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("flops", *options) == 2
+    assert "deltahalt: " in capsys.readouterr().err
+
+
+def test_bench_writes_rows_that_report_reads(
+    tiny_folder: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    sizes = ["--lengths", "200,300", "--batch-sizes", "1,2", "--new-tokens", "3"]
+    options = ["--policies", "dash uniform:start=1", *sizes, "--text", document, "--repeats", "1", "--rows", str(rows)]
+    assert deltahalt("bench", "--model", str(tiny_folder), *options) == 0
+    shown = capsys.readouterr().out
+    assert all(
+        text in shown for text in ("2 x 300 tokens", "`uniform:start=1`", "first token", "share", "1 threads of")
+    )
+    measured = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [(row["batch"], row["policy"]) for row in measured[::2]] == [(1, "dash")] * 2 + [(2, "dash")] * 2
+    assert [row["prompt"] for row in measured[1::2]] == pytest.approx([200, 300] * 2, abs=2)
+    for row in measured:
+        assert (row["new_tokens"], row["dtype"], row["attention"], row["repeats"]) == (3, "bfloat16", "sdpa", 1)
+        assert row["gain"]["prefill"] == pytest.approx(row["full"]["prefill"] / row["halted"]["prefill"])
+    assert deltahalt("report", str(rows)) == 0
+    assert "| `uniform:start=1` | 2 x 300 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--lengths", "20,100000"], "tokens, prompt and 3 new ones"),
+        (["--policies", "dash llmlingua2:encoder=/no/such"], "cannot load the encoder /no/such"),
+        (["--policies", "dash:start=9"], "leaves no deeper layer"),
+        (["--rows", "/"], "cannot write to /:"),
+        (["--rows", "/dev/null/rows.jsonl"], "cannot write to /dev/null/rows.jsonl"),
+    ],
+)
+def test_bench_refuses_what_cannot_run_before_anything_is_measured(
+    options: list[str],
+    complaint: str,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("deltahalt.lab.bench.measure.measure", lambda *_, **__: pytest.fail("measured"))
+    sizes = ["--lengths", "20", "--new-tokens", "3"]
+    assert deltahalt("bench", "--model", str(tiny_folder), *sizes, *options) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_bench_of_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, shape = tmp_path / "rows.jsonl", "4,32,48,2,1,16"
+    options = ["--shape", shape, "--lengths", "150", "--new-tokens", "1", "--repeats", "1", "--attention", "eager"]
+    assert deltahalt("bench", *options, "--dtype", "bfloat16", "--policies", "dash", "--rows", str(rows)) == 0
+    (row,) = map(json.loads, rows.read_text().splitlines())
+    assert (row["model"], row["dtype"], row["attention"]) == (f"random {shape}", "bfloat16", "eager")
+    assert row["full"]["generation"] is None
+    assert deltahalt("bench", *options, "--text", "README.md") == 2
+    assert "leave --text out" in capsys.readouterr().err
+    assert deltahalt("bench", *options, "--dtype", "int8") == 2
+    assert "unknown dtype int8" in capsys.readouterr().err
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        "run",
+        "demo",
+        "policies",
+        "flops",
+        "bench",
+        "sweep",
+        "calibrate",
+        "plot",
+        "eval",
+        "report",
+        "vision-sweep",
+    ):
+        assert deltahalt(command, "--help") == 0
+        assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.real_weights
+@pytest.mark.usefixtures("smollm2")
+def test_demo_answers_right_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert EXPECTED in FACT
+    assert deltahalt("demo", "--json") == 0
+    full, halted = json.loads(capsys.readouterr().out).values()
+    assert full["prompt_tokens"] >= 4000
+    assert EXPECTED in full["text"]
+    assert EXPECTED in halted["text"]
+    assert halted["lengths"][-1] < 0.7 * full["lengths"][-1]
+
+
+def test_sweep_measures_every_setting(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, rows = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
+    options = ["--policies", "dash random:start=2", "--starts", "0.2,0.5", "--ratios", "0.5", "--data", str(data)]
+    assert deltahalt("sweep", "--model", str(tiny_folder), "--rows", str(rows), *options) == 0
+    assert len(rows.read_text().splitlines()) == 3
+    assert "random:pruning_ratio=0.5,start=2" in capsys.readouterr().out
+
+
+def test_tables_of_a_narrow_terminal_show_whole_policies(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data, policy = tmp_path / "samples.jsonl", "dash:start=0,pruning_ratio=0.5,keep_first=4,keep_last=8"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
+    options = ["--model", str(tiny_folder), "--data", str(data), "--policies", policy]
+    assert deltahalt("sweep", "--rows", str(tmp_path / "rows.jsonl"), *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "".join(line.split("\u2502")[1].strip() for line in lines if line.startswith("\u2502")) == policy
+
+
+def test_report_shows_the_frontier_of_a_sweep(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, rows = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
+    policies = (
+        "dense uniform:start=1,pruning_ratio=0.9 uniform:start=3,pruning_ratio=0.2 uniform:start=4,pruning_ratio=0.1"
+    )
+    options = ["--data", str(data), "--policies", policies]
+    assert deltahalt("sweep", "--model", str(tiny_folder), "--rows", str(rows), *options) == 0
+    capsys.readouterr()
+    assert deltahalt("report", str(rows)) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert deltahalt("report", str(rows), "--frontier") == 0
+    best = capsys.readouterr().out.splitlines()
+    assert set(best) <= set(whole)
+    assert any("`dense`" in line for line in best)
+    assert any("start=1" in line for line in best)  # the fastest is always on it
+
+
+def test_a_profile_is_written_and_then_used(
+    tiny_folder: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, profile = tmp_path / "samples.jsonl", tmp_path / "profile.json"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT + "A line of text. " * 14, "answer": None}))
+    assert deltahalt("calibrate", "--model", str(tiny_folder), "--data", str(data), "--out", str(profile)) == 0
+    assert profile.name in capsys.readouterr().out.replace("\n", "")
+    (choice,) = json.loads(profile.read_text())["choices"]
+    assert run(tiny_folder, document, "--policy", str(profile), "--json") == 0
+    said = capsys.readouterr()
+    assert list(json.loads(said.out)) == [str(profile)]
+    assert f"{profile}: {choice['policy']}" in said.err
+    assert run(tiny_folder, document, "--policy", "no-such.json") == 2
+    assert "no-such.json" in capsys.readouterr().err
+
+
+def test_a_model_without_a_profile_gets_the_cautious_default(
+    tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_folder, document, "--json") == 0
+    said = capsys.readouterr()
+    assert list(json.loads(said.out)) == ["auto"]
+    assert "auto: max-sim:start=0,pruning_ratio=0.35" in said.err
+
+
+@pytest.mark.parametrize("speedup", ["fast", "1", "0.5,2"])
+def test_a_speedup_that_is_none_is_refused(speedup: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("calibrate", "--out", str(tmp_path / "p.json"), "--target-speedup", speedup) == 2
+    assert "speedup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["calibrate --rows rows.jsonl --out", "calibrate --out p.json --rows", "sweep --rows", "observe --rows"],
+)
+def test_a_file_that_cannot_be_written_is_named_before_a_model_is_loaded(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deltahalt(*command.split(), "/dev/null/file", "--model", "no/such") == 2
+    assert "cannot write to /dev/null/file: give a file that can be written" in capsys.readouterr().err

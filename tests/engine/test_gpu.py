@@ -1,0 +1,152 @@
+"""The engine on CUDA devices; the same ideas as the tests on the CPU, which CI runs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers.utils import import_utils
+
+from deltahalt import Dash, Dense, Forecast, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
+from deltahalt.lab.bench.measure import measure
+from deltahalt.lab.bench.prompts import random_prompts
+from deltahalt.vision import UniformGroups
+from helpers.oracle import Feed, Oracle
+from helpers.tiny import FULL, LAYERS, prompts, tiny
+from helpers.tiny_vision import BATCH, tiny_vision, vision_prompts
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+FLASH = next(
+    (
+        f"flash_attention_{number}"
+        for number in (4, 3, 2)
+        if getattr(import_utils, f"is_flash_attn_{number}_available", bool)()
+    ),
+    None,
+)
+flash_attention = pytest.mark.skipif(FLASH is None, reason="needs FlashAttention")
+
+POLICIES = [Dash(keep_first=2, keep_last=8), WindowAttention(keep_first=2, keep_last=8, window=8, chunk=4)]
+IDS, MASK = prompts(150, 130)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_halted_is_the_host_bit_for_bit(dtype: torch.dtype, padded: bool) -> None:
+    model = tiny("qwen2", dtype=dtype).cuda()
+    inputs = {"input_ids": IDS.cuda(), "attention_mask": MASK.cuda()} if padded else {"input_ids": IDS.cuda()}
+    with torch.no_grad():
+        plain = model(**inputs, logits_to_keep=1).logits
+        with halting(model, Dash(pruning_ratio=0.0)):
+            assert torch.equal(model(**inputs, logits_to_keep=1).logits, plain)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_halting_agrees_with_the_masking_oracle(policy: Policy) -> None:
+    model = tiny("qwen2")
+    report = _halt(model.cuda(), policy)
+    oracle = Oracle(model.cpu(), FULL, report)
+    expected = [oracle(IDS, MASK, logits_to_keep=1), oracle(IDS[:, :3])]
+    model.cuda()
+    with halting(model, policy):
+        feed = Feed(model)
+        feed.mask = feed.mask.cuda()
+        got = [feed(IDS.cuda(), MASK.cuda(), logits_to_keep=1), feed(IDS[:, :3].cuda())]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours.cpu() - theirs).abs().max() < 1e-4  # CPU and GPU kernels differ by more than the engine does
+
+
+def test_the_bench_sees_what_memory_was_held() -> None:
+    model = tiny("qwen2").cuda()
+    policies: dict[str, Any] = {"dash": Dash(start=1, keep_first=2, keep_last=8)}
+    (row,) = measure(model, "tiny", policies, random_prompts(model, 200, 2, seed=0), new_tokens=3, repeats=1)
+    assert row.full.peak_bytes is not None
+    assert row.halted.peak_bytes is not None
+    assert row.full.peak_bytes > sum(weight.nbytes for weight in model.parameters()) + row.full.kv_bytes
+    assert row.full.peak_bytes >= row.halted.peak_bytes
+
+
+@two_devices
+@pytest.mark.parametrize("start", [2, 3], ids=["last layer of a device", "first layer of the next"])
+def test_layers_on_two_devices_halt_as_on_one(start: int) -> None:
+    policy = WindowAttention(start=start, keep_first=2, keep_last=8, window=8, chunk=4)
+    whole = _halt(tiny("qwen2").cuda(), policy)
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    places |= {f"model.layers.{layer}": layer * 2 // LAYERS for layer in range(LAYERS)}
+    spread = _halt(dispatch_model(tiny("qwen2"), places), policy)
+    for one, two in zip(whole.kept, spread.kept, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_layers_on_cpu_and_gpu_halt_as_on_one() -> None:
+    policy = Dash(start=1, keep_first=2, keep_last=8)  # layer 1 is the first on the GPU
+    whole = _halt(tiny("qwen2"), policy, "cpu")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": 0, "lm_head": 0}
+    places |= {f"model.layers.{layer}": 0 if layer else "cpu" for layer in range(LAYERS)}
+    spread = _halt(dispatch_model(tiny("qwen2"), places, main_device="cuda:0"), policy)
+    for one, two in zip(whole.kept, spread.kept, strict=True):
+        assert torch.equal(one, two)
+
+
+@flash_attention
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_halted_is_the_host_with_flash_attention_bit_for_bit(padded: bool) -> None:
+    model = tiny("qwen2", FLASH, torch.bfloat16).cuda()
+    expected = _logits(model, padded)
+    with halting(model, Dash(pruning_ratio=0.0)):
+        assert torch.equal(_logits(model, padded), expected)
+
+
+@flash_attention
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "policy",
+    [Uniform(start=1, keep_first=2, keep_last=8), SingleInputKV(start=1, keep_last=8), Forecast(start=1, keep_last=8)],
+)
+def test_flash_attention_is_as_near_to_float32_as_sdpa(policy: Policy, padded: bool) -> None:
+    def logits(attention: str, dtype: torch.dtype) -> torch.Tensor:
+        model = tiny("qwen2", attention, dtype).cuda()
+        with halting(model, policy):
+            return _logits(model, padded)
+
+    _as_near(logits)
+
+
+@flash_attention
+@pytest.mark.parametrize("policy", [Dense(), Uniform(start=1, scope="visual")], ids=lambda policy: policy.name)
+def test_flash_attention_in_vit_and_decoder_is_as_near_to_float32_as_sdpa(policy: Policy) -> None:
+    def logits(attention: str, dtype: torch.dtype) -> torch.Tensor:
+        model = tiny_vision("qwen2_vl", attention)
+        prompt = vision_prompts(model, "qwen2_vl", BATCH)
+        inputs = {name: part.cuda() for name, part in prompt.call().items()}
+        model.to(dtype).cuda()
+        with torch.no_grad(), halting(model, policy, vision=UniformGroups(retain=0.5)):
+            return model(**inputs, logits_to_keep=1).logits
+
+    _as_near(logits)
+
+
+def _logits(model: Any, padded: bool) -> torch.Tensor:
+    """Logits of the last prompt token and of three that follow, [B, 4, V]."""
+    feed, mask = Feed(model), MASK if padded else torch.ones_like(IDS)
+    feed.mask = feed.mask.cuda()
+    return torch.cat([feed(IDS.cuda(), mask.cuda(), logits_to_keep=1), feed(IDS[:, :3].cuda())], dim=1)
+
+
+def _as_near(logits: Callable[[str, torch.dtype], torch.Tensor]) -> None:
+    """FlashAttention errs no more than twice as much as sdpa does in the same precision."""
+    assert FLASH is not None
+    exact = logits("sdpa", torch.float32)
+    errors = [(logits(name, torch.bfloat16) - exact).norm() for name in ("sdpa", FLASH)]
+    assert 0 < errors[1] < 2 * errors[0] < exact.norm() / 2
+
+
+def _halt(model: torch.nn.Module, policy: Policy, device: str = "cuda:0") -> Report:
+    with torch.no_grad(), halting(model, policy) as halted:
+        model(input_ids=IDS.to(device), attention_mask=MASK.to(device), logits_to_keep=1)
+    stages = tuple((layer, tuple(kept.cpu() for kept in rows)) for layer, rows in halted.report.stages)
+    return replace(halted.report, stages=stages)

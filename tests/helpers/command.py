@@ -1,0 +1,15 @@
+"""Runs our command in this process."""
+
+import sys
+
+import pytest
+
+from deltahalt import cli
+
+
+def deltahalt(*arguments: str) -> int:
+    """Run the command with these arguments; returns its exit status."""
+    sys.argv = ["deltahalt", *arguments]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
