@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from deltahalt.vision import VISION_POLICIES, GroupHalting, ToFu, ToMe, VisionPolicy
-from deltahalt.vision.views import GroupView
+from deltahalt.vision import VISION_POLICIES, ToFu, ToMe
+from deltahalt.vision.policy import GroupHalting, GroupView, VisionPolicy
 from helpers.vit_naive import tofu_naively, tome_naively
 
 HALTING = [policy for policy in VISION_POLICIES.values() if policy.cut == "block"]
