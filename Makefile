@@ -43,34 +43,34 @@ bench: $(VENV)/.installed ## measure speed and memory on this machine
 	$(VENV)/bin/deltahalt bench --policies "dash auto"
 
 eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on nine small samples, in a few minutes
-	$(VENV)/bin/python recipes/smoke_data.py build/eval-smoke/data
+	$(VENV)/bin/python -m tools.smoke_data build/eval-smoke/data
 	rm -f build/eval-smoke/rows.jsonl
 	for policy in dense dash auto; do $(VENV)/bin/deltahalt eval --policy $$policy $(SMOKE) || exit 1; done
 	$(VENV)/bin/deltahalt report build/eval-smoke/rows.jsonl
 
 # OPTIONS is for --methods, --tasks, and any other option of `deltahalt eval`. SnapKV runs where `make kvpress-env` put it.
 table1 table2 table3 table4: $(VENV)/.installed-dev ## what a table of the paper compares: MODEL=, DATA=, LIMIT=, ROWS=, ENCODER= (table3, a formula: none)
-	$(VENV)/bin/python recipes/paper_tables.py $@ $(if $(wildcard $(KVPRESS)/.installed),--kvpress $(KVPRESS)/bin/python) \
+	$(VENV)/bin/python -m tools.paper_tables $@ $(if $(wildcard $(KVPRESS)/.installed),--kvpress $(KVPRESS)/bin/python) \
 		$(if $(ENCODER),--encoder $(ENCODER)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(ROWS),--rows $(ROWS)) $(OPTIONS)
 
 # OPTIONS is for --methods and any option of lmms-eval; needs `pip install '.[lmms]'` into $(VENV).
 table5 table6 table7: $(VENV)/.installed-dev ## the same on images, with lmms-eval: MODEL=, DATA=, LIMIT=, OUT=
-	$(VENV)/bin/python recipes/vision_tables.py $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+	$(VENV)/bin/python -m tools.vision_tables $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 results: $(VENV)/.installed ## write docs/results.md and the tables of the other pages from the rows in results/
 	@mkdir -p build
-	$(VENV)/bin/python recipes/results_page.py > build/results.md
+	$(VENV)/bin/python -m tools.results_page > build/results.md
 	mv build/results.md docs/results.md
-	$(VENV)/bin/python recipes/page_tables.py
+	$(VENV)/bin/python -m tools.page_tables
 
 figures: $(VENV)/.installed-dev ## draw the pictures of docs/ from the rows in results/
 	grep -hE '^deltahalt plot results/' docs/*.md | PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh -ex
 
 clean: ## remove what these targets made; downloaded models stay
 	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python $(KVPRESS)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("deltahalt needs Python 3.10 or newer: run make PYTHON=/path/to/python3" if sys.version_info < (3, 10) else 0)'

@@ -1,6 +1,5 @@
 """The tables of README.md and docs/ that come of committed rows."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,16 +12,18 @@ from deltahalt.lab.rows.base import append_rows
 from deltahalt.profile import Choice
 from helpers.eval_rows import scored
 from helpers.sweep_rows import row
+from tools import page_tables
+from tools import reached as reached_tool
+from tools.briefly import brief
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows(recipe: Callable[[str], ModuleType]) -> None:
-    tables = recipe("page_tables")
-    written = {file: file.read_text(encoding="utf-8") for file in tables.pages()}
+def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows() -> None:
+    written = {file: file.read_text(encoding="utf-8") for file in page_tables.pages()}
     for file, page in written.items():
-        assert tables.filled(page) == page, f"{file.name}: make results"
-    shown = {name for page in written.values() for _, _, name, _ in tables.MARKED.findall(page)}
+        assert page_tables.filled(page) == page, f"{file.name}: make results"
+    shown = {name for page in written.values() for _, _, name, _ in page_tables.MARKED.findall(page)}
     sweeps = (
         "d3",
         "development",
@@ -36,29 +37,23 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows(recipe: C
         "signals",
         "variants",
     )
-    assert {file.stem for kind in sweeps for file in tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
-    kinds = {kind for page in written.values() for _, kind, *_ in tables.MARKED.findall(page)}
-    assert kinds == set(tables.TABLES)
+    assert {file.stem for kind in sweeps for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
+    kinds = {kind for page in written.values() for _, kind, *_ in page_tables.MARKED.findall(page)}
+    assert kinds == set(page_tables.TABLES)
 
 
-def test_a_page_keeps_what_is_around_its_tables(
-    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any
-) -> None:
-    tables = recipe("page_tables")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+def test_a_page_keeps_what_is_around_its_tables(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(page_tables, "RESULTS", tmp_path)
     append_rows(tmp_path / "few.jsonl", [scored("dense", 0.5)])
     marks = ("<!-- table: rows few -->", "<!-- /table -->")
-    page = tables.filled("Before.\n{}\nold{}\nBetween.\n\n{}\n{}\nAfter.\n".format(*marks, *marks))
-    table = f"{marks[0]}\n\n{tables.markdown([scored('dense', 0.5)])}\n\n{marks[1]}"
+    page = page_tables.filled("Before.\n{}\nold{}\nBetween.\n\n{}\n{}\nAfter.\n".format(*marks, *marks))
+    table = f"{marks[0]}\n\n{page_tables.markdown([scored('dense', 0.5)])}\n\n{marks[1]}"
     assert page == f"Before.\n{table}\nBetween.\n\n{table}\nAfter.\n"
-    assert tables.filled(page) == page
+    assert page_tables.filled(page) == page
 
 
-def test_methods_are_averaged_over_the_tasks_that_all_have(
-    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tables = recipe("page_tables")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+def test_methods_are_averaged_over_the_tasks_that_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_tables, "RESULTS", tmp_path)
     given = {"dense": {"lcc": 0.5, "trec": 0.3, "samsum": 0.9}, "dash": {"lcc": 0.2, "trec": 0.4}, "random": {"lcc": 0}}
     rows = [
         scored(policy, value, task=f"longbench_{task}", metric=metric, stderr=0.03)
@@ -67,14 +62,14 @@ def test_methods_are_averaged_over_the_tasks_that_all_have(
         for metric in ("score", "another")
     ]
     append_rows(tmp_path / "eval-shared-few.jsonl", rows)
-    assert tables.means_table("eval-shared-few").splitlines()[2:] == [
+    assert page_tables.means_table("eval-shared-few").splitlines()[2:] == [
         "| full model | 2 | 6 | 40.0 \u00b1 2.1 |  |",
         "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | -10.0 |",  # and not random, which is no method of the paper's tables
     ]
     told = [replace(row, by_sample=(row.value, row.value + (row.policy == "dash") / 5)) for row in rows]
     append_rows(tmp_path / "eval-shared-told.jsonl", told)
     assert (
-        tables.means_table("eval-shared-told")
+        page_tables.means_table("eval-shared-told")
         .splitlines()[-1]
         .endswith(
             "| -10.0 \u00b1 7.1 |"  # of either task's difference, 0.1, over the square root of two
@@ -83,17 +78,16 @@ def test_methods_are_averaged_over_the_tasks_that_all_have(
     # Another run, with a full model of its own that scores less, is set beside that one.
     own = [replace(row, torch="3") for row in told if row.policy == "dash"]
     append_rows(tmp_path / "eval-shared-else.jsonl", [*(row for row in told if row.policy != "dash"), *own])
-    assert tables.means_table("eval-shared-else").splitlines()[-1].endswith("| -10.0 |")
+    assert page_tables.means_table("eval-shared-else").splitlines()[-1].endswith("| -10.0 |")
     less = [replace(row, torch="3", value=row.value - 0.1) for row in told if row.policy == "dense"]
     append_rows(tmp_path / "eval-shared-both.jsonl", [*less, *told[:4], *own])
-    assert "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | +0.0 \u00b1" in tables.means_table("eval-shared-both")
+    assert "| DASH | 2 | 6 | 30.0 \u00b1 2.1 | +0.0 \u00b1" in page_tables.means_table("eval-shared-both")
 
 
 def test_prefill_is_summed_over_tasks_and_told_of_runs_that_had_the_machine_for_themselves(
-    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = recipe("page_tables")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(page_tables, "RESULTS", tmp_path)
     seconds = {"dense": (3.0, 5.0), "dash": (1.0, 4.0)}
     rows = [
         scored(policy, 0.5, task=f"longbench_{task}", metric="score", prefill_seconds=took)
@@ -102,12 +96,11 @@ def test_prefill_is_summed_over_tasks_and_told_of_runs_that_had_the_machine_for_
     ]
     for name, shown in (("eval-quiet", True), ("eval-shared-busy", False)):
         append_rows(tmp_path / f"{name}.jsonl", rows)
-        table = tables.means_table(name)
+        table = page_tables.means_table(name)
         assert ("| prefill |" in table, "| 1.60x |" in table) == (shown, shown)
 
 
-def test_what_long_policies_share_is_written_once(recipe: Callable[[str], ModuleType]) -> None:
-    brief = recipe("briefly").brief
+def test_what_long_policies_share_is_written_once() -> None:
     one, two = (f"window-attention:start={start},heads=max,keep_first=256" for start in (4, 40))
     stages = "key-norm:keep_first=256,start=1,heads=max+dash:heads=max,keep_first=256"
     exit_ = f"{one}+forecast:start=20,pruning_ratio=1"
@@ -140,9 +133,9 @@ def sweep_rows(policy: str, *losses: float, exact: str, speedup: float) -> list[
 
 
 @pytest.fixture
-def reached(recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The recipe, over rows of the model `small` and a profile of its own."""
-    module = recipe("reached")
+def reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The tool, over rows of the model `small` and a profile of its own."""
+    module = reached_tool
     few = [
         *sweep_rows("dense", 0.0, 0.0, exact="11", speedup=1.0),
         *sweep_rows(FAST, 0.1, 0.3, exact="11", speedup=1.704),

@@ -5,9 +5,7 @@ import math
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import typer.main
@@ -22,11 +20,10 @@ from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import adr, full_of
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
-from deltahalt.lab.harness.equality import EqualityRow
-from deltahalt.lab.harness.equality import markdown as equality_table
 from deltahalt.lab.rows.base import read_rows
 from deltahalt.lab.rows.eval import EvalRow
 from deltahalt.profile import shipped
+from tools import page_tables
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,18 +94,6 @@ def test_the_vision_tables_are_those_of_the_committed_rows(file: Path) -> None:
         assert table in written, f"paste: deltahalt report results/{file.name}"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("equality-*.jsonl")), ids=lambda file: file.name)
-def test_dense_equals_hf_in_the_committed_rows(file: Path) -> None:
-    rows = read_rows(file, EqualityRow)
-    assert equality_table(rows) in (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8"), (
-        f"paste: deltahalt report results/{file.name}"
-    )
-    for batch in (1, 4):
-        own = [row for row in rows if row.batch_size == batch]
-        assert sum(row.samples for row in own) >= 100
-        assert all(row.equal == row.samples and row.hf == row.deltahalt for row in own)
-
-
 def test_what_table_2_shows_is_what_the_committed_rows_say() -> None:
     page = re.sub(r"\s+", " ", (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8"))
     files = [ROOT / "results" / f"eval-shared-{model}.jsonl" for model in ("smollm2-135m", "qwen2.5-coder-0.5b")]
@@ -136,9 +121,9 @@ def test_what_table_2_shows_is_what_the_committed_rows_say() -> None:
     assert {row.value for row in rows if row.task == "loogle_shortdep_cloze"} == {0.0}
 
 
-def test_what_longbench_shows_is_what_the_committed_rows_say(recipe: Callable[[str], ModuleType]) -> None:
+def test_what_longbench_shows_is_what_the_committed_rows_say() -> None:
     def means(name: str) -> dict[str, dict[str, str]]:
-        heads, _, *lines = recipe("page_tables").means_table(name).splitlines()
+        heads, _, *lines = page_tables.means_table(name).splitlines()
         head, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in (heads, *lines)]
         return {cells[0]: dict(zip(head, cells, strict=True)) for cells in rows}
 

@@ -17,7 +17,7 @@ def test_smoke_samples_ask_for_what_is_in_them(tmp_path: Path, loaded_tiny: Load
     from deltahalt.lab.harness.lookup import find_tasks
 
     for folder in ("one", "two"):
-        subprocess.run([sys.executable, ROOT / "recipes" / "smoke_data.py", tmp_path / folder], check=True)
+        subprocess.run([sys.executable, "-m", "tools.smoke_data", tmp_path / folder], cwd=ROOT, check=True)
     files = [path for path in sorted(tmp_path.glob("one/*/*")) if path.is_file()]
     assert len(files) == 3
     for file in files:

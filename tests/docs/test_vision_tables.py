@@ -3,9 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from deltahalt.policies import parse_policy
 from deltahalt.policies.text import with_options
 from deltahalt.vision.policies import parse_vision_policy
+from tools import paper_tables, vision_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,14 +21,14 @@ RECOMPUTED = {"table6": [83.9, 83.3, 90.6, 89.6, 78.8, 78.5, 79.1, 79.6]}  # whe
 
 
 @pytest.fixture
-def paper(recipe: Callable[[str], ModuleType]) -> dict[str, Any]:
-    return recipe("paper_tables").PAPER
+def paper() -> dict[str, Any]:
+    return paper_tables.PAPER
 
 
 def test_a_run_on_images_without_results_is_named(tmp_path: Path) -> None:
-    script = [sys.executable, ROOT / "recipes" / "vision_tables.py", "table6", "--out", tmp_path]
+    script = [sys.executable, "-m", "tools.vision_tables", "table6", "--out", tmp_path]
     done = subprocess.run(
-        [*script, "--methods", "full model,ToMe", "--no-such-option"], capture_output=True, check=False
+        [*script, "--methods", "full model,ToMe", "--no-such-option"], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 1
     assert done.stdout.count(b"+ python -m lmms_eval") == 3
@@ -38,23 +37,19 @@ def test_a_run_on_images_without_results_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["table5", "table6"])
-def test_averages_of_the_papers_scores_on_images(table: str, recipe: Callable[[str], ModuleType]) -> None:
-    tables = recipe("vision_tables")
-    full, *lines = tables.runs(table)
-    averages = [round(tables.decline(line.paper, full.paper), 1) for line in lines]
+def test_averages_of_the_papers_scores_on_images(table: str) -> None:
+    full, *lines = vision_tables.runs(table)
+    averages = [round(vision_tables.decline(line.paper, full.paper), 1) for line in lines]
     assert averages == (PRINTED | RECOMPUTED)[table]
-    assert tables.decline([*lines[0].paper[:-1], None], full.paper) is None
+    assert vision_tables.decline([*lines[0].paper[:-1], None], full.paper) is None
 
 
 @pytest.mark.parametrize(("table", "count"), [("table5", 16), ("table6", 9), ("table7", 17)])
-def test_a_table_of_images_is_runs_of_policies_that_exist(
-    table: str, count: int, recipe: Callable[[str], ModuleType], paper: dict[str, Any]
-) -> None:
-    tables = recipe("vision_tables")
-    lines = tables.runs(table)
+def test_a_table_of_images_is_runs_of_policies_that_exist(table: str, count: int, paper: dict[str, Any]) -> None:
+    lines = vision_tables.runs(table)
     assert len(lines) == len({line.folder(Path()) for line in lines}) == count
     for line in lines:
-        command = tables.command(table, line, "m", Path("out"), ["--limit", "2"])
+        command = vision_tables.command(table, line, "m", Path("out"), ["--limit", "2"])
         assert command[-2:] == ["--limit", "2"]
         pretrained, *arguments = command[command.index("--model_args") + 1].split(",")
         given = dict(argument.split("=") for argument in arguments)
@@ -68,16 +63,13 @@ def test_a_table_of_images_is_runs_of_policies_that_exist(
         parse_policy(with_options(policy, given))
         assert len(line.paper) == len(paper[table]["columns"]) + (4 if table == "table7" else 0)
     with pytest.raises(ValueError, match=f"{table} has no LLMLingua2; it has full model"):
-        tables.runs(table, ["LLMLingua2"])
+        vision_tables.runs(table, ["LLMLingua2"])
 
 
-def test_what_was_measured_on_images_stands_under_the_papers(
-    tmp_path: Path, recipe: Callable[[str], ModuleType], paper: dict[str, Any]
-) -> None:
-    tables = recipe("vision_tables")
+def test_what_was_measured_on_images_stands_under_the_papers(tmp_path: Path, paper: dict[str, Any]) -> None:
 
     def keep(table: str, method: str, score: float, seconds: float, when: str = "20260101_000000") -> None:
-        line = next(line for line in tables.runs(table) if line.method == method)
+        line = next(line for line in vision_tables.runs(table) if line.method == method)
         columns = paper[table]["columns"].values()
         results = {task: {f"{name},none": score / scale for name in names} for task, names, scale in columns}
         took = {"avg_latency": seconds, "avg_prefill_seconds": seconds / 4, "avg_kv_cache_mb": 5.0}
@@ -95,7 +87,7 @@ def test_what_was_measured_on_images_stands_under_the_papers(
     keep("table7", "DASH", 70.0, 1.0)
 
     def measured(table: str) -> list[str]:
-        return [line for line in tables.page(table, tmp_path / table).splitlines() if "| measured |" in line]
+        return [line for line in vision_tables.page(table, tmp_path / table).splitlines() if "| measured |" in line]
 
     # MME is the sum of two scores.
     assert measured("table5") == [
@@ -106,15 +98,4 @@ def test_what_was_measured_on_images_stands_under_the_papers(
         "|  | full model | measured | 100.0 | 100.0 | 3.2 | 5.0 | 80.0 |",
         "| 35 % kept | DASH | measured | 50.0 | 50.0 | 3.2 | 5.0 | 70.0 |",
     ]
-    assert "| *paper* | 59.8 | 2109.0 | 83.5 | 55.4 | 44.6 | 62.6 | 85.2 |" in tables.page("table5", tmp_path)
-
-
-def test_table_7_is_timed_against_the_host(recipe: Callable[[str], ModuleType]) -> None:
-    efficiency = recipe("vision_efficiency")
-    model = efficiency.build(small=True, device="cpu")
-    inputs = efficiency.prompt(model, images=2, side=112)
-    (combination,) = efficiency.combinations(["vision-dash/dash"], [0.35])
-    row = efficiency.measure(model, "tiny", combination, inputs, tokens=2, repeats=1)
-    assert row.visual == 32
-    assert 0 < row.tflops < row.full_tflops
-    assert 0 < row.kv_mb < row.full_kv_mb
+    assert "| *paper* | 59.8 | 2109.0 | 83.5 | 55.4 | 44.6 | 62.6 | 85.2 |" in vision_tables.page("table5", tmp_path)

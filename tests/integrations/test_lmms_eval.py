@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import importlib
 import io
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,6 +18,7 @@ from deltahalt import InputError, PolicyError, halting
 from deltahalt.vision import halting_vision
 from helpers.tiny import attributes
 from helpers.tiny_vision import IMAGE, PATCH, tiny_vision
+from tools import vision_tables
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: make test-lmms")
 
@@ -322,9 +322,9 @@ def test_the_tasks_of_the_papers_tables_run_from_local_files(
 ) -> None:
     monkeypatch.chdir(data)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", data / "cache")
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "recipes")
-    tables = importlib.import_module("vision_tables")
-    names = dict.fromkeys(task for table in tables.TABLES for task, _, _ in tables.PAPER[table]["columns"].values())
+    names = dict.fromkeys(
+        task for table in vision_tables.TABLES for task, _, _ in vision_tables.PAPER[table]["columns"].values()
+    )
     assert len(names) == 9
     results = simple_evaluate(
         "deltahalt_qwen2_vl",
@@ -338,6 +338,6 @@ def test_the_tasks_of_the_papers_tables_run_from_local_files(
         "mme": 4,
         "mmstar": 6,
     }
-    for table in tables.TABLES:
-        assert None not in tables.scores(table, results)
-    assert None not in tables.efficiency(results, results)
+    for table in vision_tables.TABLES:
+        assert None not in vision_tables.scores(table, results)
+    assert None not in vision_tables.efficiency(results, results)

@@ -93,7 +93,7 @@ def test_runs_take_turns_and_ratios_are_paired(monkeypatch: pytest.MonkeyPatch) 
         seen.append((context, limit))
         return cost(next(drift) * next(factors))
 
-    monkeypatch.setattr(bench, "_run", run)
+    monkeypatch.setattr(bench, "run_once", run)
     model = tiny()
     policies = {name: parse_policy(name) for name in ("dash", "uniform")}
     options: dict[str, Any] = {"new_tokens": 9, "repeats": 3}

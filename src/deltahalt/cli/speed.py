@@ -34,6 +34,10 @@ def bench(
     device: DeviceOption = None,
     attention: AttentionOption = None,
     rows: Annotated[Path | None, typer.Option(help="Add the rows to this JSONL file.")] = None,
+    new_lengths: Annotated[
+        bool,
+        typer.Option("--new-lengths", help="Give each run a length of its own, with cuDNN's attention and without."),
+    ] = False,
 ) -> None:
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     import torch
@@ -44,7 +48,6 @@ def bench(
     from deltahalt.lab.bench.prompts import random_prompts, text_prompts
     from deltahalt.lab.rows.base import append_rows
     from deltahalt.loading.models import find_dtype
-    from deltahalt.methods.applying import applying
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
@@ -56,6 +59,9 @@ def bench(
     if rows is not None:
         require_writable(rows)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes)
+    longest = max(sizes)
+    if new_lengths:
+        longest += _new_lengths_room(sizes, batches, text, policies=len(named), runs=repeats, new_tokens=new_tokens)
     words = None if text is None else read_document(str(text))
     network: Any
     tokenizer: Any = None
@@ -67,15 +73,16 @@ def bench(
             ModelShape.parse(shape),
             dtype=find_dtype(dtype, "float32"),
             device=place,
-            longest=max(sizes) + new_tokens,
+            longest=longest + new_tokens,
             seed=seed,
             attention=attention,
         )
     chosen = {policy: parse_method(policy) for policy in (resolve_policy(policy, network) for policy in named)}
-    require_room(network, name, max(sizes), new_tokens)
-    for method in chosen.values():
-        with applying(network, method, tokenizer):  # refuse what does not fit before anything is measured
-            pass
+    require_room(network, name, longest, new_tokens)
+    _refuse_what_does_not_fit(network, chosen, tokenizer)
+    if new_lengths:
+        _bench_new_lengths(network, name, chosen, sizes, rows, tokenizer=tokenizer, new_tokens=new_tokens, runs=repeats)
+        return
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
         for batch, size in product(batches, sizes):
@@ -100,6 +107,41 @@ def bench(
                 append_rows(rows, measured)
             _show(measured)
     out.print(f"{measured[0].machine}; {measured[0].dtype}; medians of {repeats} runs in turn", highlight=False)
+
+
+def _refuse_what_does_not_fit(network: Any, chosen: dict[str, Any], tokenizer: Any) -> None:
+    """Raise what a policy raises on this model, before anything is measured."""
+    from deltahalt.methods.applying import applying
+
+    for method in chosen.values():
+        with applying(network, method, tokenizer):
+            pass
+
+
+def _new_lengths_room(sizes: list[int], batches: list[int], text: Path | None, **counts: int) -> int:
+    """By how many tokens prompts exceed their length. Raises InputError for what --new-lengths cannot measure."""
+    from deltahalt.lab.bench.new_lengths import check_lengths, spread
+
+    if text is not None or batches != [1]:
+        raise InputError("--new-lengths measures single random prompts: leave --text and --batch-sizes out")
+    check_lengths(sizes, **counts)
+    return spread(**counts)
+
+
+def _bench_new_lengths(
+    network: Any, name: str, chosen: dict[str, Any], sizes: list[int], rows: Path | None, **options: Any
+) -> None:
+    """Measure prompts of new lengths, and show and keep the rows of each length as it is done."""
+    from deltahalt.lab.bench.new_lengths import measure_new_lengths
+    from deltahalt.lab.rows.base import append_rows
+
+    for measured in measure_new_lengths(network, name, chosen, sizes, **options):
+        if rows is not None:
+            append_rows(rows, measured)
+        table = Table(f"{measured[0].prompt:,} tokens", "attention", "prefill s", "ms a token")
+        for row in measured:
+            table.add_row(row.policy, row.attention, f"{row.prefill:.3f}", f"{1000 * row.token:.1f}")
+        out.print(table)
 
 
 def _show(rows: list[BenchRow]) -> None:

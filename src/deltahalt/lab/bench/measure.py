@@ -75,7 +75,7 @@ def measure(
         for way, context in ways.items():
             # The first run is the warm-up; with nothing halted, only the prefill is asked about.
             limit = 1 if way == NOTHING_HALTED else new_tokens if run else min(new_tokens, 2)
-            cost = _run(model, context, prompts, limit)
+            cost = run_once(model, context, prompts, limit)
             if run:
                 costs[way].append(cost)
             tick()
@@ -115,8 +115,8 @@ def runs(policies: int, repeats: int) -> int:
     return (policies + 2) * (repeats + 1)
 
 
-def _run(model: Any, context: Way, prompts: Prompts, new_tokens: int) -> Cost:
-    """One run. Raises InputError where it does not fit into the GPU's memory."""
+def run_once(model: Any, context: Way, prompts: Prompts, new_tokens: int) -> Cost:
+    """What one run costs. Raises InputError where it does not fit into the GPU's memory."""
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deltahalt.lab.bench.new_lengths import NewLengthsRow
+from deltahalt.lab.bench.new_lengths import markdown as new_lengths_table
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import markdown as bench_table
 from deltahalt.lab.evaluation.observe import Observation
@@ -11,17 +13,15 @@ from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_table
 from deltahalt.lab.evaluation.summary import markdown as sweep_table
 from deltahalt.lab.evaluation.sweep import SweepRow
-from deltahalt.lab.harness.equality import EqualityRow
-from deltahalt.lab.harness.equality import markdown as equality_table
 from deltahalt.lab.harness.table import markdown as eval_table
 from deltahalt.lab.rows.base import Row
 from deltahalt.lab.rows.eval import EvalRow
 
 KINDS: dict[type[Row], Callable[[Any], str]] = {
     BenchRow: bench_table,
+    NewLengthsRow: new_lengths_table,
     SweepRow: sweep_table,
     EvalRow: eval_table,
-    EqualityRow: equality_table,
     Observation: observe_table,
     VisionRow: vision_table,
 }

@@ -1,6 +1,6 @@
 """Write docs/results.md from the committed rows and the paper's numbers.
 
-usage: results_page.py > docs/results.md
+usage: python -m tools.results_page > docs/results.md
 
 Rows of `deltahalt bench` are in results/prefill-*.jsonl and bench-*.jsonl, rows of `deltahalt eval` in eval-*.jsonl,
 and in smoke-*.jsonl those of `make eval-smoke`, which are of no benchmark and in no table of the paper. Those of
@@ -13,9 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from briefly import brief
-from paper_tables import PAPER
-
 from deltahalt import parse_policy
 from deltahalt.flops import KNOWN_SHAPES, savings
 from deltahalt.lab.figures.tables import KINDS, markdown
@@ -24,6 +21,8 @@ from deltahalt.lab.rows.base import read_rows
 from deltahalt.lab.rows.eval import EvalRow, Spent
 from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
+from tools.briefly import brief
+from tools.paper_tables import PAPER
 
 RESULTS = Path(__file__).parents[1] / "results"
 FULL = "full model"

@@ -1,6 +1,7 @@
 """Run what a table of the paper compares on images, with lmms-eval, and print it beside the paper's numbers.
 
-usage: vision_tables.py TABLE [--model MODEL] [--data FOLDER] [--out FOLDER] [--methods METHOD,...] [OPTION ...]
+usage: python -m tools.vision_tables TABLE [--model MODEL] [--data FOLDER] [--out FOLDER] [--methods METHOD,...]
+                                     [OPTION ...]
 
 TABLE is table5 (fewer visual tokens), table6 (ViT and language model) or table7 (efficiency on MMBench-EN). --model: of
 Qwen2-VL's architecture, Qwen/Qwen2-VL-7B-Instruct if not given. --data: see docs/vision-evaluate.md; without it
@@ -21,9 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from paper_tables import PAPER, words
-
 from deltahalt.lab.rows.markdown import table as markdown
+from tools.paper_tables import PAPER, words
 
 TABLES = ["table5", "table6", "table7"]
 FULL = "full model"

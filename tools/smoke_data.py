@@ -1,6 +1,6 @@
 """Write a few small samples of our own in the layouts of LongBench-E, RULER and the needle task, for `make eval-smoke`.
 
-usage: smoke_data.py FOLDER
+usage: python -m tools.smoke_data FOLDER
 
 The texts are the standard library's help topics, as in `deltahalt demo`, with facts planted in them: they show that
 evaluation works from end to end, and are no benchmark. The same Python writes the same files.

@@ -1,6 +1,6 @@
 """Run what a table of the paper compares: its methods on its tasks, or its formula.
 
-usage: paper_tables.py TABLE [--methods METHOD,...] [--tasks TASK,...] [--longbench] [--encoder ENCODER]
+usage: python -m tools.paper_tables TABLE [--methods METHOD,...] [--tasks TASK,...] [--longbench] [--encoder ENCODER]
                        [--kvpress PYTHON] [...]
 
 TABLE is table1 (LongBench-E), table2 (LooGLE), table3 (FLOPs) or table4 (score and efficiency on LongBench-E). Other

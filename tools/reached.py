@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from briefly import brief
-
 from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
+from tools.briefly import brief
 
 RESULTS = Path(__file__).parents[1] / "results"
 KINDS = ("finding", "heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw

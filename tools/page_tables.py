@@ -1,11 +1,11 @@
 """Write the tables of README.md and docs/ that come of committed rows.
 
-usage: page_tables.py
+usage: python -m tools.page_tables
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
-`.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep whose policies none beats;
-`means`, the mean over an evaluation's tasks, by method; `new-lengths`, those of new_lengths.py; `profiles`, what
-calibration chose; `auto`, what its first choices keep; `reached`, how the best policies stand to what was aimed at.
+`.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep that no other policy beats;
+`means`, the mean over an evaluation's tasks, by method; `profiles`, what calibration chose; `auto`, what its first
+choices keep; `reached`, how the best policies stand to what was aimed at.
 """
 
 import argparse
@@ -16,12 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from briefly import brief
-from new_lengths import NewLengthsRow
-from paper_tables import PAPER
-from reached import auto_table, reached_table
-from results_page import FULL, by_method, rows_of
-
+from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.figures.comparison import on_frontier
@@ -31,6 +26,10 @@ from deltahalt.lab.rows.base import read_rows
 from deltahalt.lab.rows.eval import EvalRow, paired
 from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
+from tools.briefly import brief
+from tools.paper_tables import PAPER
+from tools.reached import auto_table, reached_table
+from tools.results_page import FULL, by_method, rows_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -49,7 +48,7 @@ def filled(page: str) -> str:
 
 def rows_table(name: str) -> str:
     """All rows of a file in results/, which are of policies."""
-    rows: list[Any] = read_rows(RESULTS / f"{name}.jsonl", BenchRow, EvalRow, SweepRow)
+    rows: list[Any] = read_rows(RESULTS / f"{name}.jsonl", BenchRow, NewLengthsRow, EvalRow, SweepRow)
     return brief(markdown(rows), (row.policy for row in rows))
 
 
@@ -108,25 +107,6 @@ def _prefill(pairs: Sequence[tuple[EvalRow, EvalRow]]) -> str:
     return f"{full / own:.2f}x" if own and alike else ""
 
 
-def new_lengths_table(name: str) -> str:
-    """Prefill, and each token after it, with cuDNN as PyTorch prefers it and without, on lengths not met before."""
-    found: dict[tuple[int, str], list[NewLengthsRow]] = {}
-    for row in read_rows(RESULTS / f"{name}.jsonl", NewLengthsRow):
-        found.setdefault((row.prompt, row.policy), []).append(row)
-    pairs = [sorted(rows, key=lambda row: len(row.attention)) for rows in found.values()]
-    shown = table(
-        {
-            "prompt": [f"{prompt:,}" for prompt, _ in found],
-            "policy": [f"`{policy}`" for _, policy in found],
-            "prefill s, cuDNN first": [f"{first.prefill:.3f}" for first, _ in pairs],
-            "without": [f"{without.prefill:.3f}" for _, without in pairs],
-            "ms a token, cuDNN first": [f"{1000 * first.token:.1f}" for first, _ in pairs],
-            "without it": [f"{1000 * without.token:.1f}" for _, without in pairs],
-        }
-    )
-    return brief(shown, (policy for _, policy in found))
-
-
 def profiles_table() -> str:
     """The choices of the shipped profiles, with what calibration saw."""
     choices = [(profile, choice) for profile in shipped() for choice in profile.choices]
@@ -146,7 +126,6 @@ TABLES: dict[str, Callable[[str], str]] = {
     "rows": rows_table,
     "frontier": frontier_table,
     "means": means_table,
-    "new-lengths": new_lengths_table,
     "profiles": lambda _: profiles_table(),
     "auto": lambda _: auto_table(),
     "reached": lambda _: reached_table(),
