@@ -27,7 +27,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
 
 
 class Panels(TyperGroup):
-    """The command's help with its subcommands under the heads of their panels, in plain text that nothing is cut from."""
+    """The command's help with its subcommands under the heads of their panels, in plain text and in full."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel."""
@@ -55,7 +55,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    version: Annotated[  # noqa: ARG001 (its callback does the work)
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _fail(message: str, error: Exception) -> None:
-    """Show one line on stderr and exit with status 2."""
-    line = " ".join(message.split("\n"))
+    """Show one line on stderr, control characters and lone surrogates escaped, and exit with status 2."""
+    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message.replace("\n", " "))
     log.print(f"deltahalt: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(2) from error
