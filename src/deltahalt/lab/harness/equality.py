@@ -19,6 +19,7 @@ class EqualityRow(Row):
     """
 
     kind: ClassVar[str] = "equality"
+    signed: ClassVar[frozenset[str]] = frozenset({"hf", "deltahalt"})
 
     task: str
     batch_size: int
