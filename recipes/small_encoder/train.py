@@ -30,7 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from deltahalt.lab.harness.local import read_jsonl
+from deltahalt.lab.jsonl import read_jsonl
 from deltahalt.loading.models import load
 from deltahalt.methods.llmlingua2 import CHUNK, cuts, load_encoder, tokenize, word_chances
 
@@ -132,7 +132,10 @@ def held_out_scores(model: Any, tokenizer: Any, passages: Sequence[str], wanted:
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Label, train and save; yields what there is to say on the way."""
-    texts = python_texts() if options.texts is None else [str(row["text"]) for row in read_jsonl(options.texts, "text")]
+    if options.texts is None:
+        texts = python_texts()
+    else:
+        texts = [row["text"] for _, row in read_jsonl(options.texts, fields={"text": str})]
     training, held_out = split(texts, options.passages, options.seed)
     tokenizer = build_tokenizer(training, options.vocabulary)
     teacher = load(options.teacher)

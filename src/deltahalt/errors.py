@@ -17,5 +17,17 @@ class UnsupportedError(DeltahaltError, NotImplementedError):
     """A model or a feature of its host cannot be combined with halting."""
 
 
+class OutputError(DeltahaltError):
+    """A file could not be written, such as on a full disk; what was measured has been shown."""
+
+
 class ModelError(DeltahaltError):
     """A model could not be found, verified or loaded."""
+
+
+class DeltahaltWarning(UserWarning):
+    """Root of every warning that deltahalt gives. The CLI shows it as one line."""
+
+
+class RowsWarning(DeltahaltWarning):
+    """A file of rows ends in half a line, as an interrupted write leaves it."""

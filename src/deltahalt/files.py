@@ -1,13 +1,94 @@
-"""Files to write, refused before there is anything to write."""
+"""Output files: refused before there is anything to write, and never left half written."""
 
 import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from deltahalt.errors import InputError
+from deltahalt.errors import InputError, OutputError
+
+HEAD = 4096  # bytes of a file that show what wrote it
 
 
 def require_writable(path: Path) -> None:
     """Raise InputError where a file cannot be written or added to; makes none."""
-    existing = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+    try:
+        existing = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"cannot write to {str(path)!r}: give the name of a file") from error
     if existing.is_dir() == (existing == path) or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write to {path}: give a file that can be written")
+
+
+def require_output(
+    path: Path, wrote: Callable[[Path], bool], *, inputs: Iterable[Path | str | None] = (), force: bool | None = False
+) -> None:
+    """Raise InputError where writing `path` as a whole would fail, or lose a file that is not ours.
+
+    Args:
+        path: the file to write.
+        wrote: whether an existing file is one that the same command wrote before, by its content.
+        inputs: what the command reads; names of other things than files are ignored.
+        force: overwrite a file whoever wrote it, unless it is an input; None where a command has no such option.
+    """
+    require_writable(path)
+    require_apart(path, inputs)
+    if not path.is_file():
+        return
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise InputError(f"cannot write to the folder of {path}: give a file in another folder")
+    if not force and path.stat().st_size and not wrote(path):
+        instead = "name another file" if force is None else "name another file, or give --force"
+        raise InputError(f"{path} was not written by this command, and would be lost: {instead}")
+
+
+def require_apart(path: Path, others: Iterable[Path | str | None]) -> None:
+    """Raise InputError where one of `others` is the file `path`, also by a link or another spelling of its name."""
+    for other in others:
+        if other is not None and _same(path, Path(other).expanduser()):
+            raise InputError(f"{path} is also {other}, which this command uses: name another file to write")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other) if one.exists() and other.exists() else one.resolve() == other.resolve()
+    except (OSError, ValueError):  # not the name of a file at all
+        return False
+
+
+def head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file at once, through a temporary file beside it; where that fails, the old content stays.
+
+    What is not an ordinary file, such as /dev/stdout, is written to directly. Raises OutputError.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        target = path.resolve()  # a link stays one
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(content)
+            if target.exists():
+                shutil.copymode(target, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError, which names `path`, for an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

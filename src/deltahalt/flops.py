@@ -40,20 +40,35 @@ class ModelShape:
         """A known model's name, or "layers,hidden,intermediate,heads,kv_heads,head_dim". Raises InputError."""
         if text in KNOWN_SHAPES:
             return KNOWN_SHAPES[text]
-        numbers = text.split(",")
-        if len(numbers) != 6 or not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
+        numbers = [number.strip() for number in text.split(",")]
+        if len(numbers) != len(LARGEST) or not all(number.isdecimal() and int(number[:9]) > 0 for number in numbers):
             raise InputError(
                 f"shape {text!r} is neither one of {', '.join(KNOWN_SHAPES)} nor six positive numbers: "
                 "layers,hidden,intermediate,heads,kv_heads,head_dim"
             )
-        layers, hidden, intermediate, heads, kv_heads, head_dim = map(int, numbers)
-        return cls(layers, hidden, intermediate, heads, kv_heads, head_dim)
+        for number, (name, largest) in zip(numbers, LARGEST.items(), strict=True):
+            if len(number) > 9 or int(number) > largest:
+                raise InputError(f"shape {text!r} has {name} above {largest:,}: give the sizes of a real model")
+        shape = cls(*map(int, numbers))
+        if shape.heads % shape.kv_heads:
+            raise InputError(f"shape {text!r} has {shape.heads} heads, which {shape.kv_heads} kv_heads do not divide")
+        if shape.head_dim % 2:
+            raise InputError(f"shape {text!r} has an odd head_dim, {shape.head_dim}: rotary embedding takes pairs")
+        return shape
 
     def window(self, layer: int) -> int | None:
         """How many tokens back the layer attends; None for all."""
         return self.windows[layer] if self.windows else None
 
 
+LARGEST = {  # what `ModelShape.parse` takes; far above any model there is
+    "layers": 1_000,
+    "hidden": 1_000_000,
+    "intermediate": 10_000_000,
+    "heads": 10_000,
+    "kv_heads": 10_000,
+    "head_dim": 10_000,
+}
 KNOWN_SHAPES = {
     "smollm2-135m": ModelShape(30, 576, 1536, 9, 3, 64),
     "qwen2.5-coder-0.5b": ModelShape(24, 896, 4864, 14, 2, 64),

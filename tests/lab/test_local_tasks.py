@@ -9,7 +9,7 @@ from deltahalt.loading.models import LoadedModel
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
 
-from deltahalt.lab.harness.local import in_turn, read_jsonl
+from deltahalt.lab.harness.local import in_turn, read_local
 from deltahalt.lab.harness.loogle import questions
 from deltahalt.lab.harness.lookup import find_tasks
 from deltahalt.lab.harness.needle import DEPTHS, needle_rows
@@ -104,9 +104,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         find_tasks(["ruler"], data=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("line", "complaint"), [("{", "not JSON"), ("[]", "no input"), ('{"input": 1}', "no outputs")])
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [("{", "not JSON"), ("[]", "not a JSON object"), ("{}", "no input"), ('{"input": 1}', "no outputs")],
+)
 def test_a_line_in_another_layout_is_named(line: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"input": "\u2028", "outputs": []}}\n{line}\n', encoding="utf-8")
     with pytest.raises(InputError, match=f"line 2: .*{complaint}"):
-        read_jsonl(path, "input", "outputs")
+        read_local(path, input=str, outputs=list)

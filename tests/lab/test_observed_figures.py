@@ -135,7 +135,9 @@ def test_plot_draws_the_same_file_from_the_same_rows(name: str, deltahalt: Calla
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("figure", "complaint"), [("pie", "there is no figure 'pie'"), ("pareto", "no row of sweep")])
+@pytest.mark.parametrize(
+    ("figure", "complaint"), [("pie", "there is no figure 'pie'"), ("pareto", "not a row of sweep")]
+)
 def test_plot_refuses_an_unknown_figure_and_another_figure_s_rows(
     figure: str,
     complaint: str,

@@ -28,8 +28,8 @@ def test_plot_joins_files_of_rows(deltahalt: Callable[..., int], tmp_path: Path)
     ("content", "complaint"),
     [
         (None, "there is no file"),
-        ("{", "no row of sweep"),
-        ('{"machine": "fast"}', "no row of sweep"),
+        ("{\n", "line 1: it is not JSON"),
+        ('{"machine": "fast"}', "not a row of sweep"),
         ("", "no rows of a policy"),
     ],
 )

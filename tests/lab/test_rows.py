@@ -1,16 +1,19 @@
 """Rows of every kind in JSONL files, and the tables that `deltahalt report` makes of them."""
 
 import json
-from dataclasses import asdict
+import math
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deltahalt import InputError
+from deltahalt.errors import InputError, OutputError, RowsWarning
+from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.figures.tables import KINDS, markdown
-from deltahalt.lab.rows.base import append_rows, read_rows
+from deltahalt.lab.rows.base import append_rows, read_rows, require_rows
 from deltahalt.lab.rows.eval import EvalRow
 from helpers.eval_rows import scored
 
@@ -22,7 +25,7 @@ def test_every_kind_is_told_apart_in_one_file(tmp_path: Path) -> None:
     append_rows(path, [SWEPT])
     append_rows(path, [scored("dense", 0.5)])
     assert read_rows(path, *KINDS) == [SWEPT, scored("dense", 0.5)]
-    with pytest.raises(InputError, match="line 1: no row of eval"):
+    with pytest.raises(InputError, match="line 1: not a row of eval"):
         read_rows(path, EvalRow)
     sweep, evaluation = markdown(read_rows(path, *KINDS)).split("\n\n")
     assert "| `dash` | 1.60x | 1.00, +0.50 |" in sweep
@@ -52,8 +55,8 @@ def test_rows_without_a_kind_are_of_a_sweep(tmp_path: Path) -> None:
 def test_what_is_no_row_is_named_by_file_and_line(line: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     append_rows(path, [SWEPT])
-    path.write_text(path.read_text() + line + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: no row of"):
+    path.write_text(path.read_text() + line + "\n" + path.read_text(), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: "):
         read_rows(path, *KINDS)
     with pytest.raises(InputError, match="there is no file"):
         read_rows(tmp_path / "none.jsonl", *KINDS)
@@ -67,7 +70,7 @@ def test_what_is_no_row_is_named_by_file_and_line(line: str, tmp_path: Path) -> 
         ('{"kind": "eval", "task": "qa"}', "its fields are not those of kind 'eval'"),
         ('{"kind": "eval", "by_sample": 1}', "its fields are not those of kind 'eval'"),
         ('{"kind": "bench", "model": "m"}', "its fields are not those of kind 'bench'"),
-        ("[]", "it is no JSON object"),
+        ('{"kind": "eval", "by_sample": "abc"}', "its fields are not those of kind 'eval'"),
     ],
 )
 def test_what_is_wrong_with_a_line_is_said(line: str, complaint: str, tmp_path: Path) -> None:
@@ -125,3 +128,112 @@ def test_a_way_to_run_is_shown_where_rows_of_a_task_differ_in_it(other: dict[str
 def test_a_task_that_generates_nothing_has_no_efficiency() -> None:
     nothing = {"prefill_seconds": 0.0, "generation_seconds": 0.0, "prompt_tokens": 0, "new_tokens": 0}
     assert "throughput" not in markdown([scored("dense", 0.9, **nothing)])
+
+
+def _written(path: Path, **other: Any) -> None:
+    path.write_text(json.dumps({"kind": "sweep", **asdict(SWEPT), **other}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"nll": float("nan")}, "nll is not a finite number"),
+        ({"speedup": float("inf")}, "speedup is not a finite number"),
+        ({"speedup": 10**400}, "speedup is not a finite number"),
+        ({"nll": -0.5}, "nll is -0.5, below 0"),
+        ({"prompt": -9}, "prompt is -9, below 0"),
+        ({"prompt": "9"}, "prompt is text, not a whole number"),
+        ({"prompt": 9.5}, "prompt is a number, not a whole number"),
+        ({"speedup": "1.5"}, "speedup is text, not a number"),
+        ({"speedup": True}, "speedup is true or false, not a number"),
+        ({"exact": 1}, "exact is a whole number, not true or false"),
+        ({"policy": ["dash"]}, "policy is a list, not text"),
+        ({"policy": None}, "policy is null, not text"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_file_line_and_field(
+    other: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    _written(path, **other)
+    with pytest.raises(InputError, match=rf"rows\.jsonl, line 1: not a row of sweep \({re.escape(complaint)}\)"):
+        read_rows(path, SweepRow)
+
+
+def test_values_inside_a_field_are_named_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    cost = {"first_token": None, "prefill": 1.0, "generation": None, "total": 1.0} | dict.fromkeys(
+        ("flops", "kv_bytes", "peak_bytes"), 1.0
+    )
+    ran = dict.fromkeys(("dtype", "attention", "machine", "deltahalt", "transformers", "torch"), "x")
+    row = {"kind": "bench", "model": "m", "policy": "dash", "prompt": 9, "batch": 1, "new_tokens": 1, "seed": -1}
+    row |= {"full": cost, "halted": cost, "gain": cost, "overhead": -0.1, "share": 1.0, "repeats": 1} | ran
+    path.write_text(json.dumps(row))
+    assert read_rows(path, BenchRow)
+    for seconds, complaint in ((-1.0, "is -1.0, below 0"), ("1", "is text, not a number"), (math.nan, "is not a fin")):
+        path.write_text(json.dumps(row | {"halted": cost | {"prefill": seconds}}))
+        with pytest.raises(InputError, match=f"halted.prefill {complaint}"):
+            read_rows(path, BenchRow)
+    path.write_text(json.dumps({"kind": "eval", **asdict(scored("dash", -0.5, by_sample=(-1.0, math.inf)))}))
+    with pytest.raises(InputError, match=r"by_sample\[1\] is not a finite number"):
+        read_rows(path, EvalRow)
+
+
+def test_a_row_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for other in ({"nll": math.nan}, {"model": "\udce9"}):
+        with pytest.raises(InputError, match="this sweep row cannot be stored: "):
+            append_rows(path, [replace(SWEPT, **other)])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("half", ['{"kind": "swe', '{"kind": "sweep", "a": {"b": 1}', "{"])
+def test_half_a_row_at_the_end_is_set_aside(half: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [SWEPT])
+    path.write_text(path.read_text() + half)
+    with pytest.warns(RowsWarning, match=r"rows\.jsonl, line 2: half a row"):
+        assert read_rows(path, SweepRow) == [SWEPT]
+    with pytest.warns(RowsWarning, match=r"half a row at the end of .* was moved to .*rows\.jsonl\.half"):
+        append_rows(path, [SWEPT])
+    assert read_rows(path, SweepRow) == [SWEPT, SWEPT]
+    assert (tmp_path / "rows.jsonl.half").read_text() == half + "\n"
+
+
+def test_a_whole_last_row_without_a_line_feed_stays(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [SWEPT])
+    path.write_text(path.read_text().rstrip("\n"))
+    append_rows(path, [SWEPT])
+    assert read_rows(path, SweepRow) == [SWEPT, SWEPT]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_half_a_row_before_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [SWEPT])
+    path.write_text('{"kind": "swe\n' + path.read_text())
+    with pytest.raises(InputError, match="line 1: it is not JSON"):
+        read_rows(path, SweepRow)
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="there is no /dev/full here, which a full disk is tried with"
+)
+def test_a_full_disk_is_a_typed_error() -> None:
+    with pytest.raises(OutputError, match="cannot write /dev/full: No space left on device"):
+        append_rows(Path("/dev/full"), [SWEPT])
+
+
+def test_rows_are_added_to_a_file_of_rows_alone(tmp_path: Path) -> None:
+    document, empty, packed = tmp_path / "document.txt", tmp_path / "empty.jsonl", tmp_path / "rows.jsonl.xz"
+    document.write_text("Not rows.\n")
+    empty.touch()
+    for file in (empty, tmp_path / "new.jsonl"):
+        require_rows(file, SweepRow)
+    with pytest.raises(InputError, match="line 1: it is not JSON"):
+        require_rows(document, SweepRow)
+    for wants in (lambda: require_rows(packed, SweepRow), lambda: append_rows(packed, [SWEPT])):
+        with pytest.raises(InputError, match=r"which is compressed: name a \.jsonl file"):
+            wants()
+    assert not packed.exists()

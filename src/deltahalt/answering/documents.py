@@ -9,15 +9,26 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from deltahalt.errors import InputError
 
+MOST_BYTES = 64 * 2**20  # of a document: above what ten million tokens take
+WIDEST = 512  # characters: no vocabulary has a longer token
+
 
 def read_document(source: str) -> str:
-    """The text of the file `source`, or of standard input for "-". Raises InputError for what is not text."""
+    """The text of the file `source`, or of standard input for "-".
+
+    Raises InputError for what is not text, and for more than `MOST_BYTES`, of which no more than that is read.
+    """
     try:
-        raw = sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read {source}: {error.strerror}. Give a text file, or - for standard input"
-        ) from error
+        if source == "-":
+            raw = sys.stdin.buffer.read(MOST_BYTES + 1)
+        else:
+            with Path(source).expanduser().open("rb") as file:
+                raw = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:  # also a null byte in the name, or an unknown home
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {source}: {reason}. Give a text file, or - for standard input") from error
+    if len(raw) > MOST_BYTES:
+        raise InputError(f"{source} has more than {MOST_BYTES:,} bytes, which no model reads: give a shorter document")
     if b"\0" in raw:
         raise InputError(f"{source} is binary, not text: convert it to plain text first")
     try:
@@ -29,27 +40,79 @@ def read_document(source: str) -> str:
     return text
 
 
-def build_prompt(tokenizer: PreTrainedTokenizerBase, config: Any, document: str, question: str) -> BatchEncoding:
+def build_prompt(
+    tokenizer: PreTrainedTokenizerBase, config: Any, document: str, question: str, *, answer: int = 0
+) -> BatchEncoding:
     """Token ids [1, T] and attention mask of one prompt, the question last, in the model's chat format if it has one.
 
-    Raises InputError if the question is empty or the model was not made for so long a prompt.
+    answer: tokens that may follow. Raises InputError if the question is empty or the model was not made for so many.
     """
+    check_question(question)
+    return encode_turn(tokenizer, config, f"{document}\n\n{question}", answer=answer)
+
+
+def check_question(question: str) -> None:
+    """Raise InputError for a question that is empty or cannot be encoded."""
     if not question.strip():
         raise InputError("the question is empty: ask something about the document")
-    return encode_turn(tokenizer, config, f"{document}\n\n{question}")
+    require_unicode(question, "the question")
 
 
-def encode_turn(tokenizer: PreTrainedTokenizerBase, config: Any, text: str, lead: str = "") -> BatchEncoding:
+def require_unicode(text: str, what: str) -> None:
+    """Raise InputError for text with half a character, as bytes of another encoding become; `what` names the text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} is not valid Unicode: it has {text[error.start]!r} at character {error.start}; write it in UTF-8"
+        ) from error
+
+
+def require_short(text: str, config: Any, widest: int = WIDEST) -> None:
+    """Raise InputError for text that has more tokens than the model takes, though no token had under `widest` letters.
+
+    This needs no tokenizer, and keeps a text of many megabytes from one.
+    """
+    fewest, limit = len(text) // widest, context_size(config)
+    if fewest > limit:
+        raise InputError(
+            f"the prompt has {len(text):,} characters, which are more than {fewest:,} tokens, but the model takes "
+            f"{limit:,}: give a shorter document"
+        )
+
+
+def encode_turn(
+    tokenizer: PreTrainedTokenizerBase, config: Any, text: str, lead: str = "", *, answer: int = 0
+) -> BatchEncoding:
     """Token ids [1, T] and attention mask of one user's turn, in the model's chat format if it has one.
 
-    lead: the beginning of the model's answer. Raises InputError if the model was not made for so long a prompt.
+    lead: the beginning of the model's answer. answer: tokens that may follow. Raises InputError if the model was not
+    made for so many, or the text is not valid Unicode.
     """
     text = format_turn(tokenizer, text, lead)
+    require_unicode(text, "the prompt")
+    if len(text) > 8 * context_size(config):  # seldom, since the vocabulary takes a while to walk through
+        require_short(text, config, max(map(len, tokenizer.get_vocab())))
     prompt = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-    tokens, limit = prompt["input_ids"].shape[1], config.max_position_embeddings
-    if tokens > limit:
-        raise InputError(f"the prompt has {tokens} tokens, but the model takes {limit}: give a shorter document")
+    require_room(prompt["input_ids"].shape[1], answer, config, "give a shorter document")
     return prompt
+
+
+def context_size(config: Any) -> int:
+    """How many tokens a model with this configuration takes, prompt and answer together."""
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def require_room(prompt: int, answer: int, config: Any, advice: str) -> None:
+    """Raise InputError where a prompt, and an answer, of these numbers of tokens are more than the model takes."""
+    limit = context_size(config)
+    if prompt > limit:
+        raise InputError(f"the prompt has {prompt:,} tokens, but the model takes {limit:,}: {advice}")
+    if prompt + answer > limit:
+        raise InputError(
+            f"the prompt has {prompt:,} tokens and the answer may have {answer:,}, but the model takes {limit:,} in "
+            f"all: allow {limit - prompt:,} new tokens at most, or {advice}"
+        )
 
 
 def format_turn(tokenizer: PreTrainedTokenizerBase, text: str, lead: str = "") -> str:

@@ -9,10 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
+from deltahalt.answering.documents import require_room, require_unicode
 from deltahalt.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+ROOM = "give fewer or smaller pictures, or less text"
+SLIMMEST = 200  # times as long as wide: the image processors of this family take no slimmer picture
+
+
+def require_shape(picture: "Image", name: str) -> None:
+    """Raise InputError for a picture that is too slim to be prepared. name: what the error calls it."""
+    width, height = picture.size
+    if max(width, height) > SLIMMEST * min(width, height):
+        raise InputError(
+            f"{name} has {width:,} x {height:,} pixels, and a side may be {SLIMMEST} times the other at most: cut it"
+        )
 
 
 def picture_inputs(
@@ -25,12 +39,17 @@ def picture_inputs(
     """What `generate` takes: a row for each question, with its own pictures before it, padded on the left.
 
     Raises UnsupportedError for a model that takes pictures in another way, and InputError unless there are pictures for
-    each question, the chat template has a place for each, and the model takes as long a prompt.
+    each question, none is too slim, the chat template has a place for each, the question is valid Unicode, and the
+    model takes as long a prompt.
     """
     if not (hasattr(image_processor, "merge_size") and hasattr(model.config, "image_token_id")):
         raise UnsupportedError(f"{model.config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
     if len(pictures) != len(questions) or not all(pictures):
         raise InputError(f"a question is without pictures: give each of the {len(questions)} its own")
+    for text in questions:
+        require_unicode(text, "the question")
+    for number, picture in enumerate((picture for own in pictures for picture in own), 1):
+        require_shape(picture, f"picture {number}")
     inputs = image_processor([picture for own in pictures for picture in own], return_tensors="pt")
     counts = iter((inputs["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist())
     prompts = [
@@ -38,10 +57,7 @@ def picture_inputs(
         for own, text in zip(pictures, questions, strict=True)
     ]
     inputs.update(tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False))
-    tokens, limit = inputs["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
-    if tokens > limit:
-        found = f"the prompt has {tokens} tokens, but the model takes {limit}"
-        raise InputError(f"{found}: give fewer or smaller pictures, or less text")
+    require_room(inputs["input_ids"].shape[1], 0, model.config, ROOM)
     inputs.pop("token_type_ids", None)
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()

@@ -7,7 +7,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from deltahalt.answering.ask import Answer
-from deltahalt.answering.picture_inputs import picture_inputs
+from deltahalt.answering.documents import check_question, require_room
+from deltahalt.answering.picture_inputs import ROOM, picture_inputs
 from deltahalt.clock import clock
 from deltahalt.engine.attach import halting
 from deltahalt.loading.models import LoadedVisionModel
@@ -48,7 +49,9 @@ def ask_about_pictures(
     raise.
     """
     model: Any = loaded.model
+    check_question(text)
     inputs = picture_inputs(model, loaded.tokenizer, loaded.image_processor, [pictures], [text])
+    require_room(inputs["input_ids"].shape[1], max_new_tokens, model.config, ROOM)
     model(**inputs, logits_to_keep=1)  # so that the first method does not pay for start-up
     prompt, answers = inputs["input_ids"].shape[1], {}
     for name, (policy, vision) in methods.items():

@@ -7,7 +7,17 @@ import typer
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, HaltedKVOption, ModelOption, log, out
+from deltahalt.cli.base import (
+    MOST_TOKENS,
+    DeviceOption,
+    DtypeOption,
+    HaltedKVOption,
+    LimitOption,
+    ModelOption,
+    SeedOption,
+    log,
+    out,
+)
 from deltahalt.cli.common import load_model, parse_numbers, parse_speedups, resolve_policy
 from deltahalt.files import require_writable
 from deltahalt.profile import names_profile
@@ -25,11 +35,11 @@ def sweep(
     ratios: Annotated[str, typer.Option(help="Pruning ratios to try with each.")] = "0.667",
     data: Annotated[str, typer.Option(help="JSONL of task, prompt, answer; or generated:COUNT.")] = "generated:12",
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
-    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Judge no more of an answer.")] = 48,
+    limit: LimitOption = None,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Judge no more of an answer.")] = 48,
     halted_kv: HaltedKVOption = "drop",
     query_free: QueryFreeOption = False,
-    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    seed: SeedOption = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -92,7 +102,7 @@ def calibrate(
     characters: Annotated[
         int | None, typer.Option(min=1, help="Length of a generated prompt; by default 12,000, on a CPU 4,000.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    seed: SeedOption = 0,
     rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,

@@ -17,6 +17,7 @@ from deltahalt.cli.base import (
     JsonOption,
     MinPromptOption,
     ModelOption,
+    NewTokensOption,
     PolicyOption,
     TrustOption,
     log,
@@ -41,7 +42,7 @@ def run(
     boundary: Annotated[str | None, typer.Option(help="Halt after the whole layer (block) or its attention.")] = None,
     halted_kv: HaltedKVOption = "drop",
     min_prompt_tokens: MinPromptOption = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_new_tokens: NewTokensOption = 64,
     compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
@@ -123,6 +124,7 @@ def _answer_all(
     policies: dict[str, AnyMethod | None],
     *,
     as_json: bool,
+    max_new_tokens: int,
     **options: Any,
 ) -> dict[str, list[Any]]:
     """Answer with each policy in turn and show the answers; returns them by name, one for each question."""
@@ -138,7 +140,7 @@ def _answer_all(
     from deltahalt.cli.answer_table import show_answers
 
     config, tokenizer, device = loaded.model.config, loaded.tokenizer, loaded.model.device
-    prompts = [build_prompt(tokenizer, config, document, question) for question in questions]
+    prompts = [build_prompt(tokenizer, config, document, question, answer=max_new_tokens) for question in questions]
     inputs = to_device(prompts[0], device)
     tokens = inputs["input_ids"].shape[1]
     if len(questions) == 1:
@@ -153,10 +155,12 @@ def _answer_all(
     for name, policy in policies.items():
         with _status(f"reading {tokens:,} tokens and answering: {name}"):
             if len(questions) == 1:
-                answers[name] = [ask(loaded, inputs, policy, ends=ends, **options)]
+                answers[name] = [ask(loaded, inputs, policy, ends=ends, max_new_tokens=max_new_tokens, **options)]
             else:
                 rests = [row[:, end:] for row in rows]
-                answers[name] = ask_each(loaded, rows[0][:, :end], rests, policy, **options)
+                answers[name] = ask_each(
+                    loaded, rows[0][:, :end], rests, policy, max_new_tokens=max_new_tokens, **options
+                )
     if as_json:
         shown = {name: [asdict(answer) for answer in given] for name, given in answers.items()}
         typer.echo(

@@ -7,6 +7,10 @@ from rich.console import Console
 
 out, log = Console(), Console(stderr=True)
 
+# Bounds of what is counted: far above any use, so that a slip of the keyboard is refused before anything runs.
+MOST_TOKENS, MOST_SAMPLES, MOST_REPEATS, MOST_BATCH = 10_000_000, 1_000_000, 1_000, 4_096
+MOST_SEED = 2**32 - 1  # NumPy takes no larger one
+
 ModelOption = Annotated[str, typer.Option(help="Hub id, local folder, .gguf file, or smollm2-135m.")]
 PolicyOption = Annotated[
     str,
@@ -20,5 +24,8 @@ DeviceMapOption = Annotated[str | None, typer.Option(help="Spread the model over
 AttentionOption = Annotated[str | None, typer.Option(help="sdpa, eager, or flash_attention_2, _3 or _4.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
 HaltedKVOption = Annotated[str, typer.Option(help="K/V of halted tokens in deeper layers: drop or frozen.")]
-MinPromptOption = Annotated[int, typer.Option(help="Leave shorter prompts whole.")]
+MinPromptOption = Annotated[int, typer.Option(min=0, max=MOST_TOKENS, help="Leave shorter prompts whole.")]
+NewTokensOption = Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Longest answer.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, max=MOST_SAMPLES, help="Use the first samples only.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Draws the generated samples.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]

@@ -7,6 +7,10 @@ import typer
 from rich.table import Column, Table
 
 from deltahalt.cli.base import (
+    MOST_BATCH,
+    MOST_SAMPLES,
+    MOST_SEED,
+    MOST_TOKENS,
     AttentionOption,
     DeviceMapOption,
     DeviceOption,
@@ -30,18 +34,22 @@ def evaluate(
     model: ModelOption = "smollm2-135m",
     policy: PolicyOption = AUTO,
     data: Annotated[Path | None, typer.Option(help="Folder of local data; without it, lm-eval downloads.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use each task's first samples only.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once, padded on the left.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SAMPLES, help="Use each task's first samples only.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Prompts at once, padded on the left.")] = 1,
     rows: Annotated[Path | None, typer.Option(help="Add the result rows to this JSONL file.")] = None,
     lengths: Annotated[str, typer.Option(help="Prompt lengths of ruler and needle, in tokens.")] = "4096",
     bertscore: Annotated[
         str | None, typer.Option(help="LooGLE's encoder, MODEL:LAYER such as roberta-large:17; or none, to go without.")
     ] = None,
     chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="Ask in the chat format.")] = False,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Cut prompts and answers to so many tokens.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, max=MOST_TOKENS, help="Cut prompts and answers to this number of tokens.")
+    ] = None,
     halted_kv: HaltedKVOption = "drop",
     min_prompt_tokens: MinPromptOption = 0,
-    seed: Annotated[int, typer.Option(help="Seeds whatever draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seeds whatever draws.")] = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
     device_map: DeviceMapOption = None,

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deltahalt.cli.base import log
+from deltahalt.cli.base import MOST_TOKENS, log
 from deltahalt.errors import InputError
 from deltahalt.methods.registry import parse_method
 from deltahalt.profile import names_profile, policy_text
@@ -34,13 +34,18 @@ def load_vision_model(name: str, **options: Any) -> Any:
 
 
 def read_image(file: Path) -> Any:
-    """The picture in `file`, in RGB. Raises InputError for one that is missing or no image."""
+    """The picture in `file`, in RGB. Raises InputError for one that is missing, no image, or too slim."""
     require_pillow()
     from PIL import Image
 
+    from deltahalt.answering.picture_inputs import require_shape
+
     try:
         with Image.open(file) as picture:
+            require_shape(picture, str(file))
             return picture.convert("RGB")
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {file}: give an image file that is whole, such as a PNG ({error})") from error
 
@@ -70,14 +75,16 @@ def with_settings(text: str, settings: dict[str, Any]) -> str:
     return text + ("," if ":" in text else ":") + options if options else text
 
 
-def parse_numbers(text: str) -> list[int]:
-    """Whole numbers of 1 and more, with commas between. Raises InputError for anything else."""
+def parse_numbers(text: str, most: int = MOST_TOKENS) -> list[int]:
+    """Whole numbers from 1 to `most`, with commas between. Raises InputError for anything else."""
     try:
         lengths = [int(length) for length in text.split(",")]
     except ValueError as error:
         raise InputError(f"{text!r} is not whole numbers with commas between") from error
     if min(lengths) < 1:
         raise InputError(f"{text!r} has a number below 1")
+    if max(lengths) > most:
+        raise InputError(f"{text!r} has a number above {most:,}: give smaller ones")
     return lengths
 
 

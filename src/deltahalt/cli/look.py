@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, log, out
+from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensOption, log, out
 from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
@@ -28,7 +28,7 @@ def look(
         str | None, typer.Option(help="name:option=value,... in the ViT, such as visionzip; by default none.")
     ] = None,
     vision_retain: Annotated[float | None, typer.Option(help="Share of visual tokens that the ViT keeps.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_new_tokens: NewTokensOption = 64,
     compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",

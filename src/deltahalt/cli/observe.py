@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log, out
+from deltahalt.cli.base import DeviceOption, DtypeOption, LimitOption, ModelOption, SeedOption, log, out
 from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
@@ -23,8 +23,8 @@ def observe(
         str, typer.Option(help="JSONL of task, prompt, answer; generated:COUNT; or pictures:COUNT, for images.")
     ] = "generated:2",
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first samples only.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the generated samples.")] = 0,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:

@@ -8,7 +8,17 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deltahalt.cli.base import AttentionOption, DeviceOption, DtypeOption, log, out
+from deltahalt.cli.base import (
+    MOST_BATCH,
+    MOST_REPEATS,
+    MOST_SEED,
+    MOST_TOKENS,
+    AttentionOption,
+    DeviceOption,
+    DtypeOption,
+    log,
+    out,
+)
 from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
@@ -24,12 +34,16 @@ def bench(
     policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = AUTO,
     lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "4096",
     batch_sizes: Annotated[str, typer.Option(help="Prompts at once, comma-separated.")] = "1",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, no fewer; 1 is the prefill alone.")] = 32,
+    new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens to generate, no fewer; 1 is the prefill alone.")
+    ] = 32,
     text: Annotated[
         Path | None, typer.Option(help="Text file to cut prompts from, tokenized in every run; else random tokens.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured runs each way, after one warm-up.")] = 5,
-    seed: Annotated[int, typer.Option(help="Draws the prompts, and weights of a --shape.")] = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MOST_REPEATS, help="Measured runs each way, after one warm-up.")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Draws the prompts, and weights of a --shape.")] = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
     attention: AttentionOption = None,
@@ -58,7 +72,7 @@ def bench(
         check_policy(policy)
     if rows is not None:
         require_writable(rows)
-    sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes)
+    sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes, MOST_BATCH)
     longest = max(sizes)
     if new_lengths:
         longest += _new_lengths_room(sizes, batches, text, policies=len(named), runs=repeats, new_tokens=new_tokens)

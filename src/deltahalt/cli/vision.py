@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from deltahalt.cli.base import DeviceOption, log
+from deltahalt.cli.base import MOST_SAMPLES, DeviceOption, log
 from deltahalt.cli.common import parse_shares
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
@@ -23,7 +23,9 @@ def vision_sweep(
     rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
     methods: Annotated[str, typer.Option(help="Of either stage, separated by blanks; ViT/LLM for both.")] = EVERY,
     retains: Annotated[str, typer.Option(help="Shares of visual tokens to keep.")] = "0.5,0.35,0.25,0.111,0.0625",
-    pictures: Annotated[int, typer.Option(min=2, help="Held-out pictures, with five questions each.")] = 40,
+    pictures: Annotated[
+        int, typer.Option(min=2, max=MOST_SAMPLES, help="Held-out pictures, with five questions each.")
+    ] = 40,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as saved.")] = "float32",
     device: DeviceOption = None,
 ) -> None:

@@ -37,6 +37,7 @@ class BenchRow(RanRow):
     """
 
     kind: ClassVar[str] = "bench"
+    signed: ClassVar[frozenset[str]] = frozenset({"overhead", "seed"})
 
     model: str
     policy: str

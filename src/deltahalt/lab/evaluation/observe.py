@@ -35,6 +35,7 @@ class Observation(Row):
     """
 
     kind: ClassVar[str] = "observe"
+    signed: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman"})
 
     sample: str
     task: str

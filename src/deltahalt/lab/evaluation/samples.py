@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import NoneType
+from typing import Any
 
 from deltahalt.errors import InputError
+from deltahalt.lab.jsonl import Kinds, read_jsonl, spoken
+
+HINT = "give JSONL with task, prompt and answer, or generated:COUNT"
+FIELDS: dict[str, Kinds] = {"task": str, "prompt": str, "answer": (str, NoneType)}
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,20 @@ def load_samples(data: str, *, characters: int, seed: int) -> list[Sample]:
 def read_samples(path: Path) -> list[Sample]:
     """Samples of a JSONL file: an object a line with `task`, `prompt`, `answer` and, if wanted, `lead` and `question`.
 
-    Raises InputError for a missing file or a line that is no sample.
+    Raises InputError for a file that is missing or has no sample, and for a line that is not a sample.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file {path}: give JSONL with task, prompt and answer, or generated:COUNT")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_read_sample(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    samples = [_sample(fields, where) for where, fields in read_jsonl(path, hint=HINT, fields=FIELDS)]
+    if not samples:
+        raise InputError(f"{path} has no samples: {HINT}")
+    return samples
 
 
-def _read_sample(line: str, where: str) -> Sample:
-    try:
-        row = json.loads(line)
-        return Sample(str(row["task"]), str(row["prompt"]), row["answer"], row.get("lead", ""), row.get("question", ""))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: not an object with task, prompt and answer") from error
+def _sample(fields: dict[str, Any], where: str) -> Sample:
+    optional = {name: fields.get(name, "") for name in ("lead", "question")}
+    for name, value in optional.items():
+        if not isinstance(value, str):
+            raise InputError(f"{where}: {name} is {spoken(value)}, not text: {HINT}")
+    return Sample(*(fields[name] for name in FIELDS), **optional)
 
 
 def generate_samples(count: int, characters: int, seed: int = 0) -> list[Sample]:

@@ -8,13 +8,13 @@
 | `essays/*.txt` | the haystack of the needle task |
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from deltahalt.errors import InputError
+from deltahalt.lab.jsonl import Kinds, read_jsonl
 
 # RULER's own names where lm-eval has others.
 RULER_NAMES = {
@@ -28,7 +28,9 @@ RULER_NAMES = {
 
 def longbench_rows(folder: Path, task: str) -> list[dict[str, Any]]:
     """Rows of lm-eval's task `longbench_<name>`, which calls LongBench's `input` `question`. Raises InputError."""
-    rows = read_jsonl(folder / "longbench" / f"{task.removeprefix('longbench_')}.jsonl", "input", "context", "answers")
+    rows = read_local(
+        folder / "longbench" / f"{task.removeprefix('longbench_')}.jsonl", input=str, context=str, answers=list
+    )
     return [{"all_classes": None} | row | {"question": row["input"]} for row in rows]
 
 
@@ -40,10 +42,10 @@ def ruler_rows(folder: Path, task: str, lengths: Sequence[int]) -> list[dict[str
             {
                 "input": row["input"],
                 "outputs": [str(output) for output in row["outputs"]],
-                "gen_prefix": row.get("answer_prefix", "").strip(),
+                "gen_prefix": str(row.get("answer_prefix", "")).strip(),
                 "max_length": length,
             }
-            for row in read_jsonl(folder / "ruler" / f"{name}_{length}.jsonl", "input", "outputs")
+            for row in read_local(folder / "ruler" / f"{name}_{length}.jsonl", input=str, outputs=list)
         ]
         for length in lengths
     )
@@ -54,27 +56,13 @@ def in_turn(rows: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [row for together in zip_longest(*rows) for row in together if row is not None]
 
 
-def read_jsonl(path: Path, *fields: str) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, each with all of `fields`.
+def read_local(path: Path, **fields: Kinds) -> list[dict[str, Any]]:
+    """The objects of a benchmark's JSONL file, each with all of `fields`, which are of these types.
 
-    Raises InputError for a file that is missing or empty, and for a line that is no such object.
+    Raises InputError for a file that is missing or empty, and for a line that is not such an object.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file {path}: put the benchmark's own file there, or give another --data folder")
-    # Not splitlines(): the texts hold separators that it would cut at.
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    rows = [_read_row(line, fields, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    hint = "put the benchmark's own file there, or give another --data folder"
+    rows = [row for _, row in read_jsonl(path, hint=hint, fields=fields)]
     if not rows:
-        raise InputError(f"{path} is empty: give it a JSON object a line")
+        raise InputError(f"{path} is empty: {hint}")
     return rows
-
-
-def _read_row(line: str, fields: tuple[str, ...], where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error})") from error
-    missing = [field for field in fields if not isinstance(row, dict) or field not in row]
-    if missing:
-        raise InputError(f"{where}: has no {', '.join(missing)}")
-    return dict(row)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from rouge import Rouge
 
 from deltahalt.errors import InputError
-from deltahalt.lab.harness.local import read_jsonl
+from deltahalt.lab.harness.local import read_local
 
 
 def questions(file: str, data: str | None = None, **_: Any) -> dict[str, Dataset]:
@@ -24,7 +24,7 @@ def questions(file: str, data: str | None = None, **_: Any) -> dict[str, Dataset
     if data is None:
         raise InputError("LooGLE is read from local files: give --data FOLDER (lm_eval: --metadata data=FOLDER)")
     path = Path(data, "loogle", f"{file}.jsonl")
-    rows = read_jsonl(path, "input", "qa_pairs", "output")
+    rows = read_local(path, input=str, qa_pairs=(str, list), output=str)
     parts = [part for number, row in enumerate(rows, 1) for part in _split(row, path, number)]
     return {"test": Dataset.from_list(parts)}
 

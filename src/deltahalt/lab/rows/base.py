@@ -1,22 +1,27 @@
 """Rows of measurements in JSONL files: one object a line, which names its kind."""
 
 import json
+import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
-from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.errors import InputError, OutputError, RowsWarning
+from deltahalt.files import require_writable, writing
+from deltahalt.lab.jsonl import COMPRESSED, is_whole, read_jsonl
+from deltahalt.lab.rows.check import impossible
 
 UNNAMED = "sweep"  # the kind of rows that were written before kinds were
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. kind: what its lines are told from others by."""
+    """One measurement. kind: the name of its type in a file. signed: the fields that may be below zero."""
 
     kind: ClassVar[str]
+    signed: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Row":
@@ -40,47 +45,100 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a file, which is made if there is none. Raises InputError as `require_writable` does."""
-    require_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"kind": row.kind, **asdict(row)}) + "\n" for row in rows)
+    """Add rows to a file, a whole line with one write each; the file is made if there is none.
+
+    Half a line at the end of the file, as an interrupted write leaves it, is first moved to a file of its own.
+
+    Raises:
+        InputError: for a file that cannot be written or is compressed, and for a row that `read_rows` would refuse.
+        OutputError: where writing fails, such as on a full disk; rows before it are in the file.
+    """
+    _require_appendable(path)
+    lines = [_line(row) for row in rows]
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _end_last_line(path)
+        with path.open("ab", buffering=0) as file:
+            for line in lines:
+                if file.write(line) < len(line):
+                    raise OutputError(f"cannot write all of a row to {path}: is the disk full?")
 
 
 def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
-    """The rows of a file, each of one of `kinds`.
+    """The rows of a file, each of one of `kinds`; half a line at the end is left out, with a RowsWarning.
 
-    Raises InputError for a file that is missing, and for a line that is no such row.
+    Raises InputError for a file that is missing or compressed and damaged, and for a line that is not such a row.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file {path}: give rows that were measured ({', '.join(k.kind for k in kinds)})")
-    rows: list[AnyRow] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = _row(line, kinds)
-        except ValueError as error:
-            found = f"{path}, line {number}: no row of {' or '.join(kind.kind for kind in kinds)} ({error})"
-            raise InputError(f"{found}: give a file of such rows, or measure anew") from error
-        rows.append(row)
-    return rows
-
-
-def _row(line: str, kinds: Sequence[type[AnyRow]]) -> AnyRow:
-    """The row of a line, of one of `kinds`. Raises ValueError that says what is wrong."""
-    fields = json.loads(line)
-    if not isinstance(fields, dict):
-        raise InputError("it is no JSON object")
-    named = fields.pop("kind", UNNAMED)
-    kind = next((kind for kind in kinds if kind.kind == named), None)
-    if kind is None:
-        raise InputError(f"kind {named!r} is not one that this command reads")
-    try:
-        row: Any = kind.of(fields)
-    except (TypeError, KeyError) as error:
-        raise InputError(f"its fields are not those of kind {named!r}") from error
-    return cast(AnyRow, row)
+    lines = read_jsonl(path, hint=f"give rows that were measured ({_named(kinds, ', ')})", half=_warn)
+    return [_row(fields, kinds, where) for where, fields in lines]
 
 
 def rows_so_far(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
     """The rows of a file that is still written; none if there is no file yet. Raises as `read_rows` for other lines."""
-    return read_rows(path, *kinds) if path.exists() else []
+    return read_rows(path, *kinds) if path.is_file() else []
+
+
+def require_rows(path: Path, *kinds: type[Row]) -> None:
+    """Raise InputError unless rows can be added to the file: there is none yet, or it holds rows of `kinds` alone."""
+    _require_appendable(path)
+    rows_so_far(path, *kinds)
+
+
+def _require_appendable(path: Path) -> None:
+    require_writable(path)
+    if path.suffix in COMPRESSED:
+        raise InputError(f"rows cannot be added to {path}, which is compressed: name a .jsonl file")
+
+
+def _line(row: Row) -> bytes:
+    """The row's line. Raises InputError for a row that could not be read again."""
+    if wrong := impossible(row):
+        raise InputError(f"this {row.kind} row cannot be stored: {wrong}")
+    return (json.dumps({"kind": row.kind, **asdict(row)}) + "\n").encode()
+
+
+def _row(fields: dict[str, Any], kinds: Sequence[type[AnyRow]], where: str) -> AnyRow:
+    """The row with these fields, of one of `kinds`. Raises InputError for others; where: of the line, to name it."""
+    named = fields.pop("kind", UNNAMED)
+    kind: Any = next((kind for kind in kinds if kind.kind == named), None)
+    row: Any = None
+    wrong: str | None = f"kind {named!r} is not one that this command reads"
+    if kind is not None:
+        try:
+            row = kind.of(fields)
+        except (TypeError, KeyError):
+            wrong = f"its fields are not those of kind {named!r}"
+    if row is None or (wrong := impossible(row)):
+        is_not = f"not a row of {_named(kinds, ' or ')} ({wrong})"
+        raise InputError(f"{where}: {is_not}: give a file of such rows, or measure again")
+    return cast(AnyRow, row)
+
+
+def _named(kinds: Sequence[type[Row]], between: str) -> str:
+    return between.join(kind.kind for kind in kinds)
+
+
+def _warn(where: str) -> None:
+    """Warn about half a line that is not read."""
+    message = f"{where}: half a row, which an interrupted write left, is not read: measure it again"
+    warnings.warn(message, RowsWarning, stacklevel=4)
+
+
+def _end_last_line(path: Path) -> None:
+    """Make a file end with a line feed: half a row at its end moves to a file beside it, with a RowsWarning."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return
+        file.seek(0)
+        *lines, last = file.read().split(b"\n")
+        if is_whole(last):
+            file.write(b"\n")
+            return
+        aside = path.with_name(f"{path.name}.half")
+        with aside.open("ab") as other:
+            other.write(last + b"\n")
+        file.truncate(sum(len(line) + 1 for line in lines))
+    warnings.warn(f"half a row at the end of {path} was moved to {aside}", RowsWarning, stacklevel=3)

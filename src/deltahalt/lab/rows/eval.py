@@ -57,6 +57,7 @@ class EvalRow(Row):
     """
 
     kind: ClassVar[str] = "eval"
+    signed: ClassVar[frozenset[str]] = frozenset({"value", "by_sample", "seed"})
 
     task: str
     metric: str
