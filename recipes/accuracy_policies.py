@@ -20,12 +20,16 @@ question, at 1.5x: exits, alone and behind small updates or large keys that halt
 
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from itertools import combinations
 from typing import Any
 
 from deltahalt.lab.evaluation.candidates import DEEPEST, HIGHEST, NARROW, Form, pair, relieved, single
-from deltahalt.profile import AHEAD, attended, exit_at, keyed, resembling, updated
+from deltahalt.policies import Dense, Policy, Random
+from deltahalt.policies.base import AnyPolicy
+from deltahalt.policies.text import format_policy
+from deltahalt.policies.usual import AHEAD, attended, exit_at, keyed, resembling, updated
 
 ALL: dict[str, Any] = {"ahead": 10_000, "across": "max"}  # look ahead at every deeper layer
 OTHERS: tuple[dict[str, Any], ...] = (ALL, ALL | {"chunk": 128}, ALL | {"chunk": 32}, {"ahead": 6}, {})
@@ -38,16 +42,16 @@ wide: Form = partial(plain, window=None)
 def looking(layers: int, settings: dict[str, Any]) -> Form:
     """Window attention with these settings, looking ahead at no more layers than there are."""
 
-    def form(start: int, pruning_ratio: float) -> str:
+    def form(start: int, pruning_ratio: float) -> Policy:
         ahead = min(settings.get("ahead", 0), layers - 1 - start)
         return attended(start, pruning_ratio, **settings | {"ahead": ahead})
 
     return form
 
 
-def frontier(layers: int, varied: list[int]) -> Iterator[str | None]:
+def frontier(layers: int, varied: list[int]) -> Iterator[AnyPolicy | None]:
     """Policies at 1.7x and 2.5x; None where a schedule cannot be that fast."""
-    yield "dense"
+    yield Dense()
     yield attended(layers // 2, 0.5)
     widest = looking(layers, ALL)
     for speedup in SPEEDUPS:
@@ -60,10 +64,10 @@ def frontier(layers: int, varied: list[int]) -> Iterator[str | None]:
                 yield pair(before, every[last] or widest(last, 0.9), speedup, layers)
 
 
-def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:
+def late_interaction(layers: int, starts: list[int]) -> Iterator[AnyPolicy | None]:
     """Late interaction at 1.7x and 2.5x, asked by 32 tokens, in other forms too, and beside attention."""
     first, beside = starts[0], ({"ahead": AHEAD, "similar": 1.0}, {"ahead": AHEAD, "similar": 0.3}, {"similar": 1.0})
-    yield "dense"
+    yield Dense()
     for speedup in SPEEDUPS:
         yield from (single(start, speedup, layers, wide) for start in starts)
         yield single(first, speedup, layers, partial(wide, kernel=257))
@@ -71,15 +75,16 @@ def late_interaction(layers: int, starts: list[int]) -> Iterator[str | None]:
         yield from (single(first + 1, speedup, layers, looking(layers, settings)) for settings in beside)
 
 
-def drawn(start: int, pruning_ratio: float) -> str:
+def drawn(start: int, pruning_ratio: float) -> Policy:
     """A random draw in place of late interaction."""
-    return wide(start, pruning_ratio).replace("max-sim", "random")
+    policy = wide(start, pruning_ratio)
+    return Random(**{option.name: getattr(policy, option.name) for option in fields(Policy)})
 
 
-def further(layers: int, starts: list[int]) -> Iterator[str | None]:
+def further(layers: int, starts: list[int]) -> Iterator[AnyPolicy | None]:
     """Late interaction at the only start at other ratios, with other settings, and with a second decision behind it."""
     (start,) = starts
-    yield "dense"
+    yield Dense()
     yield from (wide(start, ratio) for ratio in (0.15, 0.3, 0.56, 0.75))
     similar = partial(attended, similar=1.0)
     third, half = round(0.36 * layers), layers // 2
@@ -101,7 +106,7 @@ def further(layers: int, starts: list[int]) -> Iterator[str | None]:
     yield single(start, SPEEDUPS[0], layers, drawn)
 
 
-def finding(layers: int, starts: list[int]) -> Iterator[str | None]:
+def finding(layers: int, starts: list[int]) -> Iterator[AnyPolicy | None]:
     """Late interaction as it is now used at the only start, with one part after another left out or changed."""
     (start,) = starts
     forms: tuple[Form, ...] = (
@@ -111,7 +116,7 @@ def finding(layers: int, starts: list[int]) -> Iterator[str | None]:
         plain,
         partial(resembling, keep_first=1024),
     )
-    yield "dense"
+    yield Dense()
     for speedup in SPEEDUPS:
         yield from (single(start, speedup, layers, form) for form in forms)
         yield from (single(start + 1, speedup, layers, form) for form in (resembling, plain))
@@ -122,19 +127,19 @@ def stops(layers: int) -> list[int]:
     return [round(0.65 * layers) + away for away in range(-2, 3)]
 
 
-def exits(layers: int, starts: list[int]) -> Iterator[str | None]:
+def exits(layers: int, starts: list[int]) -> Iterator[AnyPolicy | None]:
     """Late interaction at the only start, alone and with exits behind it."""
     (start,) = starts
-    yield "dense"
+    yield Dense()
     for speedup in SPEEDUPS:
         yield from (single(start, speedup, layers, form) for form in (resembling, NARROW))
         yield from (relieved(resembling(start, HIGHEST), exit_at(stop), speedup, layers) for stop in stops(layers))
 
 
-def blind(layers: int, starts: list[int]) -> Iterator[str | None]:
+def blind(layers: int, starts: list[int]) -> Iterator[AnyPolicy | None]:
     """Exits, alone and behind a decision at the only start, and these decisions alone, at 1.5x."""
     (start,) = starts
-    yield "dense"
+    yield Dense()
     yield from map(exit_at, stops(layers))
     for form in (updated, keyed):
         early = form(start, HIGHEST)
@@ -183,7 +188,7 @@ def main() -> None:
         policies = list(signals(*lists))
     elif len(lists) == 2 and sys.argv[1] in BY_LAYERS:
         (layers,), starts = ([int(word) for word in words] for words in lists)
-        policies = [policy for policy in BY_LAYERS[sys.argv[1]](layers, starts) if policy]
+        policies = [format_policy(policy) for policy in BY_LAYERS[sys.argv[1]](layers, starts) if policy]
     else:
         sys.exit(__doc__)
     print(*dict.fromkeys(policies))  # noqa: T201

@@ -13,14 +13,13 @@ from pathlib import Path
 from deltahalt.lab.evaluation.candidates import ASKED, BLIND, exit_of, layer_of, usual_policies
 from deltahalt.lab.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.lab.evaluation.sweep import read_sweep
-from deltahalt.policies import parse_policy
 from deltahalt.profile import Profile
 
 
 def again(rated: list[Rated], profile: Profile, targets: list[float]) -> Profile:
     """The profile with choices anew."""
     search = BLIND if profile.query_free else ASKED
-    alone = [one.policy for one in rated if len(parse_policy(one.policy).stages) == 1 and exit_of(one.policy) is None]
+    alone = [one.policy for one in rated if len(one.policy.stages) == 1 and exit_of(one.policy) is None]
     exits = any(exit_of(one.policy) is not None for one in rated)
     layers, windows = [layer_of(policy) for policy in alone], (None if exits else 1,) * profile.signature.layers
     usual = {target: usual_policies(layers, target, windows, search) for target in targets}

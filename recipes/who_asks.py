@@ -43,7 +43,8 @@ from deltahalt.lab.evaluation.sweep import (
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.loading.models import LoadedModel, load
 from deltahalt.policies.base import LayerView, place
-from deltahalt.profile import attended
+from deltahalt.policies.text import format_policy
+from deltahalt.policies.usual import attended
 
 ASKING = 16  # tokens that ask beside the window
 DRAFTED_AT = 2.5  # speedup of the prefill before the draft
@@ -135,7 +136,7 @@ def main() -> None:
     layers = len(loaded.model.get_decoder().layers)
     speedups = [*map(float, given.targets.split(",")), DRAFTED_AT]
     reached = [single(given.layer, speedup, layers, partial(attended, ahead=given.ahead)) for speedup in speedups]
-    policies = [policy for policy in reached if policy]
+    policies = [format_policy(policy) for policy in reached if policy]
     if len(policies) < len(speedups):
         sys.exit(f"a decision at layer {given.layer} of {layers} cannot reach {max(speedups)}x: give an earlier one")
     for sample in read_samples(given.samples):

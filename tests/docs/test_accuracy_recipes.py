@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
+from deltahalt import parse_policy
 from deltahalt.lab.evaluation.samples import read_samples
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def test_what_was_measured_is_what_the_recipe_says(
     printed = {policy for policy in recipe("accuracy_policies").BY_LAYERS[form](layers, starts) if policy}
     lines = (ROOT / "results" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
     measured = {
-        policy
+        parse_policy(policy)
         for policy in (json.loads(line)["policy"] for line in lines)
         if "max-sim" in policy or "forecast" in policy
     }

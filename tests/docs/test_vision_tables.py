@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from deltahalt.policies import parse_policy
-from deltahalt.policies.text import with_options
 from deltahalt.vision.policies import parse_vision_policy
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +64,7 @@ def test_a_table_of_images_is_runs_of_policies_that_exist(
             name, *options = vision
             parse_vision_policy(f"{name.removeprefix('policy=')}:{','.join(options)}")
         policy = given.pop("policy", "dense")
-        parse_policy(with_options(policy, given))
+        parse_policy(policy, **given)
         assert len(line.paper) == len(paper[table]["columns"]) + (4 if table == "table7" else 0)
     with pytest.raises(ValueError, match=f"{table} has no LLMLingua2; it has full model"):
         tables.runs(table, ["LLMLingua2"])

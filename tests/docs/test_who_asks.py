@@ -13,6 +13,7 @@ from deltahalt import WindowAttention, halting
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.evaluation.sweep import sweep_sample
 from deltahalt.loading.models import LoadedModel
+from helpers.methods import named
 from helpers.tiny import prompts, tiny
 
 POLICY = WindowAttention(start=1, pruning_ratio=0.5, keep_first=2, keep_last=8, window=8, chunk=4, ahead=3)
@@ -59,7 +60,7 @@ def test_exact_scores_are_those_of_the_same_layers_in_the_full_model(asks: Modul
 def test_a_row_for_each_who_asks(asks: ModuleType, loaded_tiny: LoadedModel) -> None:
     sample = Sample("needle", "the sky is blue and the grass is green " * 6, answer=" the grass")
     rows = list(asks.measure(loaded_tiny, sample, [TEXT], TEXT))
-    (swept,) = sweep_sample(loaded_tiny, sample, [TEXT])
+    (swept,) = sweep_sample(loaded_tiny, sample, named([TEXT]))
     by_policy = {row.policy: row for row in rows}
     assert by_policy.keys() == {TEXT} | {
         f"{TEXT} {how}" for how in ("asked by a draft", "asked by its answer", "asked by the answer", "scored exactly")
