@@ -1,25 +1,23 @@
 """Profiles: which policy suits which model, as `deltahalt calibrate` found it, and the default for other models."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
-from deltahalt.policies import parse_policy
-from deltahalt.policies.base import AnyPolicy
+from deltahalt.policies.base import AnyPolicy, Policy, Progressive
+from deltahalt.policies.text import format_policy, parse_policy, read, update, write
+from deltahalt.policies.usual import blind_default, safe_default
 
 AUTO = "auto"
 AUTO_QUERY_FREE = "auto-query-free"
 FORMAT = 1
-AHEAD = 12  # layers that a look ahead usually takes in: more lost more on most models, and costs more
-EARLY = 12  # of the layers, the part after which late interaction usually decides
-# How late interaction usually finds what was asked for. With more askers the end of the document asks, too.
-FINDING = {"window": 16, "kernel": 193, "power": 3, "standardize": True}
 SIGNED = 16  # entries of the final norm that tell models of one shape apart
 
 
@@ -103,9 +101,20 @@ class Profile:
             raise InputError(f"{source} is no profile: make one with `deltahalt calibrate`") from error
 
     def choose(self, speedup: float | None) -> str:
-        """The policy for at least this speedup; the fastest there is if none reaches it; the default for None."""
-        fast_enough = (choice for choice in self.choices if speedup is None or choice.speedup >= speedup)
-        return next(fast_enough, self.choices[-1]).policy
+        """The policy for at least this speedup; the default for None. Raises InputError where no choice is as fast."""
+        for choice in self.choices:
+            if speedup is None or choice.speedup >= speedup:
+                return choice.policy
+        raise InputError(
+            f"the profile of {self.model} has no policy as fast as {speedup:g}x: the fastest reaches "
+            f"{self.choices[-1].speedup:.2f}x, and there are {self.speeds}; choose one of these, or calibrate for "
+            f"{speedup:g}x with `deltahalt calibrate --target-speedup {speedup:g}`"
+        )
+
+    @property
+    def speeds(self) -> str:
+        """The speedups of all choices, for the user."""
+        return ", ".join(f"{choice.speedup:.2f}x" for choice in self.choices)
 
 
 def shipped() -> Iterator[Profile]:
@@ -114,108 +123,161 @@ def shipped() -> Iterator[Profile]:
         yield Profile.parse(file.read_text(encoding="utf-8"), file.name)
 
 
-def names_profile(wanted: str) -> bool:
+@dataclass(frozen=True)
+class Wanted:
+    """A text that names a profile. name: auto, auto-query-free or a file. speedup: the least, or None."""
+
+    text: str
+    name: str
+    speedup: float | None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the profile is a file of the user's."""
+        return self.name.endswith(".json")
+
+    @classmethod
+    def parse(cls, text: str) -> "Wanted":
+        """Read `auto`, `auto:2.5` or `profile.json:2.5`. Raises InputError where the speedup is not a number from 1."""
+        name, colon, speed = text.partition(":")
+        if not colon:
+            return cls(text, name, None)
+        try:
+            speedup = float(speed)
+        except ValueError:
+            speedup = math.nan
+        if not 1 <= speedup < math.inf:
+            raise InputError(
+                f"{text!r} names {speed!r} as a speedup; write a number from 1, such as {name}:1.7 for at least 1.7x, "
+                f"or {name} for the default"
+            )
+        return cls(text, name, speedup)
+
+    def read(self) -> Profile:
+        """The profile in the user's file. Raises InputError where it is missing or broken."""
+        path = Path(self.name)
+        if not path.is_file():
+            raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
+        return Profile.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The policy that a text stands for on a model. notes: sentences for the user about where it comes from."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+def names_profile(text: str) -> bool:
     """Whether a text stands for a profile's choice, not for a policy itself."""
-    name = wanted.partition(":")[0]
+    name = text.partition(":")[0]
     return name in (AUTO, AUTO_QUERY_FREE) or name.endswith(".json")
 
 
-def policy_text(wanted: str, decoder: Module, *, vision: bool = False) -> str:
-    """`wanted` with "auto" and profile files replaced by the policy that they stand for on this host's decoder.
+def check_profile(text: str) -> None:
+    """Raise InputError for a text of a profile that can be refused before there is a model."""
+    wanted = Wanted.parse(text)
+    if wanted.is_file:
+        wanted.read().choose(wanted.speedup)
+
+
+def resolve(text: str, decoder: Module, *, vision: bool = False, options: Mapping[str, Any] = {}) -> Resolved:
+    """`text` with "auto" and profile files replaced by the policy that they stand for on this host's decoder.
 
     "auto" is the default choice of the profile shipped for the model, or `safe_default` for a model without;
     "auto-query-free" of the one for prompts whose question comes later, or `blind_default`. A path to a .json file is
-    the default choice of that profile. `:2.5` behind any asks for at least that speedup.
-    vision: whether the decoder is given visual tokens, too.
-    Raises InputError for a profile that is missing, broken, or of another model.
+    the default choice of that profile. `:2.5` after any asks for at least that speedup.
+
+    Args:
+        text: What a user names: a profile, or a policy, which stays as it is.
+        decoder: The host's decoder.
+        vision: Whether the decoder gets visual tokens.
+        options: Options, typed or as text, that override what the profile chose, or add to what a policy's text names.
+
+    Raises:
+        InputError: For a profile that is missing, broken, of another model, or without a policy as fast.
+        PolicyError: For options that the policy does not have, or that its own text names too.
     """
-    if not names_profile(wanted):
-        return wanted
-    name, _, speed = wanted.partition(":")
-    try:
-        speedup = float(speed) if speed else None
-    except ValueError as error:
-        raise InputError(f"{wanted!r} asks for no speedup: write {name}:2.5 for at least 2.5x") from error
-    signature = Signature.of(decoder)
-    if not name.endswith(".json"):
-        blind = name == AUTO_QUERY_FREE
-        fitting = (one for one in shipped() if one.query_free == blind and one.signature.matches(signature))
-        known = next(fitting, None)
-        if known is not None:
-            return known.choose(speedup)
-        return blind_default(decoder) if blind else safe_default(decoder, vision=vision)
-    path = Path(name)
-    if not path.is_file():
-        raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
-    profile = Profile.parse(path.read_text(encoding="utf-8"), str(path))
-    if not profile.signature.matches(signature):
-        raise InputError(f"{path} is of another model, {profile.model}: calibrate this one, or use auto")
-    return profile.choose(speedup)
+    notes: list[str] = []
+    if names_profile(text):
+        chosen = _choice(Wanted.parse(text), decoder, vision=vision, notes=notes)
+        notes += _overridden(chosen, options)
+        return Resolved(write(update(read(chosen), options)) if options else chosen, tuple(notes))
+    return Resolved(with_options(text, options))
+
+
+def with_options(text: str, options: Mapping[str, Any]) -> str:
+    """The text of a policy or method with `options` on each stage. Raises PolicyError where it names one of them."""
+    for stage in read(text) if options else ():
+        if both := [option for option in options if option in stage.options]:
+            raise PolicyError(
+                f"{both[0]} is given twice: as {stage.options[both[0]]} in {text!r}, and as {options[both[0]]} by an "
+                "option of its own; leave one out"
+            )
+    return write(update(read(text), options)) if options else text
+
+
+def policy_text(text: str, decoder: Module, *, vision: bool = False) -> str:
+    """The text of the policy that `text` stands for: see `resolve`."""
+    return resolve(text, decoder, vision=vision).text
 
 
 def find_policy(wanted: AnyPolicy | str, decoder: Module, *, vision: bool = False) -> AnyPolicy:
-    """A policy as it is, or the one that a text stands for: see `policy_text` and `parse_policy`."""
-    return parse_policy(policy_text(wanted, decoder, vision=vision)) if isinstance(wanted, str) else wanted
+    """A policy as it is, or the one that a text stands for: see `resolve` and `parse_policy`.
 
-
-def safe_default(decoder: Module, *, vision: bool = False) -> str:
-    """For a model that nobody has calibrated: a third of the tokens halt early, by late interaction.
-
-    Words do not resemble pictures, so with `vision` attention decides, after a look ahead; or where layers are
-    offloaded, so that none is possible, half of the tokens halt after half of the layers.
-    Raises UnsupportedError for a vision-language model without a layer there that sees the whole prompt.
+    Raises PolicyError for anything else, and what `resolve` raises.
     """
+    if isinstance(wanted, str):
+        return parse_policy(policy_text(wanted, decoder, vision=vision))
+    if not isinstance(wanted, (Policy, Progressive)):
+        raise not_a_policy(wanted)
+    return wanted
+
+
+def not_a_policy(given: Any) -> PolicyError:
+    """The error for what is given in place of a policy: it says what to write."""
+    if isinstance(given, type):
+        advice = f"this is the class {given.__name__}: write {given.__name__}()"
+    elif isinstance(given, (list, tuple)):
+        advice = f"this is a {type(given).__name__}: write Progressive([...]) for several stages"
+    elif callable(getattr(given, "attached", None)):
+        advice = f"{type(given).__name__} is a method of another stage: use applying(model, method)"
+    else:
+        advice = f"this is {given!r}" if given is None else f"this is of type {type(given).__name__}"
+    return PolicyError(f"a policy is an object such as Dash(start=0.4), or a text such as 'auto' or 'dash'; {advice}")
+
+
+def _choice(wanted: Wanted, decoder: Module, *, vision: bool, notes: list[str]) -> str:
+    """The text of the policy wanted. notes: where a note goes that the model has no profile."""
+    signature = Signature.of(decoder)
+    if wanted.is_file:
+        profile = wanted.read()
+        if not profile.signature.matches(signature):
+            raise InputError(f"{wanted.name} is of another model, {profile.model}: calibrate this one, or use auto")
+        return profile.choose(wanted.speedup)
+    blind = wanted.name == AUTO_QUERY_FREE
+    fitting = (one for one in shipped() if one.query_free == blind and one.signature.matches(signature))
+    known = next(fitting, None)
+    if known is not None:
+        return known.choose(wanted.speedup)
+    if wanted.speedup is not None:
+        raise InputError(
+            f"{wanted.text!r} asks for a speedup, and this model has no profile, so none is known: write "
+            f"{wanted.name}, or make a profile with `deltahalt calibrate --target-speedup {wanted.speedup:g}`"
+        )
+    notes.append("no profile is known for this model, so this is the default for uncalibrated models")
     windows = family_of(decoder.config).windows(decoder.config)
-    if not vision:
-        return resembling(len(windows) // EARLY, 0.35)
+    if blind:
+        return format_policy(blind_default(windows))
     offloaded = any(layer.self_attn.o_proj.weight.is_meta for layer in decoder.layers)
-    first = len(windows) // (2 if offloaded else 7)
-    start = next((layer for layer in range(first, len(windows) - 1) if windows[layer] is None), None)
-    if start is None:
-        raise UnsupportedError("no layer of this model sees the whole prompt: name a policy, such as max-sim")
-    return attended(start, 0.5) if offloaded else attended(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
+    return format_policy(safe_default(windows, vision=vision, offloaded=offloaded))
 
 
-def blind_default(decoder: Module) -> str:
-    """For prompts without their question, to a model that nobody has calibrated: tokens stop after three quarters.
-
-    Where a layer does not see the whole prompt they cannot; a third of the tokens then halt early, at 1.5x.
-    """
-    windows = family_of(decoder.config).windows(decoder.config)
-    return keyed(len(windows) // 6, 0.36) if any(windows) else exit_at(min(3 * len(windows) // 4, len(windows) - 2))
-
-
-def exit_at(start: int) -> str:
-    """All tokens but the latest stop, and serve what they would have become."""
-    return f"forecast:start={start},pruning_ratio=1"
-
-
-def updated(start: int, pruning_ratio: float) -> str:
-    """Tokens that a layer changes little halt, whatever will be asked."""
-    return _in_chunks("dash-layer", {"start": start, "pruning_ratio": pruning_ratio}, {})
-
-
-def keyed(start: int, pruning_ratio: float) -> str:
-    """Tokens with large keys halt, whatever will be asked."""
-    return _in_chunks("key-norm", {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention"}, {})
-
-
-def resembling(start: int, pruning_ratio: float, **options: Any) -> str:
-    """Late interaction, in the form that lost least where it was measured: see docs/accuracy.md."""
-    return _in_chunks("max-sim", {"start": start, "pruning_ratio": pruning_ratio}, FINDING | options)
-
-
-def attended(start: int, pruning_ratio: float, **options: Any) -> str:
-    """Attention of the last window, in the form that lost least where it was measured: see docs/accuracy.md.
-
-    It has no use for the output of the start layer's FFN, so tokens halt before it: the same tokens for less work.
-    """
-    place = {"start": start, "pruning_ratio": pruning_ratio, "boundary": "attention", "heads": "max"}
-    return _in_chunks("window-attention", place, options)
-
-
-def _in_chunks(name: str, place: dict[str, Any], options: dict[str, Any]) -> str:
-    """The policy's text. options: those that are None or 0 are left to the policy."""
-    protected = {"chunk": 64, "keep_first": 256, "keep_last": 128}
-    settings = place | protected | {name: value for name, value in options.items() if value}
-    return f"{name}:" + ",".join(f"{name}={str(value).lower()}" for name, value in settings.items())
+def _overridden(chosen: str, options: Mapping[str, Any]) -> list[str]:
+    """What options replace in the policy that a profile chose, a sentence each."""
+    stages = read(chosen)
+    return [
+        f"{option}={value} replaces {', '.join(stage.options.get(option, 'the default') for stage in stages)}"
+        for option, value in options.items()
+    ]

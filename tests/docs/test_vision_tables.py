@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from deltahalt.policies import parse_policy
-from deltahalt.policies.text import with_options
 from deltahalt.vision.policies import parse_vision_policy
 from tools import paper_tables, vision_tables
 
@@ -60,7 +59,7 @@ def test_a_table_of_images_is_runs_of_policies_that_exist(table: str, count: int
             name, *options = vision
             parse_vision_policy(f"{name.removeprefix('policy=')}:{','.join(options)}")
         policy = given.pop("policy", "dense")
-        parse_policy(with_options(policy, given))
+        parse_policy(policy, **given)
         assert len(line.paper) == len(paper[table]["columns"]) + (4 if table == "table7" else 0)
     with pytest.raises(ValueError, match=f"{table} has no LLMLingua2; it has full model"):
         vision_tables.runs(table, ["LLMLingua2"])

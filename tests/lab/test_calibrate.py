@@ -1,7 +1,7 @@
 """Calibration tries what it says it tries, chooses what loses least, and writes it down."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from deltahalt import InputError, MaxSim, WindowAttention, parse_policy
+from deltahalt import InputError, MaxSim, Progressive, WindowAttention, parse_policy
 from deltahalt.lab.evaluation import calibrate as calibration
 from deltahalt.lab.evaluation import sweep as sweeping
 from deltahalt.lab.evaluation.answers import own_answers
@@ -39,32 +39,34 @@ from deltahalt.lab.evaluation.rating import rate
 from deltahalt.lab.evaluation.samples import TASKS, Sample, load_samples
 from deltahalt.lab.evaluation.sweep import SweepRow, digest, read_sweep, reference_speedup
 from deltahalt.loading.models import LoadedModel
-from deltahalt.profile import AHEAD, Choice, Profile, attended, exit_at, resembling, updated
+from deltahalt.methods.registry import AnyMethod
+from deltahalt.policies.base import AnyPolicy
+from deltahalt.policies.text import format_policy
+from deltahalt.policies.usual import AHEAD, attended, exit_at, resembling, updated
+from deltahalt.profile import Choice, Profile
 
 
 @pytest.mark.parametrize("form", [resembling, attended])
 @pytest.mark.parametrize("target", [1.5, 1.7, 2.0])
 @pytest.mark.parametrize("layer", [3, 9])
 def test_one_decision_meets_its_target_with_the_smallest_ratio(layer: int, target: float, form: Form) -> None:
-    text = single(layer, target, 28, form)
-    assert text is not None
-    (stage,) = parse_policy(text).stages
+    policy = single(layer, target, 28, form)
+    assert policy is not None
+    (stage,) = policy.stages
     assert reference_speedup(stage, 28) >= target
-    less = text.replace(f"pruning_ratio={stage.pruning_ratio}", f"pruning_ratio={stage.pruning_ratio - 0.005:.3f}")
-    assert reference_speedup(parse_policy(less), 28) < target
+    assert reference_speedup(replace(stage, pruning_ratio=round(stage.pruning_ratio - 0.005, 3)), 28) < target
 
 
-def _at(layer: int, target: float) -> str:
-    text = single(layer, target, 28)
-    assert text is not None
-    return text
+def _at(layer: int, target: float) -> AnyPolicy:
+    policy = single(layer, target, 28)
+    assert policy is not None
+    return policy
 
 
 @pytest.mark.parametrize(("first", "last", "target"), [(4, 14, 1.7), (4, 8, 2.5), (8, 9, 1.7)])
 def test_two_decisions_meet_their_target_and_ratios_rise(first: int, last: int, target: float) -> None:
-    text = pair(_at(first, target), _at(last, 1.5), target, 28)
-    assert text is not None
-    policy = parse_policy(text)
+    policy = pair(_at(first, target), _at(last, 1.5), target, 28)
+    assert policy is not None
     assert [stage.start for stage in policy.stages] == [first, last]
     assert policy.stages[0].pruning_ratio < policy.stages[1].pruning_ratio
     assert reference_speedup(policy, 28) >= target
@@ -81,18 +83,16 @@ def test_a_late_decision_lets_the_earlier_ones_halt_less(target: float) -> None:
     alone = [_at(4, target), pair(_at(4, target), _at(8, target), target, 28)]
     for before in alone:
         assert before is not None
-        text = relieved(before, resembling(18, LATE_RATIO), target, 28)
-        assert text is not None
-        *stages, last = parse_policy(text).stages
+        policy = relieved(before, resembling(18, LATE_RATIO), target, 28)
+        assert policy is not None
+        *stages, last = policy.stages
         assert (last.start, last.pruning_ratio) == (18, LATE_RATIO)
-        for stage, own in zip(stages, parse_policy(before).stages, strict=True):
+        for stage, own in zip(stages, before.stages, strict=True):
             assert stage.start == own.start
             assert 0 < stage.pruning_ratio < own.pruning_ratio
-        assert reference_speedup(parse_policy(text), 28) >= target
-        less = [(own.pruning_ratio, stage.pruning_ratio - 0.01) for own, stage in zip(stages, stages, strict=True)]
-        for ratio, smaller in less:
-            text = text.replace(f"pruning_ratio={ratio}", f"pruning_ratio={smaller:.3f}")
-        assert reference_speedup(parse_policy(text), 28) < target
+        assert reference_speedup(policy, 28) >= target
+        less = [replace(stage, pruning_ratio=round(stage.pruning_ratio - 0.01, 3)) for stage in stages]
+        assert reference_speedup(Progressive([*less, last]), 28) < target
 
 
 def test_what_halts_as_much_already_is_not_relieved() -> None:
@@ -103,13 +103,13 @@ def test_what_halts_as_much_already_is_not_relieved() -> None:
 def test_an_exit_lets_earlier_decisions_halt_less(target: float) -> None:
     alone = single(4, target, 28, updated)
     assert alone is not None
-    text = relieved(alone, exit_at(18), target, 28)
-    assert text is not None
-    assert text.endswith(exit_at(18))
-    early, late = parse_policy(text).stages
-    assert (exit_of(text), exit_of(alone)) == (18, None)
-    assert forgotten_share(text) == early.pruning_ratio < forgotten_share(alone)
-    assert reference_speedup(parse_policy(text), 28) >= target > reference_speedup(late, 28)
+    policy = relieved(alone, exit_at(18), target, 28)
+    assert policy is not None
+    early, late = policy.stages
+    assert late == exit_at(18)
+    assert (exit_of(policy), exit_of(alone)) == (18, None)
+    assert forgotten_share(policy) == early.pruning_ratio < forgotten_share(alone)
+    assert reference_speedup(policy, 28) >= target > reference_speedup(late, 28)
 
 
 def test_an_exit_that_is_fast_enough_needs_no_other_decision() -> None:
@@ -127,17 +127,17 @@ def test_the_best_vary_in_surroundings_window_signal_and_number_of_decisions() -
     best = [_at(layer, 1.7) for layer in (6, 4, 9, 12)]
     texts = [text for text in varied(best, 1.7, WINDOWS) if text]
     assert not set(best) & set(texts)
-    starts = [[stage.start for stage in parse_policy(text).stages] for text in texts]
+    starts = [[stage.start for stage in text.stages] for text in texts]
     assert starts[:12] == [[layer] for layer in (6, 4, 9, 12) for _ in range(3)]
     assert starts[12:20] == [[layer] for layer in (6, 4, 9, 12) for _ in range(2)]
     assert starts[20:] == [[6, 9], [4, 6], [4, 9], [6, 18], [4, 18], [9, 18], [6, 9, 18], [4, 6, 18], [4, 9, 18]]
-    alike = [parse_policy(text).stages[0] for text in texts[:3]]
+    alike = [text.stages[0] for text in texts[:3]]
     assert {(policy.window, policy.kernel) for policy in alike if isinstance(policy, MaxSim)} == {
         (16, 257),
         (16, 129),
         (32, 193),
     }
-    attended = [parse_policy(text).stages[0] for text in texts[12:14]]
+    attended = [text.stages[0] for text in texts[12:14]]
     assert [policy.similar for policy in attended if isinstance(policy, WindowAttention)] == [0, 1]
     assert all(forgotten_share(text) == LATE_RATIO for text in texts[23:])
 
@@ -146,15 +146,15 @@ def test_attention_is_tried_at_the_nearest_layer_that_sees_the_whole_prompt() ->
     windows = [None if layer in (5, 11) else 64 for layer in range(18)]
     best = [text for layer in (2, 3, 7, 13) if (text := single(layer, 1.2, 18))]
     texts = [text for text in varied(best, 1.2, windows) if text]
-    attended = [text for text in texts if text.startswith("window-attention")]
+    attended = [text for text in texts if text.stages[0].name == "window-attention"]
     assert [layer_of(text) for text in attended] == [5, 5, 11, 11]
-    assert not any(text.startswith("window-attention") for text in varied(best, 1.2, [64] * 18) if text)
+    assert not any(text.stages[0].name == "window-attention" for text in varied(best, 1.2, [64] * 18) if text)
 
 
 @pytest.mark.parametrize(("layer", "ahead"), [(3, AHEAD), (17, 10)])
 def test_a_look_ahead_names_no_more_layers_than_there_are(layer: int, ahead: int) -> None:
     texts = [text for text in varied([_at(layer, 1.2)], 1.2, WINDOWS) if text]
-    seen = {looks_ahead(text) for text in texts if text.startswith("window-attention")}
+    seen = {looks_ahead(text) for text in texts if text.stages[0].name == "window-attention"}
     assert seen == {ahead}
 
 
@@ -163,19 +163,19 @@ def test_what_sees_no_question_is_tried_alone_and_before_every_exit() -> None:
     exits = {layer: text for text in field if (layer := exit_of(text)) is not None}
     assert list(exits) == stopping_layers(WINDOWS) == [*range(14, 22)]
     assert [layer_of(text) for text in field if exit_of(text) is None] == deciding_layers(28)
-    assert {stage.start for text in exits.values() for stage in parse_policy(text).stages[:-1]} == {4}
-    assert all(stage.name in ("dash-layer", "forecast") for text in field for stage in parse_policy(text).stages)
+    assert {stage.start for text in exits.values() for stage in text.stages[:-1]} == {4}
+    assert all(stage.name in ("dash-layer", "forecast") for text in field for stage in text.stages)
     assert usual_policies(deciding_layers(28), 1.5, WINDOWS, BLIND) == [*exits.values()]
     best = [exits[20], *(_blind(layer) for layer in (3, 4)), exits[18]]
     texts = [text for text in varied(best, 1.5, WINDOWS, BLIND) if text]
-    assert [text.partition(":")[0] for text in texts[:2]] == ["key-norm"] * 2
+    assert [text.stages[0].name for text in texts[:2]] == ["key-norm"] * 2
     assert [exit_of(text) for text in texts[2:]] == [None, *[20] * 3, *[18] * 3]
 
 
-def _blind(layer: int) -> str:
-    text = single(layer, 1.5, 28, updated)
-    assert text is not None
-    return text
+def _blind(layer: int) -> AnyPolicy:
+    policy = single(layer, 1.5, 28, updated)
+    assert policy is not None
+    return policy
 
 
 def test_no_exit_is_tried_where_a_window_would_count_halted_tokens() -> None:
@@ -218,8 +218,10 @@ class Measured:
     def __init__(self) -> None:
         self.asked: list[tuple[int, list[str]]] = []
 
-    def __call__(self, loaded: LoadedModel, samples: Sequence[Sample], policies: list[str], *_: Any, **__: Any) -> Any:
-        self.asked.append((len(samples), policies))
+    def __call__(
+        self, loaded: LoadedModel, samples: Sequence[Sample], policies: Mapping[str, AnyMethod], *_: Any, **__: Any
+    ) -> Any:
+        self.asked.append((len(samples), [*policies]))
         return [self.row(sample, policy, loaded.name) for sample in samples for policy in policies]
 
     def row(self, sample: Sample, policy: str, model: str) -> SweepRow:
@@ -244,13 +246,17 @@ def test_each_round_measures_the_better_third_on_more_samples(
     def third(policies: list[str]) -> list[str]:
         return policies[: max(4, ceil(len(policies) / 3))]
 
-    layers = {target: [text for layer in range(4) if (text := single(layer, target, 6))] for target in targets}
-    usual = {target: usual_policies([0, 1, 2, 3], target, (None,) * 6) for target in targets}
+    def texts(policies: Iterable[AnyPolicy | None]) -> list[str]:
+        return [format_policy(policy) for policy in policies if policy]
+
+    layers = {target: texts(single(layer, target, 6) for layer in range(4)) for target in targets}
+    usual = {target: texts(usual_policies([0, 1, 2, 3], target, (None,) * 6)) for target in targets}
     assert [len(own) for own in usual.values()] == [2, 2]
     fields = {target: third(measured.ranked(own, samples[:12])) for target, own in layers.items()}
     expected = [(12, {text for own in layers.values() for text in own})]
     for target, best in fields.items():
-        fields[target] = [*usual[target], *best, *(text for text in varied(best, target, (None,) * 6) if text)]
+        more = texts(varied([parse_policy(text) for text in best], target, (None,) * 6))
+        fields[target] = [*usual[target], *best, *more]
     for count in (12, 36, 50):
         expected.append((count, {text for own in fields.values() for text in own}))
         fields = {
@@ -356,7 +362,7 @@ def test_query_free_no_policy_sees_the_question(
     profile = calibrate(loaded_tiny, asking, [1.3], tmp_path / "rows.jsonl", query_free=True)
     assert profile.query_free
     assert all(row.query_free for row in read_sweep(tmp_path / "rows.jsonl"))
-    assert any(exit_of(line["policy"]) is not None for line in profile.evidence["tried"])
+    assert any(exit_of(parse_policy(line["policy"])) is not None for line in profile.evidence["tried"])
     with pytest.raises(InputError, match="query-free needs it apart"):
         calibrate(loaded_tiny, SAMPLES, [1.3], tmp_path / "more.jsonl", query_free=True)
 

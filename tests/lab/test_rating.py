@@ -1,21 +1,23 @@
 """What calibration reads from rows: clipped changes, their standard error, and which policy it prefers for them."""
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
 
-from deltahalt import InputError
+from deltahalt import InputError, Policy, WindowAttention, parse_policy
 from deltahalt.lab.evaluation.rating import CLIP, Rated, choose, rate, standard_error, within_one_error
 from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.policies.text import format_policy
 
-A, B, C = (f"window-attention:start=4,pruning_ratio={ratio}" for ratio in (0.6, 0.7, 0.8))
-
-
-def _row(policy: str, change: float, sample: str = "a", *, exact: bool = True) -> SweepRow:
-    return SweepRow(sample, "t", "m", policy, 100, 2, exact, 1 + change, True, 1.0, 1.0, 1.6, 1.7)
+A, B, C = (WindowAttention(start=4, pruning_ratio=ratio) for ratio in (0.6, 0.7, 0.8))
 
 
-def _rated(policy: str, *changes: float, speedup: float = 1.7) -> Rated:
+def _row(policy: Policy, change: float, sample: str = "a", *, exact: bool = True) -> SweepRow:
+    return SweepRow(sample, "t", "m", format_policy(policy), 100, 2, exact, 1 + change, True, 1.0, 1.0, 1.6, 1.7)
+
+
+def _rated(policy: Policy, *changes: float, speedup: float = 1.7) -> Rated:
     return Rated(policy, speedup, dict(zip("abcdefgh", changes, strict=False)), 1.0)
 
 
@@ -76,15 +78,15 @@ def test_a_few_easy_samples_are_no_least_loss() -> None:
 
 def test_what_is_usual_at_one_speed_is_not_at_another() -> None:
     slow, fast = _rated(C, 0.0, 0.1), _rated(A, 0.1, 0.0, speedup=2.5)
-    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {1.7: [C], 2.5: [A]})] == [C, A]
-    assert [one.policy for one in choose([slow, fast], [1.7, 2.5], None, {2.5: [A]})] == [A]
+    assert [parse_policy(one.policy) for one in choose([slow, fast], [1.7, 2.5], None, {1.7: [C], 2.5: [A]})] == [C, A]
+    assert [parse_policy(one.policy) for one in choose([slow, fast], [1.7, 2.5], None, {2.5: [A]})] == [A]
 
 
 def test_of_usual_policies_the_one_that_is_least_worse_than_the_best_is_chosen() -> None:
     """On the samples that it was measured on, which may be the harder ones."""
     best = Rated(B, 1.7, {"a": 0.0, "b": 0.4, "c": 0.0}, 1.0)
-    everywhere = Rated(f"{C},chunk=64", 1.7, {"a": 0.06, "b": 0.42, "c": 0.0}, 1.0)
-    somewhere = Rated(f"{C},chunk=32", 1.7, {"b": 0.41}, 1.0)
+    everywhere = Rated(replace(C, chunk=64), 1.7, {"a": 0.06, "b": 0.42, "c": 0.0}, 1.0)
+    somewhere = Rated(replace(C, chunk=32), 1.7, {"b": 0.41}, 1.0)
     usual = [everywhere.policy, somewhere.policy]
     assert somewhere.loss > everywhere.loss
     assert within_one_error([best, everywhere], usual) == everywhere
@@ -94,14 +96,14 @@ def test_of_usual_policies_the_one_that_is_least_worse_than_the_best_is_chosen()
 
 
 def test_of_ties_that_halt_alike_the_one_that_looks_ahead_least_is_chosen() -> None:
-    far, near = _rated(f"{A},ahead=12", 0.0, 0.1), _rated(f"{A},ahead=6", 0.1, 0.0)
-    less = _rated("window-attention:start=3,pruning_ratio=0.5,ahead=20", 0.05, 0.06)
+    far, near = _rated(replace(A, ahead=12), 0.0, 0.1), _rated(replace(A, ahead=6), 0.1, 0.0)
+    less = _rated(WindowAttention(start=3, pruning_ratio=0.5, ahead=20), 0.05, 0.06)
     assert within_one_error([far, near]) == near
     assert within_one_error([far, near, less]) == less
 
 
 def test_of_ties_that_are_alike_the_least_loss_is_chosen() -> None:
-    one, other = _rated(f"{A},chunk=32", 0.0, 0.1), _rated(f"{A},chunk=64", 0.02, 0.07)
+    one, other = _rated(replace(A, chunk=32), 0.0, 0.1), _rated(replace(A, chunk=64), 0.02, 0.07)
     assert within_one_error([one, other]) == other
 
 

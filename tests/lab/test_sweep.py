@@ -17,7 +17,6 @@ from deltahalt import (
     Forecast,
     InputError,
     KeyNorm,
-    Policy,
     PolicyError,
     Progressive,
     Random,
@@ -28,6 +27,7 @@ from deltahalt import (
 )
 from deltahalt.lab.evaluation import answers
 from deltahalt.lab.evaluation.answers import own_answers
+from deltahalt.lab.evaluation.grid import variants
 from deltahalt.lab.evaluation.samples import TASKS, Sample, generate_samples, read_samples
 from deltahalt.lab.evaluation.summary import markdown, summarize
 from deltahalt.lab.evaluation.sweep import (
@@ -44,8 +44,8 @@ from deltahalt.lab.evaluation.sweep import (
 )
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.loading.models import LoadedModel
-from deltahalt.methods.registry import variants
 from deltahalt.policies.base import AnyPolicy, LayerView, place
+from helpers.methods import named
 from helpers.tiny import VOCAB, tiny
 
 PROTECTED = {"keep_first": 4, "keep_last": 8}
@@ -119,7 +119,7 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
     loaded_tiny: LoadedModel, tmp_path: Path
 ) -> None:
     way, spec = Way(query_free=True), SPECS[1]
-    (row,) = sweep(loaded_tiny, QUESTIONS[:1], [spec], tmp_path / "rows.jsonl", way)
+    (row,) = sweep(loaded_tiny, QUESTIONS[:1], named([spec]), tmp_path / "rows.jsonl", way)
     encoded = encode(loaded_tiny, QUESTIONS[0], way)
     assert encoded.answer is not None
     cache = DynamicCache()
@@ -136,7 +136,7 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
 def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     for way in (Way(), Way(query_free=True), Way(halted_kv="frozen"), Way(max_answer_tokens=2), Way()):
-        sweep(loaded_tiny, QUESTIONS[:1], SPECS[:2], file, way)
+        sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, way)
     assert len(file.read_text().splitlines()) == 4 * 2
 
 
@@ -144,15 +144,15 @@ def test_rows_of_another_number_format_are_run_anew(loaded_tiny: LoadedModel, tm
     file = tmp_path / "rows.jsonl"
     half = loaded_tiny._replace(model=copy.deepcopy(loaded_tiny.model).to(torch.bfloat16))
     for loaded in (loaded_tiny, half, loaded_tiny, half):
-        sweep(loaded, QUESTIONS[:1], SPECS[:2], file)
+        sweep(loaded, QUESTIONS[:1], named(SPECS[:2]), file)
     assert [row.dtype for row in read_sweep(file)] == ["float32", "float32", "bfloat16", "bfloat16"]
 
 
 def test_rows_that_do_not_say_their_number_format_are_not_run_again(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    unsaid = [replace(row, dtype="") for row in sweep_sample(loaded_tiny, QUESTIONS[0], SPECS[:1])]
+    unsaid = [replace(row, dtype="") for row in sweep_sample(loaded_tiny, QUESTIONS[0], named(SPECS[:1]))]
     append_rows(file, unsaid)
-    assert sweep(loaded_tiny, QUESTIONS[:1], SPECS[:1], file) == unsaid
+    assert sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:1]), file) == unsaid
 
 
 def test_the_full_models_own_answer_is_what_generate_gives() -> None:
@@ -234,16 +234,16 @@ def test_policies_that_differ_in_their_choice_alone_are_scored_once(monkeypatch:
 
 
 def test_rows_of_the_full_model_show_no_change(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    rows = sweep(loaded_tiny, SAMPLES, ["dense"], tmp_path / "rows.jsonl")
+    rows = sweep(loaded_tiny, SAMPLES, named(["dense"]), tmp_path / "rows.jsonl")
     for row in rows:
         assert (row.nll, row.agreement, row.speedup) == (row.full_nll, 1.0, 1.0)
 
 
 def test_a_second_run_adds_only_what_is_missing(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    first = sweep(loaded_tiny, SAMPLES, SPECS[:2], file)
+    first = sweep(loaded_tiny, SAMPLES, named(SPECS[:2]), file)
     written = file.read_text()
-    again = sweep(loaded_tiny, SAMPLES, SPECS, file)
+    again = sweep(loaded_tiny, SAMPLES, named(SPECS), file)
     assert file.read_text().startswith(written)
     assert len(file.read_text().splitlines()) == len(SAMPLES) * len(SPECS)
     assert [row for row in again if row.policy != SPECS[2]] == first
@@ -317,14 +317,14 @@ def test_a_missing_file_of_samples_is_named() -> None:
 
 def test_variants_cross_what_a_policy_leaves_open() -> None:
     crossed = variants(["dash", "random:start=3", "dash:start=1+random:start=2", "dense"], ["0.2", "0.4"], ["0.5"])
-    assert crossed == [
+    assert [*crossed] == [
         "dash:start=0.2,pruning_ratio=0.5",
         "dash:start=0.4,pruning_ratio=0.5",
         "random:pruning_ratio=0.5,start=3",
         "dash:start=1+random:start=2",
         "dense",
     ]
-    assert all(isinstance(parse_policy(text), Policy | Progressive) for text in crossed)
+    assert all(method == parse_method(text) for text, method in crossed.items())
 
 
 def test_variants_refuse_a_wrong_value_before_anything_runs() -> None:

@@ -15,16 +15,19 @@ from deltahalt.answering.documents import context_ends, format_turn
 from deltahalt.flops import ModelShape, dense_loads, savings, true_flops
 from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
+from deltahalt.lab.evaluation.grid import variants
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.evaluation.sweep import Encoded, Way, encode, reference_speedup, sweep
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.applying import applying, speedup_bound
 from deltahalt.methods.d3 import D3
 from deltahalt.methods.gemfilter import GemFilter
+from deltahalt.methods.halting import Halting
 from deltahalt.methods.llmlingua2 import LLMLingua2
-from deltahalt.methods.registry import METHODS, parse_method, variants
+from deltahalt.methods.registry import METHODS, format_method, parse_method
 from deltahalt.methods.snapkv import SnapKV
 from helpers.encoders import save_xlm_roberta
+from helpers.methods import named
 from helpers.tiny import prompts, tiny
 
 TEXT = "The tide is in. A plum costs 42 marks. " * 6
@@ -62,17 +65,18 @@ def test_methods_are_listed_with_their_stages() -> None:
         ),
         ("llmlingua2:encoder=a/b,pruning_ratio=0.5", LLMLingua2(encoder="a/b", pruning_ratio=0.5)),
         ("snapkv:pruning_ratio=0.5,window=32", SnapKV(pruning_ratio=0.5, window=32)),
-        ("dash:start=3", Dash(start=3)),
+        ("dash:start=3", Halting(policy=Dash(start=3))),
     ],
 )
 def test_a_text_names_a_method_of_any_stage(text: str, method: Any) -> None:
     assert parse_method(text) == method
+    assert parse_method(format_method(method)) == method
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("snap", r"no policy 'snap'; choose one of dash,.*d3"),
+        ("snap", r"no policy 'snap' here: choose one of dart,.*d3.*did you mean 'snapkv'\?"),
         ("d3:start=3", "d3 has no option 'start'; it has alpha, core"),
         ("d3:core=half", "d3 option core is 'half'"),
         ("dash+d3", "no policy 'd3'"),
@@ -86,8 +90,8 @@ def test_what_names_no_method_is_refused(text: str, complaint: str) -> None:
 
 
 def test_variants_set_only_what_a_method_has() -> None:
-    named = ["dash", "d3", "gemfilter:start=3", "snapkv:window=8", "dense"]
-    assert variants(named, ["0.2"], ["0.5", "0.9"]) == [
+    asked = ["dash", "d3", "gemfilter:start=3", "snapkv:window=8", "dense"]
+    assert [*variants(asked, ["0.2"], ["0.5", "0.9"])] == [
         "dash:start=0.2,pruning_ratio=0.5",
         "dash:start=0.2,pruning_ratio=0.9",
         "d3",
@@ -181,7 +185,7 @@ def test_a_sweep_judges_each_method_as_generate_would_go(
     texts: list[str], loaded_tiny: LoadedModel, tmp_path: Path
 ) -> None:
     """The first answer token follows the prefill, each later one the method's own step."""
-    rows = sweep(loaded_tiny, [SAMPLE], texts, tmp_path / "rows.jsonl")
+    rows = sweep(loaded_tiny, [SAMPLE], named(texts), tmp_path / "rows.jsonl")
     encoded = encode(loaded_tiny, SAMPLE, Way())
     text = format_turn(loaded_tiny.tokenizer, SAMPLE.text)
     ends = context_ends(loaded_tiny.tokenizer, text, SAMPLE.prompt, encoded.prompt.shape[1])
@@ -204,7 +208,7 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
 ) -> None:
     """Under D3 the document and the question run in full, and the answer's tokens one by one with less and less."""
     way = Way(query_free=True)
-    (row,) = sweep(loaded_tiny, [SAMPLE], [D3_TEXT], tmp_path / "rows.jsonl", way)
+    (row,) = sweep(loaded_tiny, [SAMPLE], named([D3_TEXT]), tmp_path / "rows.jsonl", way)
     encoded = encode(loaded_tiny, SAMPLE, way)
     cache = DynamicCache()
     with applying(loaded_tiny.model, parse_method(D3_TEXT)), torch.no_grad():
@@ -217,7 +221,7 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
 
 def test_a_sample_without_a_question_apart_keeps_both_ends(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     sample = Sample("qa", TEXT, "at noon")
-    (row,) = sweep(loaded_tiny, [sample], ["gemfilter:start=3,count=1"], tmp_path / "rows.jsonl")
+    (row,) = sweep(loaded_tiny, [sample], named(["gemfilter:start=3,count=1"]), tmp_path / "rows.jsonl")
     encoded = encode(loaded_tiny, sample, Way())
     with applying(loaded_tiny.model, GemFilter(start=3, count=1)) as applied:
         prompt = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}

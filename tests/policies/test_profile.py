@@ -1,25 +1,39 @@
 """Profiles know their model, are refused for another, and "auto" always ends in a policy."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from deltahalt import InputError, MaxSim, UnsupportedError, WindowAttention, halting, parse_policy
+from deltahalt import (
+    D3,
+    Dash,
+    Forecast,
+    InputError,
+    MaxSim,
+    PolicyError,
+    UnsupportedError,
+    WindowAttention,
+    applying,
+    halting,
+    parse_policy,
+)
 from deltahalt.policies.base import place
+from deltahalt.policies.text import format_policy
+from deltahalt.policies.usual import AHEAD, FINDING, blind_default, safe_default
 from deltahalt.profile import (
-    AHEAD,
-    FINDING,
     Choice,
     Profile,
     Signature,
-    blind_default,
+    check_profile,
     find_policy,
     names_profile,
     policy_text,
-    safe_default,
+    resolve,
     shipped,
 )
 from helpers.tiny import VOCAB, tiny
@@ -51,9 +65,57 @@ def test_the_speed_asked_for_selects_the_choice(decoder: torch.nn.Module, tmp_pa
     assert policy_text(path, decoder) == "dash:start=2"
     assert policy_text(f"{path}:1.5", decoder) == "dash:start=2"
     assert policy_text(f"{path}:2", decoder) == "random:start=1"
-    assert policy_text(f"{path}:9", decoder) == "random:start=1"
-    with pytest.raises(InputError, match="asks for no speedup"):
-        policy_text(f"{path}:fast", decoder)
+    assert policy_text(f"{path}:2.5", decoder) == "random:start=1"
+    with pytest.raises(InputError, match=r"as fast as 99x: the fastest reaches 2\.50x, and there are 1\.70x, 2\.50x"):
+        policy_text(f"{path}:99", decoder)
+    with pytest.raises(InputError, match=r"2\.50x"):
+        check_profile(f"{path}:99")
+
+
+@pytest.mark.parametrize("name", ["auto", "auto-query-free", "no/such.json"])
+@pytest.mark.parametrize("speed", ["", "fast", "nan", "-1", "0", "0.5", "inf"])
+def test_a_speedup_that_is_not_a_number_from_one_is_refused(name: str, speed: str) -> None:
+    with pytest.raises(InputError, match=f"names '{speed}' as a speedup; write a number from 1, such as {name}:1"):
+        check_profile(f"{name}:{speed}")
+
+
+def test_a_model_without_a_profile_has_no_speeds_to_choose_from(decoder: torch.nn.Module) -> None:
+    with pytest.raises(InputError, match=r"'auto:2\.5'.*no profile.*calibrate --target-speedup 2\.5"):
+        policy_text("auto:2.5", decoder)
+    (note,) = resolve("auto", decoder).notes
+    assert "default for uncalibrated models" in note
+
+
+def test_options_override_what_a_profile_chose(decoder: torch.nn.Module, tmp_path: Path) -> None:
+    path = str(tmp_path / "p.json")
+    _profile(decoder).write(Path(path))
+    found = resolve(path, decoder, options={"start": "0.5", "keep_first": 4})
+    assert found.text == "dash:start=0.5,keep_first=4"
+    assert found.notes == ("start=0.5 replaces 2", "keep_first=4 replaces the default")
+
+
+def test_options_are_not_given_twice(decoder: torch.nn.Module) -> None:
+    assert resolve("dash:start=3", decoder, options={"keep_first": 4}).text == "dash:start=3,keep_first=4"
+    with pytest.raises(PolicyError, match=r"start is given twice: as 3 in 'dash:start=3', and as 5 by an option"):
+        resolve("dash:start=3", decoder, options={"start": 5})
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ([Dash()], r"this is a list: write Progressive\(\[\.\.\.\]\)"),
+        (None, "this is None"),
+        (Dash, r"this is the class Dash: write Dash\(\)"),
+        (D3(), r"use applying\(model, method\)"),
+        (3, "this is of type int"),
+    ],
+)
+def test_what_is_not_a_policy_is_refused_with_what_to_write(given: Any, advice: str) -> None:
+    model = tiny("llama")
+    with pytest.raises(PolicyError, match=advice), halting(model, given):
+        pass
+    with pytest.raises(PolicyError) if not isinstance(given, D3) else nullcontext(), applying(model, given):
+        pass
 
 
 def test_a_profile_of_another_model_is_refused(decoder: torch.nn.Module, tmp_path: Path) -> None:
@@ -115,14 +177,14 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
 
 
 def test_the_default_decides_after_a_twelfth_of_the_layers() -> None:
-    (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=25).get_decoder())).stages
+    policy = safe_default([None] * 25)
     assert isinstance(policy, MaxSim)
     assert (policy.start, policy.layers_ahead) == (2, 0)
     assert {name: getattr(policy, name) for name in FINDING} == FINDING
 
 
 def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:
-    (policy,) = parse_policy(safe_default(tiny("llama", num_hidden_layers=20).get_decoder(), vision=True)).stages
+    policy = safe_default([None] * 20, vision=True)
     assert isinstance(policy, WindowAttention)
     assert (policy.start, policy.layers_ahead) == (2, AHEAD)
     with halting(tiny_vision("qwen2_vl"), "auto") as halted:
@@ -132,19 +194,19 @@ def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None
 def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:
     decoder = tiny("llama").get_decoder()
     decoder.layers[4].to("meta")
-    (stage,) = place(parse_policy(safe_default(decoder, vision=True)), 6)
+    (stage,) = place(parse_policy(policy_text("auto", decoder, vision=True)), 6)
     (policy,) = stage.policies
     assert (stage.last, stage.ahead(policy, stage.last, 6)) == (3, 0)
 
 
 def test_where_no_layer_sees_the_whole_prompt_there_is_no_default_for_pictures() -> None:
     with pytest.raises(UnsupportedError, match="name a policy"):
-        safe_default(tiny("mistral-sliding").get_decoder(), vision=True)
+        safe_default([8] * 6, vision=True)
 
 
 def test_before_the_question_tokens_stop_late_or_halt_early() -> None:
-    assert blind_default(tiny("llama").get_decoder()) == "forecast:start=4,pruning_ratio=1"
-    (stage,) = parse_policy(blind_default(tiny("gemma3").get_decoder())).stages
+    assert blind_default([None] * 6) == Forecast(start=4, pruning_ratio=1)
+    (stage,) = parse_policy(policy_text("auto-query-free", tiny("gemma3").get_decoder())).stages
     assert (stage.name, stage.start, stage.pruning_ratio) == ("key-norm", 1, 0.36)
 
 
@@ -158,7 +220,7 @@ def test_each_way_of_asking_has_its_own_profile(
     blind.write(tmp_path / "p.json")
     assert Profile.parse((tmp_path / "p.json").read_text(), "p.json") == blind
     monkeypatch.setattr("deltahalt.profile.shipped", lambda: iter([asked]))
-    assert policy_text("auto-query-free", decoder) == blind_default(decoder)
+    assert policy_text("auto-query-free", decoder) == format_policy(blind_default([None] * 6))
 
 
 def test_shipped_profiles_are_whole_and_differ() -> None:

@@ -13,7 +13,8 @@ from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.applying import Applied, applying
-from deltahalt.methods.base import Ends, Method
+from deltahalt.methods.base import Ends
+from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 
 WARM_UP_TOKENS = 256
@@ -80,9 +81,9 @@ def ask_each(
 
 
 def check_each(method: AnyMethod | None) -> None:
-    """Raise InputError for a method that cannot answer several questions after one prefill: one that is no policy."""
-    if isinstance(method, Method):
-        raise InputError(f"{method.name} acts on a prompt with its question: ask one question, or name a policy")
+    """Raise InputError for a method that cannot answer several questions after one prefill, as policies can."""
+    if method is not None and not (chosen := method_of(method)).shares_prefill:
+        raise InputError(f"{chosen.name} acts on a prompt with its question: ask one question, or name a policy")
 
 
 def together(answers: Sequence[Answer]) -> Answer:

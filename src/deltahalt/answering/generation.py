@@ -10,8 +10,8 @@ from transformers import DynamicCache
 from deltahalt.clock import clock
 from deltahalt.engine.cache import cache_bytes, fork
 from deltahalt.loading.models import end_tokens
-from deltahalt.methods.applying import Applied, Prompts
-from deltahalt.methods.base import Ends
+from deltahalt.methods.applying import Applied
+from deltahalt.methods.base import Ends, Prompts
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from deltahalt.cli.base import (
     log,
     out,
 )
-from deltahalt.cli.common import load_model, parse_numbers, parse_speedups, resolve_policy
+from deltahalt.cli.common import check_policy, load_model, parse_numbers, parse_speedups, resolve_policy
 from deltahalt.files import require_writable
 from deltahalt.profile import names_profile
 
@@ -45,19 +45,21 @@ def sweep(
     device: DeviceOption = None,
 ) -> None:
     """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
+    from deltahalt.lab.evaluation.grid import variants
     from deltahalt.lab.evaluation.samples import load_samples
     from deltahalt.lab.evaluation.summary import summarize
     from deltahalt.lab.evaluation.sweep import Way
     from deltahalt.lab.evaluation.sweep import sweep as run_sweep
     from deltahalt.lab.figures.house import check_plot
     from deltahalt.lab.figures.pareto import pareto
-    from deltahalt.methods.registry import variants
 
     if plot is not None:
         check_plot(plot)
     require_writable(rows)
     way = Way(halted_kv, query_free, max_answer_tokens)
     named = policies.split()
+    for policy in named:
+        check_policy(policy)
     variants([policy for policy in named if not names_profile(policy)], starts.split(","), ratios.split(","))
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
     loaded = load_model(model, dtype=dtype, device=device)

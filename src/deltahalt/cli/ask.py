@@ -23,10 +23,10 @@ from deltahalt.cli.base import (
     log,
     out,
 )
-from deltahalt.cli.common import check_policy, load_model, resolve_policy, with_settings
+from deltahalt.cli.common import check_policy, load_model, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.methods.registry import AnyMethod, parse_method
-from deltahalt.profile import AUTO, AUTO_QUERY_FREE, names_profile
+from deltahalt.profile import AUTO, AUTO_QUERY_FREE
 
 
 def run(
@@ -70,9 +70,9 @@ def run(
     given = {name: value for name, value in settings.items() if value is not None}
     if len(question) > 1 and policy.partition(":")[0] == AUTO:
         policy = policy.replace(AUTO, AUTO_QUERY_FREE, 1)
-    check_policy(policy, given)
-    if len(question) > 1 and not names_profile(policy):
-        check_each(parse_method(with_settings(policy, given)))
+    method = check_policy(policy, given)
+    if len(question) > 1:
+        check_each(method)
     text = read_document(document)
     loaded = load_model(
         model,
@@ -82,7 +82,7 @@ def run(
         attention=attention,
         trust_remote_code=trust_remote_code,
     )
-    chosen = with_settings(resolve_policy(policy, loaded.model), given)
+    chosen = resolve_policy(policy, loaded.model, given)
     wanted: dict[str, AnyMethod | None] = {"full model": None} if compare else {}
     _answer_all(
         loaded,

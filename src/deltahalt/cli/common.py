@@ -1,13 +1,15 @@
 """Reading options, finding policies, loading models."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from deltahalt.cli.base import MOST_TOKENS, log
 from deltahalt.errors import InputError
+from deltahalt.methods.base import Method
 from deltahalt.methods.registry import parse_method
-from deltahalt.profile import names_profile, policy_text
+from deltahalt.profile import check_profile, names_profile, resolve, with_options
 
 
 def load_model(name: str, **options: Any) -> Any:
@@ -50,29 +52,30 @@ def read_image(file: Path) -> Any:
         raise InputError(f"cannot read {file}: give an image file that is whole, such as a PNG ({error})") from error
 
 
-def check_policy(policy: str, settings: dict[str, Any] | None = None) -> None:
-    """Refuse a policy that cannot be, before a model is loaded for nothing."""
-    if not names_profile(policy):
-        parse_method(with_settings(policy, settings or {}))
+def check_policy(policy: str, options: Mapping[str, Any] = {}) -> Method | None:
+    """Refuse a policy that cannot be, before a model is loaded for nothing; None for one that depends on the model.
+
+    options: as in `deltahalt.profile.resolve`.
+    """
+    if names_profile(policy):
+        check_profile(policy)
+        return None
+    return parse_method(with_options(policy, options))
 
 
-def resolve_policy(policy: str, model: Any) -> str:
-    """The text of the policy that `policy` stands for on this model; says so where that is not the text itself."""
+def resolve_policy(policy: str, model: Any, options: Mapping[str, Any] = {}) -> str:
+    """The text of the policy that `policy` stands for on this model; says so where that is not the text itself.
+
+    options: as in `deltahalt.profile.resolve`.
+    """
     from deltahalt.engine.attach import find_decoder, sees_images
 
     decoder = find_decoder(model)
-    chosen = policy_text(policy, decoder, vision=sees_images(model, decoder))
-    if chosen != policy:
-        log.print(f"{policy}: {chosen}", markup=False, highlight=False, soft_wrap=True)
-    return chosen
-
-
-def with_settings(text: str, settings: dict[str, Any]) -> str:
-    """The policy's text with settings from options of their own."""
-    if settings and "+" in text:
-        raise InputError("this policy has several stages: give each its settings in --policy, name:option=value,...")
-    options = ",".join(f"{name}={value}" for name, value in settings.items())
-    return text + ("," if ":" in text else ":") + options if options else text
+    resolved = resolve(policy, decoder, vision=sees_images(model, decoder), options=options)
+    parse_method(resolved.text)  # options may not fit what a profile chose
+    for line in (*resolved.notes, resolved.text) if resolved.text != policy else ():
+        log.print(f"{policy}: {line}", markup=False, highlight=False, soft_wrap=True)
+    return resolved.text
 
 
 def parse_numbers(text: str, most: int = MOST_TOKENS) -> list[int]:

@@ -10,9 +10,9 @@ from rich.table import Table
 from deltahalt.cli.base import JsonOption, PolicyOption, out
 from deltahalt.cli.common import parse_numbers
 from deltahalt.errors import InputError
-from deltahalt.methods.registry import METHODS
+from deltahalt.methods.registry import known_methods
 from deltahalt.policies import parse_policy
-from deltahalt.vision.policies import VISION_POLICIES
+from deltahalt.vision.policies import known_vision_policies
 
 
 def policies(as_json: JsonOption = False) -> None:
@@ -20,7 +20,7 @@ def policies(as_json: JsonOption = False) -> None:
 
     --policy takes all but those of the stage `vision`, which `vision-sweep` compares.
     """
-    methods = [*METHODS.values(), *VISION_POLICIES.values()]
+    methods = [*known_methods().values(), *known_vision_policies().values()]
     rows = [{"name": m.name, "summary": m.summary, "stage": m.stage, "source": m.source} for m in methods]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))

@@ -33,8 +33,9 @@ def view(
 ) -> None:
     """Write a page that shows a prompt with each token's score, and at which layer it halts."""
     from deltahalt.answering.documents import read_document
+    from deltahalt.lab.evaluation.pictures.combinations import split_stages
     from deltahalt.lab.viewer.page import render
-    from deltahalt.lab.viewer.record import record_pictures, record_prompt, split_stages
+    from deltahalt.lab.viewer.record import record_pictures, record_prompt
     from deltahalt.vision.policies import parse_vision_policy
 
     if document is None and not image:
@@ -46,13 +47,13 @@ def view(
         raise InputError("no policy is named: give one or more in --policies, separated by blanks")
     for policy in named:
         vision, decoding = split_stages(policy)
-        if image and names_profile(decoding):
+        if decoding is not None and image and names_profile(decoding):
             raise InputError(f"{decoding} is for prompts of text: name a policy, such as dash:scope=visual")
         if vision and not image:
             raise InputError(f"{vision} acts in the ViT: give an --image")
         if vision:
             parse_vision_policy(vision)
-        if not names_profile(decoding):
+        if decoding is not None and not names_profile(decoding):
             parse_policy(decoding)  # a method of another stage halts nothing in the layers
     require_writable(page)
     text = "" if document is None else read_document(document)

@@ -27,9 +27,7 @@ from deltahalt.loading.models import load
 from deltahalt.methods.applying import Applied, applying
 from deltahalt.methods.base import Ends
 from deltahalt.methods.registry import parse_method
-from deltahalt.policies import Dense
-from deltahalt.policies.text import with_options
-from deltahalt.profile import names_profile, policy_text
+from deltahalt.profile import check_profile, names_profile, resolve, with_options
 
 # What HFLM takes beside a model that is loaded already; other settings of the model go to the policy.
 HARNESS_OPTIONS = {
@@ -82,8 +80,11 @@ class DeltahaltLM(HFLM):
         **options: Any,
     ) -> None:
         own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
-        self.policy_text = with_options(policy, options)
-        dense = not names_profile(self.policy_text) and isinstance(parse_method(self.policy_text), Dense)
+        if names_profile(policy):
+            check_profile(policy)
+            dense = False
+        else:
+            dense = parse_method(with_options(policy, options)).is_dense
         self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
             raise InputError("batch_size=auto needs the logits of whole prompts, which halting lacks: give a number")
@@ -103,7 +104,10 @@ class DeltahaltLM(HFLM):
         )
         self.name = loaded.name
         decoder = find_decoder(loaded.model)
-        self.policy_text = policy_text(self.policy_text, decoder, vision=sees_images(loaded.model, decoder))
+        resolved = resolve(policy, decoder, vision=sees_images(loaded.model, decoder), options=options)
+        for note in resolved.notes:
+            log.warning("%s: %s: %s", policy, note, resolved.text)
+        self.policy_text = resolved.text
         self.policy, self.spent = parse_method(self.policy_text), Spent()
         self.cold = True  # whether no prompt has run yet: what a process does once is in no sample's seconds
         self.cut: set[int] = set()  # hashes of the prompts so far that lost their beginning
@@ -186,7 +190,7 @@ class DeltahaltLM(HFLM):
 
     def require_prompts(self, task: str, kind: str) -> None:
         """Raise UnsupportedError for a task of lm-eval's `kind` whose texts have no prompt, where prompts halt."""
-        if kind == ROLLING and not isinstance(self.policy, Dense):
+        if kind == ROLLING and not self.policy.is_dense:
             raise UnsupportedError(
                 f"{task} scores every token of a text, and halted tokens have no logits: run it with policy=dense"
             )
@@ -197,7 +201,7 @@ class DeltahaltLM(HFLM):
         """For each (text, context, continuation): its log-likelihood, nats, and whether greedy decoding gives it."""
         for _, context, continuation in requests:
             self._note_cut(tuple(context), len(context), self._room(continuation))
-        if isinstance(self.policy, Dense):
+        if self.policy.is_dense:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
         ordered = Collator(requests, sort_fn=lambda request: (-len(request[1]), request[1]))
         answers: list[tuple[float, bool]] = []

@@ -5,6 +5,7 @@ With the policy `dense` and no policy for the ViT every answer is that of lmms-e
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,18 +17,19 @@ from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
 from transformers import StoppingCriteria
 
 from deltahalt.clock import clock
-from deltahalt.engine.attach import halting
+from deltahalt.engine.attach import find_decoder, halting, sees_images
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
 from deltahalt.host.stand_in import replace
 from deltahalt.policies import parse_policy
-from deltahalt.policies.text import with_options
-from deltahalt.profile import names_profile
+from deltahalt.profile import check_profile, names_profile, resolve, with_options
 from deltahalt.vision import halting_vision
 from deltahalt.vision.policies import parse_vision_policy
 
 OWN = inspect.signature(Qwen2_VL.__init__).parameters.keys() - {"self", "kwargs"}
 OF_VISION = "vision_"  # begins the options of the ViT's policy
+
+log = logging.getLogger(__name__)
 
 
 class DeltahaltQwen2VL(Qwen2_VL):
@@ -58,13 +60,19 @@ class DeltahaltQwen2VL(Qwen2_VL):
         vision = {name: options.pop(name) for name in list(options) if name.startswith(OF_VISION)}
         if vision and vision_policy is None:
             raise InputError(f"{', '.join(vision)} without a policy for the ViT: add vision_policy=vision-dash, say")
-        self.policy = with_options(policy, options)
-        if not names_profile(self.policy):
-            parse_policy(self.policy)  # refuses what is no policy before the model is loaded
+        if names_profile(policy):
+            check_profile(policy)
+        else:
+            parse_policy(with_options(policy, options))  # refuses what is not a policy before the model is loaded
         typed = {name.removeprefix(OF_VISION): value for name, value in vision.items()}
         self.vision_policy = None if vision_policy is None else parse_vision_policy(vision_policy, **typed)
         self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
         super().__init__(pretrained, **own)
+        decoder = find_decoder(self.model)
+        resolved = resolve(policy, decoder, vision=sees_images(self.model, decoder), options=options)
+        for note in resolved.notes:
+            log.warning("%s: %s: %s", policy, note, resolved.text)
+        self.policy = parse_policy(resolved.text)
         with self.metered():  # so that a policy which does not fit the model is refused before anything runs
             pass
 

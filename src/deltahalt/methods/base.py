@@ -1,23 +1,28 @@
-"""A method that halts no tokens in decoder layers: it acts on the prompt, the finished cache or generated tokens."""
+"""A method: anything that `--policy` names. It acts on the prompt, in decoder layers, on the cache or on new tokens."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from deltahalt.engine.attach import halting
-from deltahalt.engine.halted import Halted
+from deltahalt.engine.halted import Halted, HaltedKV
+from deltahalt.errors import UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.policies import Dense
-from deltahalt.policies.text import check_types
+from deltahalt.policies.base import Stage
+from deltahalt.policies.options import check_types
 
 Ends = tuple[int, int]  # tokens of a prompt before its context, and after it
+Prompts = dict[str, torch.Tensor]  # input_ids and attention_mask, each [B, T], padded on the left
+Own = TypeVar("Own", bound="Method")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method of another stage than the LLM's. It halts no token: a subclass overrides what it does instead.
+    """What a model runs under. This one changes nothing: a subclass overrides what it does.
 
     Raises PolicyError on options of a wrong type.
     """
@@ -25,11 +30,32 @@ class Method:
     name: ClassVar[str] = "method"
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    stage: ClassVar[str] = ""  # prompt, KV or decode
-    by_token: ClassVar[bool] = False  # whether an answer that is given must be fed as in generation, one by one
+    stage: ClassVar[str] = ""  # prompt, LLM, KV or decode
+    by_token: ClassVar[bool] = False  # whether a given answer must be run one token at a time, as in generation
+    shares_prefill: ClassVar[bool] = False  # whether several questions can follow on one prefill
 
     def __post_init__(self) -> None:
         check_types(self)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the full model, in which every token runs through every layer."""
+        return False
+
+    def attach(
+        self, model: Any, tokenizer: Any = None, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0
+    ) -> AbstractContextManager[Halted]:
+        """The model with this method at work on it. halted_kv, min_prompt_tokens: as in `halting`.
+
+        Raises UnsupportedError for settings that this method does not have, and what `prepare` and `attached` raise.
+        """
+        if halted_kv != "drop" or min_prompt_tokens:
+            raise UnsupportedError(
+                f"{self.name} halts no tokens in decoder layers, so halted_kv and min_prompt_tokens do nothing: leave "
+                "them out"
+            )
+        self.prepare(model, tokenizer)
+        return self.attached(model)
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """Load what this method needs beside the model, so that what cannot be had is refused before anything runs."""
@@ -38,12 +64,12 @@ class Method:
         """The model with this method at work on it; by default, our engine with nothing halted."""
         return halting(model, Dense())
 
-    def shorten(self, model: Any, tokenizer: Any, ids: torch.Tensor, ends: Ends | None) -> torch.Tensor:
-        """The tokens [k] that the model is to read of a prompt `ids` [n]; by default all.
+    def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
+        """The prompts as the model is to read them; by default as they are.
 
-        ends: where the prompt's context lies, if that is known.
+        ends: for each prompt where its context lies, if that is known.
         """
-        return ids
+        return prompts
 
     def choosing_flops(self, shape: ModelShape, tokens: int) -> int:
         """True FLOPs that `shorten` has the model spend on a prompt of `tokens`."""
@@ -52,3 +78,17 @@ class Method:
     def flops(self, shape: ModelShape, tokens: int) -> int:
         """True FLOPs of the model until the first new token, for a prompt of `tokens`: known from the length alone."""
         return true_flops(shape, dense_loads(shape.layers, tokens), tokens)
+
+    def stages(self, layers: int) -> tuple[Stage, ...] | None:
+        """The decisions in a decoder of `layers` layers; None for a method that has a prefill of its own."""
+        return None
+
+    def scaled(self: Own, layers: int, to: int) -> Own:
+        """The method with its layer indices, in a model of `layers`, at the same depth in one of `to` layers."""
+        return scaled(self, layers, to)
+
+
+def scaled(method: Any, layers: int, to: int) -> Any:
+    """A policy or method with its `start`, where it is an index in a model of `layers`, for one of `to` layers."""
+    start = getattr(method, "start", None)
+    return replace(method, start=start * to // layers) if isinstance(start, int) else method

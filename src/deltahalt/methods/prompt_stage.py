@@ -1,5 +1,6 @@
 """A prompt-stage method: scores the tokens of a prompt, and the model reads the best of them and no others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -7,7 +8,7 @@ import torch
 
 from deltahalt.errors import PolicyError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
-from deltahalt.methods.base import Ends, Method
+from deltahalt.methods.base import Ends, Method, Prompts
 from deltahalt.policies.selection import halted_count, refuse_nan, top_k
 
 
@@ -42,7 +43,20 @@ class PromptMethod(Method):
         """How many of so many eligible tokens stay."""
         return eligible - halted_count(eligible, self.pruning_ratio)
 
-    def shorten(self, model: Any, tokenizer: Any, ids: torch.Tensor, ends: Ends | None) -> torch.Tensor:
+    def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
+        ids, mask = prompts["input_ids"], prompts["attention_mask"].bool()
+        rows = [
+            self.shorten_one(model, tokenizer, row[real], own) for row, real, own in zip(ids, mask, ends, strict=True)
+        ]
+        width = max(map(len, rows))
+        short = {"input_ids": ids.new_zeros(len(rows), width), "attention_mask": ids.new_zeros(len(rows), width)}
+        for number, row in enumerate(rows):
+            short["input_ids"][number, width - len(row) :] = row
+            short["attention_mask"][number, width - len(row) :] = 1
+        return short
+
+    def shorten_one(self, model: Any, tokenizer: Any, ids: torch.Tensor, ends: Ends | None) -> torch.Tensor:
+        """The tokens [k] that the model is to read of a prompt `ids` [n]. ends: where its context lies, if known."""
         first, last = ends or (self.keep_first, self.keep_last)
         context = slice(first, max(first, len(ids) - last))
         eligible = len(ids[context])

@@ -1,56 +1,63 @@
 """The methods of all stages, by name: what `--policy` takes."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from deltahalt.methods.base import Method
-from deltahalt.methods.d3 import D3
-from deltahalt.methods.gemfilter import GemFilter
-from deltahalt.methods.llmlingua2 import LLMLingua2
-from deltahalt.methods.snapkv import SnapKV
-from deltahalt.policies import POLICIES, parse_policy
+from deltahalt.methods.halting import Halting, method_of
 from deltahalt.policies.base import AnyPolicy, Policy
-from deltahalt.policies.text import read_method
+from deltahalt.policies.discovery import found
+from deltahalt.policies.text import (
+    build,
+    format_one,
+    format_policy,
+    known_policies,
+    parse_policy,
+    read,
+    update,
+)
 
 AnyMethod = AnyPolicy | Method
 
-METHODS: dict[str, type[Policy | Method]] = {
-    **POLICIES,
-    **{method.name: method for method in (LLMLingua2, GemFilter, SnapKV, D3)},
-}
+if TYPE_CHECKING:
+    METHODS: dict[str, type[Policy | Method]]
 
 
-def parse_method(text: str) -> AnyMethod:
+def known_methods() -> dict[str, type[Policy | Method]]:
+    """All methods by name, policies first, and those of other packages included."""
+    return {**known_policies(), **found("deltahalt.methods", Method)}
+
+
+def parse_method(text: str, **overrides: Any) -> Method:
     """Build a method from its name and options, `name:option=value,...`; stages of policies are joined by `+`.
 
-    Raises PolicyError for an unknown name or option.
+    Args:
+        text: What a user names. A policy comes as a `Halting` method.
+        overrides: Options, typed or as text, that take the place of those in the text.
+
+    Raises:
+        PolicyError: For an unknown name or option, or a value out of range.
+
+    Example:
+        >>> parse_method("d3:alpha=0.98").alpha
+        0.98
     """
-    return parse_policy(text) if "+" in text else read_method(text, METHODS, {})
+    stages = read(text)
+    if len(stages) > 1:
+        return Halting(policy=parse_policy(text, **overrides))
+    (stage,) = update(stages, overrides)
+    return method_of(build(stage, known_methods()))
 
 
-def variants(methods: Sequence[str], starts: Sequence[str], ratios: Sequence[str]) -> list[str]:
-    """Each method with each start layer and ratio that it takes and does not name itself, as text for `parse_method`.
-
-    Combinations of stages and `dense` stay as they are. Raises PolicyError for a name, option or value that is wrong.
-    """
-    texts: list[str] = []
-    for text in methods:
-        texts += [text] if "+" in text or text == "dense" else _variants(text, starts, ratios)
-    for text in texts:
-        parse_method(text)
-    return list(dict.fromkeys(texts))
+def format_method(method: AnyMethod) -> str:
+    """The canonical text of a policy or method, which `parse_method` reads back."""
+    match method_of(method):
+        case Halting(policy=policy):
+            return format_policy(policy)
+        case other:
+            return format_one(other)
 
 
-def _variants(text: str, starts: Sequence[str], ratios: Sequence[str]) -> list[str]:
-    name, _, given = text.partition(":")
-    kind = type(read_method(name, METHODS, {}))
-    options = _settings("start", starts, kind, given)
-    shares = _settings("pruning_ratio", ratios, kind, given)
-    every = [",".join(part for part in (start, share, given) if part) for start in options for share in shares]
-    return [f"{name}:{settings}" if settings else name for settings in every]
-
-
-def _settings(option: str, values: Sequence[str], kind: type[Policy | Method], given: str) -> list[str]:
-    """The option with each value; none where the method has no such option, or names it itself."""
-    takes = option in (field.name for field in fields(kind)) and f"{option}=" not in given
-    return [f"{option}={value}" for value in values] if takes else [""]
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":
+        return known_methods()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

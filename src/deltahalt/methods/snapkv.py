@@ -1,14 +1,13 @@
 """SnapKV as published: a full prefill, after which each layer keeps the entries that the last tokens attend to."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
-from deltahalt.methods.base import Ends, Method
+from deltahalt.methods.base import Ends, Method, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,15 @@ class SnapKV(Method):
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise PolicyError(f"window is {self.window} and kernel {self.kernel}: give 1 or more, and an odd number")
 
-    def shorten(self, model: Any, tokenizer: Any, ids: torch.Tensor, ends: Ends | None) -> torch.Tensor:
-        """The prompt as it is. Raises InputError for one that its window covers."""
-        if len(ids) <= self.window:
-            raise InputError(f"a prompt of {len(ids)} tokens is no longer than snapkv's window: give window=... below")
-        return ids
+    def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
+        """The prompts as they are. Raises InputError for one that the window covers."""
+        shortest = int(prompts["attention_mask"].sum(dim=1).min())
+        if shortest <= self.window:
+            raise InputError(
+                f"the prompt ({shortest} tokens) must be longer than snapkv's window ({self.window}): set window below "
+                f"{shortest}"
+            )
+        return prompts
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         """Raises UnsupportedError without kvpress, and for what its press cannot do: padding, sliding windows."""

@@ -1,48 +1,27 @@
-"""The methods, one a file, and how to name them in text.
+"""The policies, one a file. A file here that defines one is found by itself; its class can be imported from here."""
 
-`dash`, `dash:start=11,pruning_ratio=0.5`, or stages joined by `+`: `key-norm:start=0.15+window-attention:start=0.5`.
-"""
+from typing import TYPE_CHECKING, Any
 
-from typing import Any
+if TYPE_CHECKING:
+    from deltahalt.policies.base import LayerView, Policy, Progressive
+    from deltahalt.policies.dart import Dart
+    from deltahalt.policies.dash import Dash
+    from deltahalt.policies.dash_layer import DashLayer
+    from deltahalt.policies.dense import Dense
+    from deltahalt.policies.fastv import FastV
+    from deltahalt.policies.forecast import Forecast
+    from deltahalt.policies.key_norm import KeyNorm
+    from deltahalt.policies.last_token_attention import LastTokenAttention
+    from deltahalt.policies.max_sim import MaxSim
+    from deltahalt.policies.random import Random
+    from deltahalt.policies.single_input_kv import SingleInputKV
+    from deltahalt.policies.sparse_vlm import SparseVLM
+    from deltahalt.policies.text import format_policy, override, parse_policy
+    from deltahalt.policies.uniform import Uniform
+    from deltahalt.policies.v2drop import V2Drop
+    from deltahalt.policies.window_attention import WindowAttention
 
-from deltahalt.policies.base import AnyPolicy, Policy, Progressive
-from deltahalt.policies.dart import Dart
-from deltahalt.policies.dash import Dash
-from deltahalt.policies.dash_layer import DashLayer
-from deltahalt.policies.dense import Dense
-from deltahalt.policies.fastv import FastV
-from deltahalt.policies.forecast import Forecast
-from deltahalt.policies.key_norm import KeyNorm
-from deltahalt.policies.last_token_attention import LastTokenAttention
-from deltahalt.policies.max_sim import MaxSim
-from deltahalt.policies.random import Random
-from deltahalt.policies.single_input_kv import SingleInputKV
-from deltahalt.policies.sparse_vlm import SparseVLM
-from deltahalt.policies.text import read_method
-from deltahalt.policies.uniform import Uniform
-from deltahalt.policies.v2drop import V2Drop
-from deltahalt.policies.window_attention import WindowAttention
-
-POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy
-    for policy in (
-        Dash,
-        DashLayer,
-        WindowAttention,
-        MaxSim,
-        LastTokenAttention,
-        KeyNorm,
-        FastV,
-        Dart,
-        V2Drop,
-        SparseVLM,
-        SingleInputKV,
-        Forecast,
-        Random,
-        Uniform,
-        Dense,
-    )
-}
+    POLICIES: dict[str, type[Policy]]
 
 __all__ = [
     "POLICIES",
@@ -54,21 +33,34 @@ __all__ = [
     "Forecast",
     "KeyNorm",
     "LastTokenAttention",
+    "LayerView",
     "MaxSim",
+    "Policy",
+    "Progressive",
     "Random",
     "SingleInputKV",
     "SparseVLM",
     "Uniform",
     "V2Drop",
     "WindowAttention",
+    "format_policy",
+    "override",
     "parse_policy",
 ]
 
 
-def parse_policy(text: str, **overrides: Any) -> AnyPolicy:
-    """Build a policy from its name and options, `name:option=value,...`; stages of a Progressive are joined by `+`.
+def __getattr__(name: str) -> Any:
+    """POLICIES, which has the policies of other packages too; the base classes, the text functions, and any policy."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    from deltahalt.policies import base, text  # noqa: PLC0415 (they import this package)
 
-    overrides: options already typed, applied to every stage. Raises PolicyError for an unknown name or option.
-    """
-    stages = [read_method(part, POLICIES, overrides) for part in text.split("+")]
-    return stages[0] if len(stages) == 1 else Progressive(stages)
+    if name == "POLICIES":
+        return text.known_policies()
+    for module in (base, text):
+        if name in __all__ and hasattr(module, name):
+            return getattr(module, name)
+    by_class = {kind.__name__: kind for kind in text.known_policies().values()}
+    if name not in by_class:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return by_class[name]

@@ -11,8 +11,8 @@ import torch
 
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.kinds import SCOPES, TEXT
+from deltahalt.policies.options import check_types
 from deltahalt.policies.selection import halted_count, refuse_nan, spread_over_chunks, top_k
-from deltahalt.policies.text import check_types
 
 Scope = Literal["all", "visual", "text", "image", "video"]
 Boundary = Literal["block", "attention"]

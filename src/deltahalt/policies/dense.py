@@ -1,10 +1,11 @@
 """The full model, run by the same engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 
+from deltahalt.errors import PolicyError
 from deltahalt.policies.base import Policy
 
 
@@ -15,6 +16,13 @@ class Dense(Policy):
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "all tokens stay active"
     source: ClassVar[str] = "the model itself"
+    configurable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [option.name for option in fields(self) if getattr(self, option.name) != option.default]
+        if given:
+            raise PolicyError(f"dense takes no options, since the full model halts no tokens: leave {given[0]} out")
 
     @property
     def stages(self) -> tuple[Policy, ...]:

@@ -23,6 +23,10 @@ class TextRaters(Policy):
     """
 
     name: ClassVar[str] = "text-raters"
+    summary: ClassVar[str] = "visual tokens that relevant words attend to stay active"
+    source: ClassVar[str] = "one stage of SparseVLM (arXiv 2410.04417)"
+
+    scope: Scope = "visual"
 
     def __post_init__(self) -> None:
         super().__post_init__()

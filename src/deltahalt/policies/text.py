@@ -1,79 +1,179 @@
-"""The options of a method, which is a dataclass: checked, and read from text such as `dash:start=11,chunk=8`."""
+"""Policies as text, the one place that parses, formats and overrides them.
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+`dash`, `dash:start=11,pruning_ratio=0.5`, or stages joined by `+`: `key-norm:start=0.15+window-attention:start=0.5`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from deltahalt.errors import PolicyError
+from deltahalt.policies.base import AnyPolicy, Policy, Progressive
+from deltahalt.policies.discovery import elsewhere, found
+from deltahalt.policies.options import did_you_mean, options_of, read_value, write_value
 
-Method = TypeVar("Method")
-
-
-def check_types(method: Any) -> None:
-    """Raise PolicyError if an option holds another type than its field says, or none of a Literal's words."""
-    for option in fields(method):
-        value, whole = getattr(method, option.name), option.type is int
-        if get_origin(option.type) is Literal and value not in get_args(option.type):
-            choices = ", ".join(get_args(option.type))
-            raise PolicyError(f"{option.name} is {value!r}; choose one of {choices}")
-        if (whole or option.type in (float, float | int)) and (
-            isinstance(value, bool) or not isinstance(value, int if whole else (int, float))
-        ):
-            raise PolicyError(f"{option.name} is {value!r}; it must be a {'whole ' if whole else ''}number")
+PACKAGE = "deltahalt.policies"
+Kind = TypeVar("Kind")
+# The order of options in text; all others follow as their class has them.
+FIRST = ("start", "pruning_ratio", "boundary", "heads", "chunk", "keep_first", "keep_last")
+OF_ONE_STAGE = ("start", "pruning_ratio")  # options that stages cannot have in common
 
 
-def read_method(text: str, methods: Mapping[str, type[Method]], overrides: Mapping[str, Any]) -> Method:
-    """Build one of `methods` from its name and options, `name:option=value,...`.
+@dataclass(frozen=True)
+class Written:
+    """One stage of a text: a name and options as they are written, none of them checked yet."""
 
-    overrides: options already typed. Raises PolicyError for an unknown name or option.
+    name: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+
+def read(text: str) -> tuple[Written, ...]:
+    """The stages of a text, whether or not there are such policies. Raises PolicyError for a repeated option."""
+    return tuple(map(_read_stage, text.split("+")))
+
+
+def write(stages: Iterable[Written]) -> str:
+    """The text that `read` reads."""
+    return "+".join(map(str, stages))
+
+
+def is_dense(text: str) -> bool:
+    """Whether a text names the full model."""
+    return [stage.name for stage in read(text)] == ["dense"]
+
+
+def known_policies() -> dict[str, type[Policy]]:
+    """All policies by name, those of other packages included."""
+    return found(PACKAGE, Policy)
+
+
+def parse_policy(text: str, **overrides: Any) -> AnyPolicy:
+    """Build a policy from its text, `name:option=value,...`, with stages joined by `+`.
+
+    Args:
+        text: What `format_policy` writes, or a user does; `keep-first` is `keep_first`.
+        overrides: Options, typed or as text, that take the place of those in the text, on every stage.
+
+    Returns:
+        A Policy, or a Progressive of several stages.
+
+    Raises:
+        PolicyError: For an unknown name or option, a value out of range, or an option that is given twice.
+
+    Example:
+        >>> parse_policy("dash:start=11,pruning_ratio=0.5").start
+        11
     """
-    name, _, options = text.strip().partition(":")
-    if name not in methods:
-        raise PolicyError(f"there is no policy {name!r}; choose one of {', '.join(methods)}")
-    method = methods[name]
-    settings: dict[str, Any] = {}
-    for key, value in (_read_option(name, method, option) for option in options.split(",") if option):
-        if key in settings:
-            raise PolicyError(f"{name} is given {key} twice")
-        settings[key] = value
-    for key in overrides:
-        _refuse_unknown(name, method, key)
-    return method(**settings | dict(overrides))
+    stages = update(read(text), overrides)
+    return joined([build(stage, known_policies()) for stage in stages])
 
 
-def with_options(policy: str, options: Mapping[str, Any]) -> str:
-    """The policy with the same options for each of its stages, as text for `parse_policy`."""
-    settings = ",".join(f"{name}={value}" for name, value in options.items())
-    stages = policy.split("+") if settings else ()
-    return "+".join(f"{stage}{',' if ':' in stage else ':'}{settings}" for stage in stages) or policy
+def format_policy(policy: AnyPolicy) -> str:
+    """The canonical text of a policy: its options that differ from the defaults; `parse_policy` reads it back.
+
+    Example:
+        >>> format_policy(parse_policy("dash:keep_last=32, start=11"))
+        'dash:start=11'
+    """
+    parts = policy.stages if isinstance(policy, Progressive) else (policy,)
+    return "+".join(map(format_one, parts))
 
 
-def _read_option(name: str, method: type[Any], text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    key = key.strip().replace("-", "_")
-    _refuse_unknown(name, method, key)
-    hint = get_type_hints(method)[key]
-    try:
-        if hint is int:
-            return key, int(value)
-        if hint is float:
-            return key, float(value)
-        if hint is bool:
-            return key, {"true": True, "false": False}[value.strip().lower()]
-        if hint == float | int:
-            return key, _number(value)
-    except (ValueError, KeyError) as error:
-        wanted = {int: "a whole number", bool: "true or false"}.get(hint, "a number")
-        raise PolicyError(f"{name} option {key} is {value!r}; it must be {wanted}") from error
-    return key, value.strip()
+def override(policy: AnyPolicy, **options: Any) -> AnyPolicy:
+    """The policy with these options, typed or as text, on each of its stages.
+
+    Raises:
+        PolicyError: For an unknown option, a value out of range, and for a start or ratio that several stages would
+            have in common.
+
+    Example:
+        >>> format_policy(override(parse_policy("dash:start=11"), pruning_ratio=0.5))
+        'dash:start=11,pruning_ratio=0.5'
+    """
+    if not options:
+        return policy
+    parts = policy.stages if isinstance(policy, Progressive) else (policy,)
+    _refuse_shared(options, format_policy(policy), len(parts))
+    return joined([replace_options(part, options) for part in parts])
 
 
-def _number(text: str) -> float | int:
-    """An integer where one is written, such as 7 or -2; else a float."""
-    return int(text) if text.strip().removeprefix("-").isdecimal() else float(text)
+def joined(stages: Sequence[Policy]) -> AnyPolicy:
+    """One policy of several stages, or the only one as it is."""
+    return stages[0] if len(stages) == 1 else Progressive(stages)
 
 
-def _refuse_unknown(name: str, method: type[Any], key: str) -> None:
-    names = [field.name for field in fields(method)]
-    if key not in names:
-        raise PolicyError(f"{name} has no option {key!r}; it has {', '.join(names)}")
+def update(stages: Sequence[Written], options: Mapping[str, Any]) -> tuple[Written, ...]:
+    """The stages with `options` on each, in place of those that they name themselves."""
+    _refuse_shared(options, write(stages), len(stages))
+    given = {name: value if isinstance(value, str) else _plain(value) for name, value in options.items()}
+    return tuple(replace(stage, options={**stage.options, **given}) for stage in stages)
+
+
+def build(stage: Written, kinds: Mapping[str, type[Kind]]) -> Kind:
+    """The one of `kinds` that a stage names, with its options. Raises PolicyError as `parse_policy` does."""
+    if stage.name not in kinds:
+        advice = elsewhere(stage.name)
+        known = f"choose one of {', '.join(kinds)}{did_you_mean(stage.name, kinds)}"
+        raise PolicyError(f"there is no policy {stage.name!r} here: {advice or known}")
+    kind = kinds[stage.name]
+    return kind(**_typed(stage.name, kind, stage.options))
+
+
+def format_one(method: Any) -> str:
+    """The canonical text of a single policy or method."""
+    kind = type(method)
+    hints, defaults = options_of(kind), {option.name: option.default for option in fields(kind)}
+    given = [name for name in hints if getattr(method, name) != defaults[name]]
+    given.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    return str(Written(kind.name, {name: write_value(getattr(method, name), hints[name]) for name in given}))
+
+
+def replace_options(method: Any, options: Mapping[str, Any]) -> Any:
+    """A single policy or method with these options, typed or as text. Raises PolicyError as `override` does."""
+    kind = type(method)
+    return replace(method, **_typed(kind.name, kind, options))
+
+
+def _read_stage(text: str) -> Written:
+    name, _, written = text.partition(":")
+    options: dict[str, str] = {}
+    for option in filter(None, map(str.strip, written.split(","))):
+        key, _, value = (part.strip() for part in option.partition("="))
+        key = key.replace("-", "_")
+        if key in options:
+            raise PolicyError(f"{text.strip()!r} gives {key} twice, as {options[key]} and as {value}: leave one out")
+        options[key] = value
+    return Written(name.strip(), options)
+
+
+def _typed(name: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `kind` with those that are text read by their types."""
+    hints = options_of(kind)
+    for option in options:
+        if not hints:
+            raise PolicyError(f"{name} takes no options: leave {option} out")
+        if option not in hints:
+            raise PolicyError(
+                f"{name} has no option {option!r}; it has {', '.join(hints)}{did_you_mean(option, hints)}"
+            )
+    return {
+        option: read_value(name, option, value, hints[option]) if isinstance(value, str) else value
+        for option, value in options.items()
+    }
+
+
+def _refuse_shared(options: Mapping[str, Any], text: str, stages: int) -> None:
+    shared = [option for option in OF_ONE_STAGE if option in options]
+    if stages > 1 and shared:
+        raise PolicyError(
+            f"{text} has several stages, which cannot have one {shared[0]} in common: write the policy with the "
+            f"{shared[0]} of each stage"
+        )
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 
 from deltahalt.errors import PolicyError
+from deltahalt.policies.options import check_types
 from deltahalt.policies.selection import refuse_nan, top_k
-from deltahalt.policies.text import check_types
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The plain host, the engine with nothing halted, and policies: run in turn on the same prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -52,7 +52,7 @@ def random_model(
 def measure(
     model: Any,
     name: str,
-    policies: dict[str, AnyMethod],
+    policies: Mapping[str, AnyMethod],
     prompts: Prompts,
     *,
     tokenizer: Any = None,

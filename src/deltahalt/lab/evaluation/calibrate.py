@@ -30,6 +30,8 @@ from deltahalt.lab.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.evaluation.sweep import Way, digest, sweep
 from deltahalt.loading.models import LoadedModel
+from deltahalt.policies.base import AnyPolicy
+from deltahalt.policies.text import format_policy
 from deltahalt.profile import Profile, Signature
 
 ROUNDS = (12, 36)  # samples of all rounds but the last: one and three of each kind that is generated
@@ -67,12 +69,12 @@ def calibrate(
     way, search = Way(query_free=query_free), BLIND if query_free else ASKED
     own = [replace(sample, answer=None) for sample in in_turn(samples)]
     few, more = ROUNDS
-    tried: dict[str, Rated] = {}
+    tried: dict[AnyPolicy, Rated] = {}
     begin = perf_counter()
 
-    def measure(fields: dict[float, list[str]], count: int) -> dict[float, list[str]]:
+    def measure(fields: dict[float, list[AnyPolicy]], count: int) -> dict[float, list[AnyPolicy]]:
         """The policies of each target, best on the first `count` samples first."""
-        wanted = _distinct(chain(*fields.values()))
+        wanted = {format_policy(policy): policy for policy in _distinct(chain(*fields.values()))}
         some = own[:count]
         what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {len(some)} samples"
         tick(what)
@@ -125,7 +127,7 @@ def first_fields(
     search: Search,
     *,
     all_needed: bool,
-) -> tuple[dict[float, list[str]], dict[float, list[str]]]:
+) -> tuple[dict[float, list[AnyPolicy]], dict[float, list[AnyPolicy]]]:
     """By target, what is tried first, and what is usual. layers: that may decide early; None for all that can.
 
     Targets that nothing reaches are left out, or refused if `all_needed`. Raises InputError for these, and for a layer
@@ -147,12 +149,12 @@ def default_samples(device: torch.device) -> tuple[str, int]:
     return ("generated:24", 4_000) if device.type == "cpu" else ("generated:108", 12_000)
 
 
-def better_third(ranked: Sequence[str]) -> list[str]:
+def better_third(ranked: Sequence[AnyPolicy]) -> list[AnyPolicy]:
     """The first third, rounded up, and no fewer than `FEWEST` where there are as many."""
     return list(ranked[: max(FEWEST, ceil(len(ranked) / 3))])
 
 
-def _distinct(policies: Iterable[str | None]) -> list[str]:
+def _distinct(policies: Iterable[AnyPolicy | None]) -> list[AnyPolicy]:
     return list(dict.fromkeys(policy for policy in policies if policy))
 
 

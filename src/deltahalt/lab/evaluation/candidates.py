@@ -1,17 +1,17 @@
 """The policies that calibration tries, at a target speedup: early decisions in one or two steps, and a late one."""
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 
 from deltahalt.lab.evaluation.sweep import reference_speedup
-from deltahalt.policies import parse_policy
-from deltahalt.profile import AHEAD, EARLY, attended, exit_at, keyed, resembling, updated
+from deltahalt.policies.base import AnyPolicy, Policy, Progressive
+from deltahalt.policies.text import joined, override
+from deltahalt.policies.usual import AHEAD, EARLY, attended, exit_at, keyed, resembling, updated
 
-Form = Callable[..., str]  # of a policy of one decision, given `start` and `pruning_ratio`
+Form = Callable[..., Policy]  # a policy of one decision, given `start` and `pruning_ratio`
 DEEPEST = 0.62  # of the depth: a first decision later than that saves too little
 HIGHEST = 0.95  # ratio that a stage may have
 LATE = 2 / 3  # of the depth: where a further decision may relieve the others
@@ -68,7 +68,7 @@ def usual_layer(layers: Sequence[int], depth: int, search: Search = ASKED) -> in
 
 def usual_policies(
     layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search = ASKED
-) -> list[str]:
+) -> list[AnyPolicy]:
     """The usual policies at the usual one of `layers`, alone or before every exit, those that can give `target`."""
     layer = usual_layer(layers, len(windows), search)
     alone = [policy for form in search.usual if (policy := single(layer, target, len(windows), form))]
@@ -77,15 +77,15 @@ def usual_policies(
 
 def first_field(
     layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search = ASKED
-) -> Iterator[str | None]:
+) -> Iterator[AnyPolicy | None]:
     """What is tried first: one decision at each of `layers`, and the usual one before every exit."""
     yield from (single(layer, target, len(windows), search.first) for layer in layers)
     yield from _exits(usual_layer(layers, len(windows), search), target, windows, search)
 
 
 def varied(
-    best: Sequence[str], target: float, windows: Sequence[int | None], search: Search = ASKED
-) -> Iterator[str | None]:
+    best: Sequence[AnyPolicy], target: float, windows: Sequence[int | None], search: Search = ASKED
+) -> Iterator[AnyPolicy | None]:
     """What else to try where those of a first field that give `target` did well, `best` first.
 
     Other forms of each single decision, and others yet at the nearest layer that sees the whole prompt; for the first
@@ -107,65 +107,68 @@ def varied(
     yield from (relieved(policy, further, target, depth) for further in late for policy in (*few, *pairs))
 
 
-def single(layer: int, target: float, depth: int, form: Form = resembling) -> str | None:
+def single(layer: int, target: float, depth: int, form: Form = resembling) -> AnyPolicy | None:
     """One decision at `layer` with the ratio that gives `target`, in a model `depth` layers deep; None if none does."""
     return _least(partial(form, layer), _ratios(), target, depth)
 
 
-def layer_of(policy: str) -> int:
+def layer_of(policy: AnyPolicy) -> int:
     """The layer at which a policy of one decision takes it."""
-    (stage,) = parse_policy(policy).stages
+    (stage,) = policy.stages
     assert isinstance(stage.start, int)
     return stage.start
 
 
-def pair(first: str, last: str, target: float, depth: int, shares: Sequence[float] = (0.5, 0.75)) -> str | None:
+def pair(
+    first: AnyPolicy, last: AnyPolicy, target: float, depth: int, shares: Sequence[float] = (0.5, 0.75)
+) -> AnyPolicy | None:
     """Two decisions that give `target` together, at the layers of two single ones; None if none do.
 
     The first halts a share of what it would alone, the earliest of `shares` with which the second can do the rest.
     """
-    before, after = parse_policy(first).stages[0], parse_policy(last).stages[0]
+    (before,), (after,) = first.stages, last.stages
     if before.start >= after.start:
         return None
     for share in shares:
         ratio = round(share * before.pruning_ratio, 3)
-        both = _least(partial(_join, _with_ratio(first, ratio), last), _ratios(ratio), target, depth)
+        both = _least(partial(_join, override(before, pruning_ratio=ratio), after), _ratios(ratio), target, depth)
         if both is not None:
             return both
     return None
 
 
-def exit_of(policy: str) -> int | None:
-    """The layer at which all tokens but the latest stop, and serve from there; None where they do not."""
-    *_, last = parse_policy(policy).stages
+def exit_of(policy: AnyPolicy) -> int | None:
+    """The layer at which all tokens but the latest stop, with K/V in deeper layers; None where they do not."""
+    *_, last = policy.stages
     assert isinstance(last.start, int)
     return last.start if last.serves_halted else None
 
 
-def relieved(policy: str, further: str, target: float, depth: int) -> str | None:
-    """`policy` with a `further` decision behind it, and all its ratios so much smaller that both give `target`.
+def relieved(policy: AnyPolicy, further: AnyPolicy, target: float, depth: int) -> AnyPolicy | None:
+    """`policy` with a `further` decision after it, and all its ratios so much smaller that both give `target`.
 
     `further` alone where that is fast enough; None where `policy` halts as many, or decides no earlier.
     """
-    (late,), stages = parse_policy(further).stages, parse_policy(policy).stages
+    (late,), stages = further.stages, policy.stages
     if stages[-1].pruning_ratio >= late.pruning_ratio or stages[-1].start >= late.start:
         return None
     if reference_speedup(late, depth) >= target:
         return further
-    return _least(lambda share: f"{_scaled(policy, share)}+{further}", [n / 200 for n in range(1, 201)], target, depth)
+    shares = [n / 200 for n in range(1, 201)]
+    return _least(lambda share: Progressive([*_scaled(stages, share), late]), shares, target, depth)
 
 
-def forgotten_share(policy: str) -> float:
+def forgotten_share(policy: AnyPolicy) -> float:
     """Share of the eligible tokens that the deepest layers cannot read."""
-    return max((stage.pruning_ratio for stage in parse_policy(policy).stages if not stage.serves_halted), default=0.0)
+    return max((stage.pruning_ratio for stage in policy.stages if not stage.serves_halted), default=0.0)
 
 
-def looks_ahead(policy: str) -> int:
+def looks_ahead(policy: AnyPolicy) -> int:
     """How many layers all decisions look ahead at."""
-    return sum(stage.layers_ahead for stage in parse_policy(policy).stages)
+    return sum(stage.layers_ahead for stage in policy.stages)
 
 
-def _exits(layer: int, target: float, windows: Sequence[int | None], search: Search) -> Iterator[str]:
+def _exits(layer: int, target: float, windows: Sequence[int | None], search: Search) -> Iterator[AnyPolicy]:
     """The first form's decision at `layer` before every exit that is tried."""
     stops = stopping_layers(windows) if search.exits else ()
     early = search.first(layer, HIGHEST)
@@ -177,26 +180,21 @@ def _seeing(layer: int, windows: Sequence[int | None]) -> int | None:
     return next((one for one in range(layer, len(windows) - 1) if windows[one] is None), None)
 
 
-def _join(first: str, last: str, ratio: float) -> str:
-    return f"{first}+{_with_ratio(last, ratio)}"
+def _join(first: AnyPolicy, last: AnyPolicy, ratio: float) -> AnyPolicy:
+    return joined([*first.stages, *override(last, pruning_ratio=ratio).stages])
 
 
-def _with_ratio(policy: str, ratio: float) -> str:
-    return _RATIO.sub(f"pruning_ratio={ratio}", policy)
-
-
-def _scaled(policy: str, share: float) -> str:
-    return _RATIO.sub(lambda found: f"pruning_ratio={round(share * float(found[1]), 3)}", policy)
-
-
-_RATIO = re.compile(r"pruning_ratio=([\d.]+)")
+def _scaled(stages: Sequence[Policy], share: float) -> list[Policy]:
+    return [replace(stage, pruning_ratio=round(share * stage.pruning_ratio, 3)) for stage in stages]
 
 
 def _ratios(lowest: float = 0.0) -> list[float]:
     return [step / 200 for step in range(int(lowest * 200) + 1, int(HIGHEST * 200) + 1)]
 
 
-def _least(policy: Callable[[float], str], values: Sequence[float], target: float, depth: int) -> str | None:
+def _least(
+    policy: Callable[[float], AnyPolicy], values: Sequence[float], target: float, depth: int
+) -> AnyPolicy | None:
     """`policy` with the smallest of ascending `values` whose schedule is at least as fast as `target`."""
-    at = bisect_left(values, target, key=lambda value: reference_speedup(parse_policy(policy(value)), depth))
+    at = bisect_left(values, target, key=lambda value: reference_speedup(policy(value), depth))
     return policy(values[at]) if at < len(values) else None

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
 from deltahalt.errors import InputError
 from deltahalt.lab.evaluation.candidates import forgotten_share, looks_ahead
 from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.policies.base import AnyPolicy
+from deltahalt.policies.text import format_policy, parse_policy
 from deltahalt.profile import Choice
 
 # Standard errors by which another must beat the usual policies: the luckiest of many is two ahead by chance, and one
@@ -24,7 +27,7 @@ class Rated:
     most `CLIP` up or down. exact: share of answers that stay the same.
     """
 
-    policy: str
+    policy: AnyPolicy
     speedup: float
     changes: Mapping[str, float]
     exact: float
@@ -38,14 +41,16 @@ class Rated:
     def choice(self) -> Choice:
         """The same in the words of a profile."""
         error = round(standard_error([*self.changes.values()]), 4)
-        return Choice(self.policy, round(self.speedup, 3), round(self.loss, 4), round(self.exact, 4), error)
+        return Choice(
+            format_policy(self.policy), round(self.speedup, 3), round(self.loss, 4), round(self.exact, 4), error
+        )
 
 
 def rate(rows: Sequence[SweepRow]) -> list[Rated]:
-    """Sweep rows by policy."""
-    by_policy: dict[str, list[SweepRow]] = {}
+    """Sweep rows by policy, however their texts write it."""
+    by_policy: dict[AnyPolicy, list[SweepRow]] = {}
     for row in rows:
-        by_policy.setdefault(row.policy, []).append(row)
+        by_policy.setdefault(_parsed(row.policy), []).append(row)
     return [
         Rated(
             policy=policy,
@@ -55,6 +60,9 @@ def rate(rows: Sequence[SweepRow]) -> list[Rated]:
         )
         for policy, own in by_policy.items()
     ]
+
+
+_parsed = cache(parse_policy)
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -69,7 +77,10 @@ def evidence(rated: Iterable[Rated]) -> list[dict[str, Any]]:
 
 
 def choose(
-    rated: Sequence[Rated], targets: Sequence[float], max_loss: float | None, usual: Mapping[float, Sequence[str]] = {}
+    rated: Sequence[Rated],
+    targets: Sequence[float],
+    max_loss: float | None,
+    usual: Mapping[float, Sequence[AnyPolicy]] = {},
 ) -> tuple[Choice, ...]:
     """For each target what is best at that speed or above; or, with `max_loss`, the fastest that loses no more.
 
@@ -89,7 +100,7 @@ def choose(
     return tuple(dict.fromkeys(chosen))
 
 
-def within_one_error(rated: Sequence[Rated], usual: Sequence[str] = ()) -> Rated:
+def within_one_error(rated: Sequence[Rated], usual: Sequence[AnyPolicy] = ()) -> Rated:
     """The one-standard-error rule: of those that no more than one standard error tells from the least loss, one.
 
     The least loss is that of the policies on most samples; the error that of the differences to it, on the samples that

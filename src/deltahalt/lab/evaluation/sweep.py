@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -19,7 +19,7 @@ from deltahalt.engine.call import Call, prepare
 from deltahalt.engine.decoder import run_layers
 from deltahalt.engine.halted import HaltedKV, freezes
 from deltahalt.engine.stream import TokenStream
-from deltahalt.errors import InputError
+from deltahalt.errors import InputError, PolicyError
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
 from deltahalt.host.families import family_of
 from deltahalt.lab.bench.machine import number_format
@@ -28,9 +28,10 @@ from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
 from deltahalt.loading.models import LoadedModel, end_tokens
 from deltahalt.methods.applying import applying, speedup_bound
 from deltahalt.methods.base import Method
-from deltahalt.methods.registry import AnyMethod, parse_method
+from deltahalt.methods.halting import method_of
+from deltahalt.methods.registry import AnyMethod, format_method, parse_method
 from deltahalt.policies import Dense
-from deltahalt.policies.base import Progressive, Stage, place
+from deltahalt.policies.base import Stage
 
 FULL = Dense()
 REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
@@ -91,9 +92,13 @@ class Way:
 
 @torch.inference_mode()
 def sweep_sample(
-    loaded: LoadedModel, sample: Sample, policies: Sequence[str], way: Way = Way(), own: torch.Tensor | None = None
+    loaded: LoadedModel,
+    sample: Sample,
+    methods: Mapping[str, AnyMethod],
+    way: Way = Way(),
+    own: torch.Tensor | None = None,
 ) -> Iterator[SweepRow]:
-    """Measure each method (see `parse_method`) on one sample. own: the full model's answer [n], if it is known.
+    """Measure each method, by its text in the rows, on one sample. own: the full model's answer [n], if it is known.
 
     Causality makes this equal to a halted prefill and teacher forcing: a prompt token's state at layer l_s does not
     depend on what comes later. So one answer can run along behind the prompt; where two are judged, each follows the
@@ -102,9 +107,8 @@ def sweep_sample(
     model: Any = loaded.model
     decoder = model.get_decoder()
     encoded = encode(loaded, sample, way)
-    chosen = {text: parse_method(text) for text in policies}
-    layers = len(decoder.layers)
-    plans = {text: place(policy, layers) for text, policy in chosen.items() if not isinstance(policy, Method)}
+    chosen = {text: method_of(method) for text, method in methods.items()}
+    plans = {text: method.stages(len(decoder.layers)) for text, method in chosen.items()}
     firsts = {stages[0].first for stages in plans.values() if stages}
 
     shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
@@ -115,10 +119,8 @@ def sweep_sample(
         shared = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1))
     full = judge(model, shared.finish(()), encoded.rest, answer)
     for text, method in chosen.items():
-        if isinstance(method, Method):
-            prefilled = prefill(loaded, sample, encoded, method, way)
-        else:
-            prefilled = shared.finish(plans[text])
+        plan = plans[text]
+        prefilled = prefill(loaded, sample, encoded, method, way) if plan is None else shared.finish(plan)
         under = partial(judge, model, prefilled, encoded.rest, method=method, tokenizer=loaded.tokenizer)
         verdict = under(answer)
         agreed = verdict if answer is own else under(own)
@@ -321,47 +323,47 @@ def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: i
 
 def reference_speedup(method: AnyMethod, layers: int) -> float:
     """True-FLOPs ratio of the schedule on Qwen2.5-7B's shape at 16K, start layers taken as fractions of `layers`."""
-    scaled: AnyMethod
-    if isinstance(method, Method):
-        scaled = _scaled(method, layers)
-    else:
-        stages = [_scaled(stage, layers) for stage in method.stages]
-        scaled = Progressive(stages) if stages else Dense()
-    return speedup_bound(REFERENCE_SHAPE, scaled, REFERENCE_PROMPT)
-
-
-def _scaled(stage: Any, layers: int) -> Any:
-    start = getattr(stage, "start", None)
-    return replace(stage, start=start * REFERENCE_SHAPE.layers // layers) if isinstance(start, int) else stage
+    return speedup_bound(REFERENCE_SHAPE, method_of(method).scaled(layers, REFERENCE_SHAPE.layers), REFERENCE_PROMPT)
 
 
 def sweep(
     loaded: LoadedModel,
     samples: Iterable[Sample],
-    policies: Sequence[str],
+    methods: Mapping[str, AnyMethod],
     rows: Path,
     way: Way = Way(),
     *,
     own: Mapping[str, torch.Tensor] = {},
     tick: Callable[[], None] = lambda: None,
 ) -> list[SweepRow]:
-    """Measure every policy on every sample; rows are added to the JSONL file as they come, and those in it are kept.
+    """Measure every method on every sample; rows are added to the JSONL file as they come, and those in it are kept.
 
-    own: by digest, answers of the full model that are known. tick: called after each sample. Returns all rows of this
-    model in its number format, samples, policies and way; rows that do not say their format count as of any.
+    methods: by their texts in the rows; a row of the same method under another text counts. own: by digest, answers of
+    the full model that are known. tick: called after each sample. Returns all rows of this model in its number format,
+    samples, methods and way; rows that do not say their format count as of any.
     """
     formats = number_format(loaded.model), ""
     known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
-    done = {(row.sample, row.policy): row for row in known if _way(row) == way}
+    done = {(row.sample, _canonical(row.policy)): row for row in known if _way(row) == way}
+    names = {text: format_method(method) for text, method in methods.items()}
     wanted: list[SweepRow] = []
     for sample in samples:
-        missing = [policy for policy in policies if (digest(sample), policy) not in done]
+        missing = {text: one for text, one in methods.items() if (digest(sample), names[text]) not in done}
         for row in sweep_sample(loaded, sample, missing, way, own.get(digest(sample))) if missing else ():
-            done[row.sample, row.policy] = row
+            done[row.sample, names[row.policy]] = row
             append_rows(rows, [row])
-        wanted += [done[digest(sample), policy] for policy in policies]
+        wanted += [replace(done[digest(sample), name], policy=text) for text, name in names.items()]
         tick()
     return wanted
+
+
+@cache
+def _canonical(text: str) -> str:
+    """The canonical text of a method; one that this version does not have is left as it is."""
+    try:
+        return format_method(parse_method(text))
+    except PolicyError:
+        return text
 
 
 def _way(row: SweepRow) -> Way:

@@ -9,7 +9,7 @@ from statistics import fmean
 from deltahalt.errors import InputError
 from deltahalt.lab.evaluation.summary import PolicySummary, summarize, with_formats
 from deltahalt.lab.evaluation.sweep import SweepRow, Way
-from deltahalt.policies import Dense
+from deltahalt.policies.text import is_dense
 
 SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
 
@@ -87,7 +87,7 @@ def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
     Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
     sample, or with an NLL that is no number.
     """
-    halting = with_formats(row for row in rows if row.policy.partition(":")[0] != Dense.name)
+    halting = with_formats(row for row in rows if not is_dense(row.policy))
     halted = {(_subject(row), row.sample, row.policy): row for row in halting}
     subjects = sorted({_subject(row) for row in halted.values()})
     if not subjects:
@@ -126,7 +126,7 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 def on_frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
     """The rows of policies on the frontier of either panel, and of the full model. Raises as `compare` does."""
     best = {point.policy for panel in compare(rows).panels for point in frontier(panel.points)}
-    return [row for row in rows if row.policy in best or row.policy.partition(":")[0] == Dense.name]
+    return [row for row in rows if row.policy in best or is_dense(row.policy)]
 
 
 def _subject(row: SweepRow) -> str:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
-from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.lab.figures.names import method
-from deltahalt.methods.registry import METHODS
-from deltahalt.policies import POLICIES
-from deltahalt.vision.policies import VISION_POLICIES
+from deltahalt.methods.registry import known_methods
+from deltahalt.vision.policies import known_vision_policies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +37,13 @@ PETROFF = ["#3f90da", "#a96b59", "#bd1f01", "#ffa90e", "#94a4a2", "#717581", "#b
 COLOURS = [*PETROFF, "#000000", "#f781bf"]
 MARKERS = "osD^vPX<>ph*d"
 # A method has the colour and the marker of its place here. Those that halt text come first: bars have no markers.
-ON_TEXT = [name for name, policy in POLICIES.items() if TEXT in SCOPES[policy.scope]]
-ORDER = list(dict.fromkeys([*ON_TEXT, *METHODS, *VISION_POLICIES]))
+DRAWN = (
+    *("dash", "dash-layer", "window-attention", "max-sim", "last-token-attention", "key-norm", "single-input-kv"),
+    *("forecast", "random", "uniform", "dense", "fastv", "dart", "v2drop", "sparsevlm", "llmlingua2", "gemfilter"),
+    *("snapkv", "d3", "vision-dash", "dart-vit", "tome", "tofu", "visionzip", "prumerge-plus", "random-groups"),
+    "uniform-groups",
+)  # in the order of their looks, which stay when others are added
+ORDER = list(dict.fromkeys([*DRAWN, *known_methods(), *known_vision_policies()]))
 FULL: dict[str, Any] = {"color": "0.25", "linewidth": 1, "linestyle": "--"}  # the full model's line
 
 

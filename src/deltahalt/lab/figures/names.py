@@ -1,7 +1,9 @@
 """Policies in few words, for legends and labels."""
 
 import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+
+from deltahalt.policies.text import Written, read, write
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RHO = "\N{GREEK SMALL LETTER RHO}"
@@ -11,7 +13,7 @@ GLUE = "\N{NO-BREAK SPACE}"
 
 def method(policy: str) -> str:
     """What a policy's text names: a method, or several that share the work in stages."""
-    names = [stage.partition(":")[0].strip() for stage in policy.split("+")]
+    names = [stage.name for stage in read(policy)]
     if len(names) == 1:
         return names[0]
     return f"{COUNTS.get(len(names), len(names))} stages: {', '.join(dict.fromkeys(names))}"
@@ -19,8 +21,7 @@ def method(policy: str) -> str:
 
 def shared_options(policies: Iterable[str]) -> list[str]:
     """The options, `name=value`, that every stage of every policy is given."""
-    stages = [_options(stage) for policy in policies for stage in policy.split("+")]
-    return [option for option in stages[0] if all(option in stage for stage in stages)] if stages else []
+    return _shared([stage for policy in policies for stage in read(policy)])
 
 
 def shared_beyond(policies: Iterable[str]) -> list[str]:
@@ -28,18 +29,18 @@ def shared_beyond(policies: Iterable[str]) -> list[str]:
 
     None where there is one such stage: it has nobody to share with.
     """
-    every = [stage for policy in policies for stage in policy.split("+")]
-    stages = [stage for stage in every if any(_place(option) == 2 for option in _options(stage))]
-    return [option for option in shared_options(stages) if _place(option) == 2] if len(stages) > 1 else []
+    every = [stage for policy in policies for stage in read(policy)]
+    stages = [stage for stage in every if any(_place(name) == 2 for name in stage.options)]
+    beyond = [Written(stage.name, {k: v for k, v in stage.options.items() if _place(k) == 2}) for stage in stages]
+    return _shared(beyond) if len(stages) > 1 else []
 
 
 def without(policy: str, options: Collection[str]) -> str:
     """A policy's text without these options."""
-    stages = []
-    for stage in policy.split("+"):
-        own = ",".join(option for option in _options(stage) if option not in options)
-        stages.append(stage.partition(":")[0] + (f":{own}" if own else ""))
-    return "+".join(stages)
+    return write(
+        Written(stage.name, {key: value for key, value in stage.options.items() if f"{key}={value}" not in options})
+        for stage in read(policy)
+    )
 
 
 def short(policy: str) -> str:
@@ -47,7 +48,11 @@ def short(policy: str) -> str:
 
     A stage without options is named.
     """
-    return "\n+ ".join(_lines(map(_short, sorted(_options(stage), key=_place))) or stage for stage in policy.split("+"))
+    return "\n+ ".join(_stage(stage) or stage.name for stage in read(policy))
+
+
+def _stage(stage: Written) -> str:
+    return _lines(_short(name, stage.options[name]) for name in sorted(stage.options, key=_place))
 
 
 def _lines(options: Iterable[str]) -> str:
@@ -56,24 +61,20 @@ def _lines(options: Iterable[str]) -> str:
     return textwrap.fill(glued, WIDTH, break_long_words=False, break_on_hyphens=False).replace(GLUE, " ")
 
 
-def _options(stage: str) -> list[str]:
-    return [option for option in stage.partition(":")[2].split(",") if option]
+def _shared(stages: Sequence[Written]) -> list[str]:
+    """The options, `name=value`, that all stages have."""
+    common = set.intersection(*(set(stage.options.items()) for stage in stages)) if stages else set()
+    return [f"{name}={value}" for name, value in stages[0].options.items() if (name, value) in common]
 
 
-def _place(option: str) -> int:
+def _place(name: str) -> int:
     """The start layer comes first, then the ratio, then the rest as given."""
-    return {"start": 0, "pruning_ratio": 1}.get(_split(option)[0], 2)
+    return {"start": 0, "pruning_ratio": 1}.get(name, 2)
 
 
-def _short(option: str) -> str:
-    key, value = _split(option)
+def _short(key: str, value: str) -> str:
     if key == "start":
         return f"l{value}" if value.isdecimal() else f"l{100 * float(value):g}%"
     if key == "pruning_ratio":
         return RHO + (value.lstrip("0") or "0")
     return f"{key.replace('_', ' ')} {value}"
-
-
-def _split(option: str) -> tuple[str, str]:
-    key, _, value = option.partition("=")
-    return key.strip().replace("-", "_"), value.strip()

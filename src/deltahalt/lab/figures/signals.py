@@ -10,7 +10,7 @@ from deltahalt.lab.evaluation.summary import PolicySummary
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.figures.comparison import comparable, summarize_tasks
 from deltahalt.lab.figures.house import FULL, check_plot, drawn, looks
-from deltahalt.policies import parse_policy
+from deltahalt.policies.text import Written, parse_policy, read
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -103,13 +103,12 @@ def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
 
 def _split(policy: str) -> tuple[str, Setting] | None:
     """A policy's signal, and where and how much it halts; None for a policy with other options or stages."""
-    name, _, text = policy.partition(":")
-    options = [option for option in text.split(",") if option]
-    others = [option for option in options if option.partition("=")[0].strip().replace("-", "_") not in SETTING]
-    signal = f"{name}:{','.join(others)}" if others else name
-    if signal not in SIGNALS or "+" in policy:
+    first, *more = read(policy)
+    others = {name: value for name, value in first.options.items() if name not in SETTING}
+    signal = str(Written(first.name, others))
+    if signal not in SIGNALS or more:
         return None
-    parsed = parse_policy(policy).stages[0]
+    (parsed,) = parse_policy(policy).stages
     return signal, Setting(isinstance(parsed.start, int), parsed.start, parsed.pruning_ratio)
 
 
@@ -131,8 +130,8 @@ def _draw(
             [group - 0.42 + (place + 0.5) * width for group in range(len(tasks))],
             [value(lines[task]) for task in tasks],
             width,
-            color=known[signal.partition(":")[0]].get_color(),
-            hatch="////" if ":" in signal else None,
+            color=known[read(signal)[0].name].get_color(),
+            hatch="////" if read(signal)[0].options else None,
             edgecolor="white",
             linewidth=0.4,
             label=SIGNALS[signal],

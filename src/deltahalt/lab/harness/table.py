@@ -5,7 +5,7 @@ from operator import attrgetter
 
 from deltahalt.lab.rows.eval import EvalRow, paired
 from deltahalt.lab.rows.markdown import differing, table
-from deltahalt.policies import Dense
+from deltahalt.policies.text import is_dense
 
 Figure = Callable[[EvalRow], float | None]
 
@@ -48,7 +48,7 @@ def markdown(rows: Sequence[EvalRow]) -> str:
     """
     scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
     rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
-    full = {setting(row): row for row in rows if row.policy.partition(":")[0] == Dense.name}
+    full = {setting(row): row for row in rows if is_dense(row.policy)}
     columns = {
         "model": [row.model for row in rows],
         "task": [row.task for row in rows],

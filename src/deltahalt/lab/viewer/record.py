@@ -16,11 +16,11 @@ from deltahalt.engine.attach import halting
 from deltahalt.engine.report import Report
 from deltahalt.errors import InputError
 from deltahalt.kinds import DROPPED, IMAGE, TEXT
+from deltahalt.lab.evaluation.pictures.combinations import split_stages
 from deltahalt.loading.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policies.base import Policy
 from deltahalt.policies.selection import spread_over_chunks
-from deltahalt.vision.policies import VISION_POLICIES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,14 +116,6 @@ def record_pictures(
     return PromptRecord(loaded.name, _layers(model), question, tokens, records, images)
 
 
-def split_stages(text: str) -> tuple[str | None, str]:
-    """The ViT-stage and LLM-stage policies that a text names: `dash`, `vision-dash`, or `vision-dash/dash` for both."""
-    vision, _, policy = text.partition("/")
-    if vision.partition(":")[0] in VISION_POLICIES:
-        return vision, policy or Dense.name
-    return None, text
-
-
 def _layers(model: Any) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
 
@@ -138,7 +130,7 @@ def _data_uri(picture: "Image") -> str:
 def _prefill(model: Any, prompt: dict[str, torch.Tensor], text: str, kinds: torch.Tensor) -> PolicyRecord:
     """kinds: what each token is, [prompt]."""
     vision, policy = split_stages(text)
-    with halting(model, parse_policy(policy), vision=vision) as halted:
+    with halting(model, Dense() if policy is None else parse_policy(policy), vision=vision) as halted:
         model(**prompt, use_cache=True, logits_to_keep=1)
     return _record(text, halted.report, {stage.last: stage.policies for stage in halted.stages}, kinds)
 

@@ -1,22 +1,26 @@
-"""The ViT-stage methods, one a file, and how to name them in text: `tome`, `vision-dash:start=0.5,retain=0.35`."""
+"""The ViT-stage policies, one a file, and how to name them in text: `tome`, `vision-dash:start=0.5,retain=0.35`.
 
-from typing import Any
+A file here that defines one is found by itself; its class can be imported from here.
+"""
 
-from deltahalt.policies.text import read_method
-from deltahalt.vision.policies.dart_vit import DartViT
-from deltahalt.vision.policies.prumerge_plus import PruMergePlus
-from deltahalt.vision.policies.random_groups import RandomGroups
-from deltahalt.vision.policies.tofu import ToFu
-from deltahalt.vision.policies.tome import ToMe
-from deltahalt.vision.policies.uniform_groups import UniformGroups
-from deltahalt.vision.policies.vision_dash import VisionDash
-from deltahalt.vision.policies.visionzip import VisionZip
+from typing import TYPE_CHECKING, Any
+
+from deltahalt.errors import PolicyError
+from deltahalt.policies.discovery import found
+from deltahalt.policies.text import build, read, update
 from deltahalt.vision.policy import VisionPolicy
 
-VISION_POLICIES: dict[str, type[VisionPolicy]] = {
-    policy.name: policy
-    for policy in (VisionDash, DartViT, ToMe, ToFu, VisionZip, PruMergePlus, RandomGroups, UniformGroups)
-}
+if TYPE_CHECKING:
+    from deltahalt.vision.policies.dart_vit import DartViT
+    from deltahalt.vision.policies.prumerge_plus import PruMergePlus
+    from deltahalt.vision.policies.random_groups import RandomGroups
+    from deltahalt.vision.policies.tofu import ToFu
+    from deltahalt.vision.policies.tome import ToMe
+    from deltahalt.vision.policies.uniform_groups import UniformGroups
+    from deltahalt.vision.policies.vision_dash import VisionDash
+    from deltahalt.vision.policies.visionzip import VisionZip
+
+    VISION_POLICIES: dict[str, type[VisionPolicy]]
 
 __all__ = [
     "VISION_POLICIES",
@@ -35,6 +39,36 @@ __all__ = [
 def parse_vision_policy(text: str, **overrides: Any) -> VisionPolicy:
     """Build a ViT-stage policy from its name and options, `name:option=value,...`.
 
-    overrides: options already typed. Raises PolicyError for an unknown name or option.
+    Args:
+        text: The name of one policy and its options.
+        overrides: Options, typed or as text, that take the place of those in the text.
+
+    Raises:
+        PolicyError: For an unknown name or option, a value out of range, or several policies joined by `+`.
+
+    Example:
+        >>> parse_vision_policy("vision-dash:start=0.5", retain=0.35).retain
+        0.35
     """
-    return read_method(text, VISION_POLICIES, overrides)
+    stages = read(text)
+    if len(stages) > 1:
+        raise PolicyError(f"{text!r} names several policies, and a ViT takes one: leave the others out")
+    (stage,) = update(stages, overrides)
+    return build(stage, known_vision_policies())
+
+
+def known_vision_policies() -> dict[str, type[VisionPolicy]]:
+    """All ViT-stage policies by name, those of other packages included."""
+    return found(__name__, VisionPolicy)
+
+
+def __getattr__(name: str) -> Any:
+    """VISION_POLICIES, and any policy by the name of its class."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name == "VISION_POLICIES":
+        return known_vision_policies()
+    by_class = {kind.__name__: kind for kind in known_vision_policies().values()}
+    if name not in by_class:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return by_class[name]

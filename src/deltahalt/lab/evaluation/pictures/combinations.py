@@ -1,20 +1,21 @@
 """Methods of the ViT and of the decoder, at a share of visual tokens: what `vision-sweep` compares."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies import POLICIES, Dense, parse_policy
 from deltahalt.policies.cascade import Cascade
-from deltahalt.vision.policies import VISION_POLICIES, parse_vision_policy
+from deltahalt.policies.dense import Dense
+from deltahalt.policies.text import Written, known_policies, parse_policy, read, write
+from deltahalt.vision.policies import known_vision_policies, parse_vision_policy
 
 
 @dataclass(frozen=True)
 class Combination:
-    """A method in the ViT, in the decoder, or in both. method: as it was asked for. retain: share of visual tokens.
+    """A method in the ViT, in the decoder, or in both. method: as the user wrote it. retain: share of visual tokens.
 
-    vision_policy, policy: what `parse_vision_policy` and `parse_policy` read; None for nothing at this stage.
+    vision_policy, policy: the texts that rows have; None for nothing at this stage.
     """
 
     method: str
@@ -24,6 +25,19 @@ class Combination:
 
 
 FULL = Combination("full model", 1.0, None, None)
+
+
+def split_stages(text: str) -> tuple[str | None, str | None]:
+    """The ViT-stage and LLM-stage policies that a text names: `dash`, `vision-dash`, or `vision-dash/dash` for both.
+
+    Raises PolicyError for more than two, and for a first of two that does not act in the ViT.
+    """
+    *before, last = text.split("/")
+    if len(before) > 1 or (before and not _acts_in_vit(before[0])):
+        raise PolicyError(f"{text!r} is not a pair: name a ViT-stage policy, `/`, and an LLM-stage policy")
+    if before:
+        return before[0], last
+    return (last, None) if _acts_in_vit(last) else (None, last)
 
 
 def combinations(names: Sequence[str], retains: Sequence[float]) -> list[Combination]:
@@ -36,37 +50,40 @@ def combinations(names: Sequence[str], retains: Sequence[float]) -> list[Combina
 
 
 def _combination(name: str, retain: float) -> Combination:
-    *before, last = name.split("/")
-    if len(before) > 1 or (before and before[0].partition(":")[0] not in VISION_POLICIES):
-        raise PolicyError(f"{name!r} is no pair: name a ViT-stage method, `/`, and an LLM-stage method")
-    if not before and last.partition(":")[0] in VISION_POLICIES:
-        return Combination(name, retain, _vision_policy(last, retain), None)
-    vision = _vision_policy(before[0], retain) if before else None
-    return Combination(name, retain, vision, _policy(last, retain))
+    vision, policy = split_stages(name)
+    return Combination(
+        method=name,
+        retain=retain,
+        vision_policy=None if vision is None else _vision_policy(vision, retain),
+        policy=None if policy is None else _policy(policy, retain),
+    )
 
 
 def _vision_policy(text: str, retain: float) -> str:
-    whole = _with(text, {"retain": retain})
+    whole = write(_with(stage, {"retain": retain}) for stage in read(text))
     parse_vision_policy(whole)
     return whole
 
 
 def _policy(text: str, retain: float) -> str:
-    parts = text.split("+")
-    whole = "+".join(_stage(part, retain ** (number / len(parts))) for number, part in enumerate(parts, 1))
+    stages = read(text)
+    whole = write(_stage(stage, retain ** (number / len(stages))) for number, stage in enumerate(stages, 1))
     parse_policy(whole)
     return whole
 
 
-def _stage(text: str, retain: float) -> str:
+def _stage(stage: Written, retain: float) -> Written:
     shares = {"pruning_ratio": retain}
-    if issubclass(POLICIES.get(text.partition(":")[0], Dense), Cascade):
+    if issubclass(known_policies().get(stage.name, Dense), Cascade):
         shares = {"pruning_ratio": retain ** (1 / 3), "second_ratio": retain ** (2 / 3), "third_ratio": retain}
-    return _with(text, {"scope": "visual", **{option: round(1 - share, 4) for option, share in shares.items()}})
+    return _with(stage, {"scope": "visual", **{option: round(1 - share, 4) for option, share in shares.items()}})
 
 
-def _with(text: str, settings: dict[str, Any]) -> str:
-    """The method's text with settings that it does not name itself."""
-    own = {option.partition("=")[0] for option in text.partition(":")[2].split(",")}
-    more = ",".join(f"{name}={value}" for name, value in settings.items() if name not in own)
-    return text + ("," if ":" in text else ":") + more if more else text
+def _with(stage: Written, settings: Mapping[str, Any]) -> Written:
+    """The stage with settings that it does not name itself."""
+    added = {name: str(value) for name, value in settings.items() if name not in stage.options}
+    return replace(stage, options={**stage.options, **added})
+
+
+def _acts_in_vit(text: str) -> bool:
+    return read(text)[0].name in known_vision_policies()

@@ -1,0 +1,62 @@
+"""A policy as a method: halting in decoder layers behind the interface that all stages share."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from deltahalt.engine.attach import halting
+from deltahalt.engine.halted import Halted, HaltedKV
+from deltahalt.flops import ModelShape, policy_loads, true_flops
+from deltahalt.methods.base import Method, scaled
+from deltahalt.policies import Dense, Policy, Progressive
+from deltahalt.policies.base import AnyPolicy, Stage, place
+from deltahalt.policies.text import joined
+from deltahalt.profile import not_a_policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halting(Method):
+    """Halt prompt tokens by a `policy`: see `deltahalt.halting`."""
+
+    name: ClassVar[str] = "halting"
+    stage: ClassVar[str] = "LLM"
+    shares_prefill: ClassVar[bool] = True
+
+    policy: AnyPolicy
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, (Policy, Progressive)):
+            raise not_a_policy(self.policy)
+
+    @property
+    def is_dense(self) -> bool:
+        return not self.policy.stages
+
+    def attach(
+        self, model: Any, tokenizer: Any = None, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0
+    ) -> AbstractContextManager[Halted]:
+        return halting(model, self.policy, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
+
+    def attached(self, model: Any) -> AbstractContextManager[Halted]:
+        return self.attach(model)
+
+    def flops(self, shape: ModelShape, tokens: int) -> int:
+        return true_flops(shape, policy_loads(self.policy, shape.layers, tokens), tokens)
+
+    def stages(self, layers: int) -> tuple[Stage, ...]:
+        return place(self.policy, layers)
+
+    def scaled(self, layers: int, to: int) -> "Halting":
+        stages = [scaled(stage, layers, to) for stage in self.policy.stages]
+        return Halting(policy=joined(stages) if stages else Dense())
+
+
+def method_of(given: Any) -> Method:
+    """A method as it is, and a policy as the method that halts by it. Raises PolicyError for anything else."""
+    match given:
+        case Method():
+            return given
+        case Policy() | Progressive():
+            return Halting(policy=given)
+        case _:
+            raise not_a_policy(given)

@@ -1,0 +1,72 @@
+"""Policies and methods found by themselves: every file of a package, and the entry points of other packages."""
+
+import pkgutil
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+GROUP = "deltahalt.policies"  # of the entry points by which other packages add theirs
+
+# Who takes what a package defines.
+TAKEN_BY = {
+    "deltahalt.policies": "a policy of the decoder: give it to --policy, or to halting(model, ...)",
+    "deltahalt.methods": (
+        "a method that halts no tokens in decoder layers: --policy of run, demo, bench, sweep and eval takes it, "
+        "and applying(model, parse_method(...))"
+    ),
+    "deltahalt.vision.policies": (
+        "a policy of the ViT: give it to look --vision-policy, to vision-sweep or view --policies, or to "
+        "halting(model, policy, vision=...)"
+    ),
+}
+
+
+def found(package: str, kind: type[Any]) -> dict[str, type[Any]]:
+    """The classes by their `name` that a package's files define, and those that entry points add, of this `kind`."""
+    own = own_classes(package)
+    added = {name: other for name, other in added_classes().items() if issubclass(other, kind)}
+    for name in sorted(own.keys() & added.keys()):
+        warnings.warn(f"the entry point {name!r} of {GROUP} is left out: deltahalt has a {name!r}", stacklevel=2)
+    return dict(sorted((added | own).items()))
+
+
+@cache
+def own_classes(package: str) -> dict[str, type[Any]]:
+    """The classes that the files of `package` define with a `name` and a `summary` of their own, by name."""
+    path = import_module(package).__path__
+    modules = [import_module(f"{package}.{file.name}") for file in pkgutil.iter_modules(path)]
+    classes: list[Any] = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
+    return {item.name: item for item in classes if _is_complete(item) and item.__module__.startswith(f"{package}.")}
+
+
+@cache
+def added_classes() -> dict[str, type[Any]]:
+    """The classes that the entry points of other packages name, by name. One that cannot be loaded is warned of."""
+    classes: dict[str, type[Any]] = {}
+    for point in entry_points(group=GROUP):
+        try:
+            item: Any = point.load()
+        except Exception as error:  # noqa: BLE001 (another package's code may raise anything)
+            warnings.warn(f"the entry point {point.name!r} of {GROUP} cannot be loaded: {error}", stacklevel=2)
+            continue
+        if not (isinstance(item, type) and _is_complete(item) and vars(item)["name"] == point.name):
+            warnings.warn(
+                f"the entry point {point.name!r} of {GROUP} is left out: it must be a class with a summary whose name "
+                f"is {point.name!r}",
+                stacklevel=2,
+            )
+            continue
+        classes[point.name] = item
+    return classes
+
+
+def elsewhere(name: str) -> str | None:
+    """What takes a policy or method of deltahalt, as a sentence; None for a name that there is nowhere."""
+    return next((f"{name} is {taken}" for package, taken in TAKEN_BY.items() if name in own_classes(package)), None)
+
+
+def _is_complete(item: Any) -> bool:
+    """Whether a class is a policy or method to choose by name, and not what others derive from."""
+    return bool(vars(item).get("name")) and bool(vars(item).get("summary"))
