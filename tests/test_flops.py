@@ -18,6 +18,7 @@ from transformers import (
 
 from deltahalt import (
     Dash,
+    DashFrozen,
     Dense,
     Forecast,
     InputError,
@@ -172,7 +173,7 @@ def test_loads_are_those_that_the_engine_reports(policy: AnyPolicy) -> None:
 
 def test_a_look_ahead_costs_keys_and_values_of_each_layer_looked_at() -> None:
     loads = policy_loads(WindowAttention(start=1, window=1, ahead=9, **HALVE), 4, 101)
-    assert [load.looked for load in loads] == [0, 2 * 101, 0, 0]
+    assert [load.lookahead_tokens for load in loads] == [0, 2 * 101, 0, 0]
     blind = policy_loads(WindowAttention(start=1, window=1, **HALVE), 4, 101)
     extra = true_flops(SMALL, loads, 101) - true_flops(SMALL, blind, 101)
     assert extra == 2 * 2 * (2 * 101 * SMALL.hidden * SMALL.kv_heads * SMALL.head_dim)
@@ -180,14 +181,14 @@ def test_a_look_ahead_costs_keys_and_values_of_each_layer_looked_at() -> None:
 
 def test_frozen_tokens_cost_extra_only_below_the_layer_that_halts_them() -> None:
     model, prompt = tiny(), torch.arange(1, 102)[None]
-    with torch.no_grad(), halting(model, Dash(start=1, **HALVE), halted_kv="frozen") as halted:
+    with torch.no_grad(), halting(model, DashFrozen(start=1, **HALVE)) as halted:
         model(prompt, logits_to_keep=1)
-    assert [load.frozen for load in halted.report.loads[0]] == [0, 0, 50, 50, 50, 50]
+    assert [load.kv_only_tokens for load in halted.report.loads[0]] == [0, 0, 50, 50, 50, 50]
 
 
 def test_a_forecast_costs_a_product_of_halted_and_running_tokens_where_they_stop_and_in_each_deeper_layer() -> None:
     loads = policy_loads(Forecast(start=1, keep_last=11), 4, 101)
-    assert [load.told for load in loads] == [0, 90 * 11, 90 * 11, 90 * 11]
+    assert [load.regressed_pairs for load in loads] == [0, 90 * 11, 90 * 11, 90 * 11]
     plain = policy_loads(SingleInputKV(start=1, keep_last=11), 4, 101)
     assert true_flops(SMALL, loads, 101) - true_flops(SMALL, plain, 101) == 3 * 2 * (90 * 11) * SMALL.hidden
 
@@ -198,17 +199,17 @@ def test_a_forecast_costs_a_product_of_halted_and_running_tokens_where_they_stop
 def naive_flops(shape: ModelShape, load: LayerLoad, pairs: int) -> int:
     """One layer: two FLOPs for each multiply-add; `pairs` of a query and a key that it may see."""
     hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    served = load.attended + load.frozen
+    held = load.attended + load.kv_only_tokens
     multiply_adds = [
         load.attended * hidden * queries,  # q
-        served * hidden * keys,  # k
-        served * hidden * keys,  # v
+        held * hidden * keys,  # k
+        held * hidden * keys,  # v
         pairs * queries,  # q.k in every head
         pairs * queries,  # weights times v in every head
         load.attended * queries * hidden,  # o
-        load.fed * hidden * shape.intermediate,  # gate
-        load.fed * hidden * shape.intermediate,  # up
-        load.fed * shape.intermediate * hidden,  # down
+        load.ffn_tokens * hidden * shape.intermediate,  # gate
+        load.ffn_tokens * hidden * shape.intermediate,  # up
+        load.ffn_tokens * shape.intermediate * hidden,  # down
     ]
     return 2 * sum(multiply_adds)
 
@@ -254,7 +255,7 @@ def test_a_sliding_window_over_evenly_kept_tokens_is_counted_closely(window: int
 @pytest.mark.parametrize("step", [2, 5])
 def test_frozen_tokens_between_the_kept_ones_are_counted_closely(step: int) -> None:
     kept = list(range(step - 1, 200, step))
-    load = LayerLoad(len(kept), len(kept), frozen=200 - len(kept))
+    load = LayerLoad(len(kept), len(kept), kv_only_tokens=200 - len(kept))
     assert model_pairs(load, prompt=200) == pytest.approx(count_pairs(kept, list(range(200))), rel=0.03)
 
 

@@ -13,6 +13,7 @@ from deltahalt.methods.snapkv import SnapKV
 from deltahalt.policies import (
     Dart,
     Dash,
+    DashFrozen,
     DashLayer,
     Dense,
     FastV,
@@ -37,6 +38,7 @@ __all__ = [
     "Applied",
     "Dart",
     "Dash",
+    "DashFrozen",
     "DashLayer",
     "DeltahaltError",
     "Dense",

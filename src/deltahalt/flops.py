@@ -82,40 +82,40 @@ KNOWN_SHAPES = {
 class LayerLoad:
     """What one layer computes for one sequence.
 
-    attended: tokens that go through attention. fed: tokens that go through the FFN (differs where tokens halt
-    between the two). frozen: halted tokens whose K/V is computed and read all the same. looked: tokens whose K/V at
-    deeper layers is computed for a look ahead, each once for every layer looked at. told: pairs of a frozen token and
-    one that runs on, from which its state is told.
+    attended: tokens that pass through attention. ffn_tokens: tokens that pass through the FFN (differs where tokens
+    halt between the two). kv_only_tokens: halted tokens whose K and V are computed and read all the same.
+    lookahead_tokens: tokens whose K and V at deeper layers are computed for a look-ahead, once for each such layer.
+    regressed_pairs: (halted, running) pairs in the regression that predicts states of halted tokens.
     """
 
     attended: int
-    fed: int
-    frozen: int = 0
-    looked: int = 0
-    told: int = 0
+    ffn_tokens: int
+    kv_only_tokens: int = 0
+    lookahead_tokens: int = 0
+    regressed_pairs: int = 0
 
 
 def paper_flops(shape: ModelShape, loads: Sequence[LayerLoad]) -> int:
     """The proxy of DASH Eq. 4, summed over layers: A(n) = 4nd^2 + 2n^2 d + 2ndm. Ignores GQA, SwiGLU and causality."""
     d, m = shape.hidden, shape.intermediate
-    return sum(4 * load.attended * d * d + 2 * load.attended**2 * d + 2 * load.fed * d * m for load in loads)
+    return sum(4 * load.attended * d * d + 2 * load.attended**2 * d + 2 * load.ffn_tokens * d * m for load in loads)
 
 
 def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> int:
     """Multiply and add counted as two: q, k, v, o with grouped heads, causal attention, gated FFN, windows.
 
     prompt: tokens before any halting. Kept tokens are taken as evenly spread over it where distance matters.
-    Embedding, norms, logits, the queries of scoring and the solving for weights of states that are told from others are
-    left out: they are below 1 % of any real prompt.
+    Embedding, norms, logits, queries for scores and the solution of a regression are left out: together they are below
+    1 % of any real prompt.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     total = 0
     for layer, load in enumerate(loads):
         total += 4 * load.attended * shape.hidden * queries
-        total += 4 * (load.attended + load.frozen + load.looked) * shape.hidden * keys
+        total += 4 * (load.attended + load.kv_only_tokens + load.lookahead_tokens) * shape.hidden * keys
         total += 4 * queries * _pairs(load, shape.window(layer), prompt)
-        total += 6 * load.fed * shape.hidden * shape.intermediate
-        total += 2 * load.told * shape.hidden
+        total += 6 * load.ffn_tokens * shape.hidden * shape.intermediate
+        total += 2 * load.regressed_pairs * shape.hidden
     return total
 
 
@@ -125,7 +125,7 @@ def _pairs(load: LayerLoad, window: int | None, prompt: int) -> int:
     if window is not None and window < prompt:
         inside = max(1, round(window * readers / prompt))
         return _triangle(inside) + (readers - inside) * inside
-    return _triangle(readers) + readers * load.frozen // 2  # half of the frozen ones lie before the average reader
+    return _triangle(readers) + readers * load.kv_only_tokens // 2  # half of them lie before the average reader
 
 
 def _triangle(n: int) -> int:
@@ -143,25 +143,26 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
     paper: as in the paper's Eq. 7, where layer l_s runs on the kept tokens already; Alg. 1, and this engine, run it
     in full.
     """
-    loads, active, serving, told, placed = [], tokens, 0, 0, place(policy, layers)
-    stages = {stage.last: policy for stage in placed for policy in stage.policies}
-    running = {stage.last: stage.running for stage in placed}
+    loads, active, kv_only, regressed, placed = [], tokens, 0, 0, place(policy, layers)
+    decisions = {stage.last: (stage, single) for stage in placed for single in stage.policies}
     for layer in range(layers):
-        before = attended = fed = active
-        frozen = serving
-        if layer in stages and stages[layer].kept(tokens) < before:
-            active = stages[layer].kept(tokens)
+        before = attended = ffn = active
+        readable = kv_only
+        if layer in decisions and decisions[layer][1].kept(tokens) < before:
+            stage, single = decisions[layer]
+            active = single.kept(tokens)
             attended = active if paper else before
-            fed = active if paper or stages[layer].boundary == "attention" else before
-            serving += (before - active) * stages[layer].serves_halted
-            told += (before - active) * running[layer] * (stages[layer].penalty is not None)
-        looked = before * sum(
-            stage.ahead(policy, layer, layers)
+            ffn = active if paper or single.boundary == "attention" else before
+            if stage.halted_states is not None:
+                kv_only += before - active
+                regressed += (before - active) * stage.running * (stage.halted_states.fewest_running > 0)
+        lookahead = before * sum(
+            stage.ahead(single, layer, layers)
             for stage in placed
-            for policy in stage.policies
-            if policy.kept(tokens) < before
+            for single in stage.policies
+            if single.kept(tokens) < before
         )
-        loads.append(LayerLoad(attended, fed, frozen, looked, told))
+        loads.append(LayerLoad(attended, ffn, readable, lookahead, regressed))
     return loads
 
 

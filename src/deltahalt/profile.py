@@ -52,7 +52,8 @@ class Signature:
     @classmethod
     def of(cls, decoder: Module) -> "Signature":
         """The signature of a host's decoder. Raises UnsupportedError where its norm is offloaded."""
-        config, weight = decoder.config, decoder.norm.weight
+        config = decoder.config
+        weight = family_of(config).final_norm(decoder).weight
         if weight.is_meta:
             raise UnsupportedError("this model's final norm is offloaded, so it cannot be recognized: name a policy")
         norm = weight.detach().float().cpu()[:: max(1, len(weight) // SIGNED)][:SIGNED]
@@ -267,10 +268,11 @@ def _choice(wanted: Wanted, decoder: Module, *, vision: bool, notes: list[str]) 
             f"{wanted.name}, or make a profile with `deltahalt calibrate --target-speedup {wanted.speedup:g}`"
         )
     notes.append("no profile is known for this model, so this is the default for uncalibrated models")
-    windows = family_of(decoder.config).windows(decoder.config)
+    family = family_of(decoder.config)
+    windows = family.windows(decoder.config)
     if blind:
         return format_policy(blind_default(windows))
-    offloaded = any(layer.self_attn.o_proj.weight.is_meta for layer in decoder.layers)
+    offloaded = any(map(family.offloaded, family.layers(decoder)))
     return format_policy(safe_default(windows, vision=vision, offloaded=offloaded))
 
 

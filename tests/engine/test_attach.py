@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, Report, Uniform, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
+from helpers.frozen import frozen, plain
 from helpers.oracle import Feed
 from helpers.tiny import attributes, prompts, tiny
 
@@ -146,21 +147,21 @@ def test_the_report_counts_what_the_cache_holds(variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("boundary", "halted_kv", "fed", "frozen"),
+    ("boundary", "kept", "ffn", "kv_only"),
     [
-        ("block", "drop", (40, 40, 19, 19, 19, 19), 0),
-        ("attention", "drop", (40, 19, 19, 19, 19, 19), 0),
-        ("block", "frozen", (40, 40, 19, 19, 19, 19), 21),
+        ("block", plain, (40, 40, 19, 19, 19, 19), 0),
+        ("attention", plain, (40, 19, 19, 19, 19, 19), 0),
+        ("block", frozen, (40, 40, 19, 19, 19, 19), 21),
     ],
 )
-def test_the_report_tells_what_each_layer_computed(boundary: Any, halted_kv: Any, fed: Any, frozen: int) -> None:
+def test_the_report_tells_what_each_layer_computed(boundary: Any, kept: Any, ffn: Any, kv_only: int) -> None:
     model = tiny()
-    with halting(model, replace(DASH, boundary=boundary), halted_kv=halted_kv) as attached:
+    with halting(model, kept(replace(DASH, boundary=boundary))) as attached:
         run(model)
     loads = attached.report.loads[0]
     assert [load.attended for load in loads] == [40, 40, 19, 19, 19, 19]
-    assert tuple(load.fed for load in loads) == fed
-    assert [load.frozen for load in loads] == [0, 0, frozen, frozen, frozen, frozen]
+    assert tuple(load.ffn_tokens for load in loads) == ffn
+    assert [load.kv_only_tokens for load in loads] == [0, 0, kv_only, kv_only, kv_only, kv_only]
 
 
 def test_the_report_of_a_whole_prompt() -> None:

@@ -19,6 +19,7 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from helpers.frozen import frozen, plain
 from helpers.oracle import Feed
 from helpers.tiny import LAYERS, VARIANTS, VOCAB, prompts, tiny
 
@@ -82,11 +83,11 @@ def test_what_stands_in_the_padding() -> None:
     assert torch.equal(logits, expected)
 
 
-@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
-def test_a_short_row_stays_whole_while_its_mate_halts(halted_kv: Any) -> None:
+@pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
+def test_a_short_row_stays_whole_while_its_mate_halts(kept: Any) -> None:
     model = tiny()
     ids, mask = prompts(40, 29)
-    _, report = run(model, Dash(**HALF), ids, mask, halted_kv=halted_kv, min_prompt_tokens=30)
+    _, report = run(model, kept(Dash(**HALF)), ids, mask, min_prompt_tokens=30)
     assert report.lengths[0] == (40, 40, 19, 19, 19, 19)
     assert report.lengths[1] == (29,) * LAYERS
     assert report.kept[1].tolist() == list(range(29))

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
+from helpers.frozen import frozen, plain
 from helpers.oracle import Feed, Oracle
 from helpers.tiny import FULL, VOCAB, WINDOW, prompts, tiny
 
@@ -20,11 +21,11 @@ TWO_STAGES = Progressive(
         Dash(start=3, pruning_ratio=0.6, keep_first=2, keep_last=3),
     ]
 )
-WAYS: dict[str, tuple[Policy | Progressive, Any]] = {
-    "drop": (DASH, "drop"),
-    "frozen": (DASH, "frozen"),
-    "two stages": (TWO_STAGES, "drop"),
-    "two stages, frozen": (TWO_STAGES, "frozen"),
+WAYS: dict[str, Policy | Progressive] = {
+    "drop": DASH,
+    "frozen": frozen(DASH),
+    "two stages": TWO_STAGES,
+    "two stages, frozen": frozen(TWO_STAGES),
 }
 
 
@@ -53,9 +54,8 @@ def state(cache: Any) -> list[torch.Tensor]:
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
 def model(request: pytest.FixtureRequest) -> Any:
     """A model that halts, in each way."""
-    policy, halted_kv = request.param
     model = tiny()
-    with halting(model, policy, halted_kv=halted_kv):
+    with halting(model, request.param):
         yield model
 
 
@@ -315,12 +315,12 @@ def test_beams() -> None:
     assert ours.tolist() == [beam[0].tolist() for _, beam in beams]
 
 
-@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
-def test_several_samples_of_padded_prompts(halted_kv: Any) -> None:
+@pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
+def test_several_samples_of_padded_prompts(kept: Any) -> None:
     model = tiny()
     ids, mask = prompts(40, 29)
     torch.manual_seed(0)
-    with halting(model, DASH, halted_kv=halted_kv) as halted:
+    with halting(model, kept(DASH)) as halted:
         ours = model.generate(
             ids,
             attention_mask=mask,
@@ -331,9 +331,7 @@ def test_several_samples_of_padded_prompts(halted_kv: Any) -> None:
             return_dict_in_generate=True,
         )
     assert len({tuple(row) for row in ours.sequences[:, 40:].tolist()}) > 3  # the samples differ
-    oracle = Oracle(
-        model, FULL, halted.report, serving=[layer for layer, _ in halted.report.stages if halted_kv == "frozen"]
-    )
+    oracle = Oracle(model, FULL, halted.report, serving=[layer for layer, _ in halted.report.stages if kept is frozen])
     theirs = [oracle(ours.sequences[:, :40], mask.repeat_interleave(3, dim=0))[:, -1]]
     theirs += [oracle(ours.sequences[:, place : place + 1])[:, -1] for place in range(40, 43)]
     assert close(torch.stack(ours.logits), torch.stack(theirs))

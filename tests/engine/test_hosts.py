@@ -214,9 +214,9 @@ EVERY_POLICY = {
 }
 
 
-def largest_tensor(policy: Policy, tokens: int, halted_kv: Any = "drop") -> int:
+def largest_tensor(policy: Policy, tokens: int) -> int:
     model = tiny(num_hidden_layers=3, max_position_embeddings=4096)
-    with halting(model, policy, halted_kv=halted_kv), Largest() as largest:
+    with halting(model, policy), Largest() as largest:
         Feed(model)(prompts(tokens)[0], logits_to_keep=1)
     return largest.elements
 

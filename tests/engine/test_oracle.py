@@ -22,6 +22,8 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from deltahalt.policies.forecast import Predicted
+from helpers.frozen import frozen, plain
 from helpers.oracle import Feed, Oracle
 from helpers.tiny import FULL, FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VARIANTS, VOCAB, WINDOW, prompts, tiny
 
@@ -71,7 +73,7 @@ def gap(
         serving=[
             layer
             for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
-            if stage.serves_halted or options.get("halted_kv") == "frozen"
+            if stage.halted_states is not None
         ],
         inside=tuple(
             layer
@@ -79,9 +81,9 @@ def gap(
             if stage.boundary == "attention"
         ),
         penalties={
-            layer: stage.penalty
+            layer: stage.halted_states.penalty
             for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
-            if stage.penalty is not None
+            if isinstance(stage.halted_states, Predicted)
         },
         tail=min(stage.keep_last for stage in policy.stages),
     )
@@ -127,7 +129,7 @@ def test_two_stages(variant: str, attention: str) -> None:
 )
 @pytest.mark.parametrize("variant", FULL_VARIANTS)
 def test_frozen_kv(variant: str, policy: Policy | Progressive, attention: str) -> None:
-    assert gap(variant, attention, policy, (40, 29), halted_kv="frozen") < TOLERANCE
+    assert gap(variant, attention, frozen(policy), (40, 29)) < TOLERANCE
 
 
 EXIT = SingleInputKV(start=3, keep_last=4)
@@ -170,24 +172,24 @@ def test_a_forecast_reads_the_prompt_as_a_regression_tells_it(
     assert gap(variant, attention, FORECASTS[forecast], lengths) < TOLERANCE
 
 
-@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
-def test_a_row_that_halts_nothing_beside_one_that_does(halted_kv: str) -> None:
-    assert gap("llama", "sdpa", Dash(**HALF), (40, 5), halted_kv=halted_kv) < TOLERANCE
+@pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
+def test_a_row_that_halts_nothing_beside_one_that_does(kept: Any) -> None:
+    assert gap("llama", "sdpa", kept(Dash(**HALF)), (40, 5)) < TOLERANCE
 
 
-@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
+@pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
 @pytest.mark.parametrize("policy", [Dash(**HALF), TWO_STAGES], ids=["one", "two"])
-def test_the_longest_row_becomes_the_shortest(policy: Policy | Progressive, halted_kv: str) -> None:
+def test_the_longest_row_becomes_the_shortest(policy: Policy | Progressive, kept: Any) -> None:
     """A row without padding gets some, since its mate is too short to halt anything."""
-    assert gap("llama", "sdpa", policy, (40, 29), halted_kv=halted_kv, min_prompt_tokens=30) < TOLERANCE
+    assert gap("llama", "sdpa", kept(policy), (40, 29), min_prompt_tokens=30) < TOLERANCE
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
-def test_rows_that_keep_as_many_tokens_and_halt_not_as_many(halted_kv: str, attention: str) -> None:
+@pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
+def test_rows_that_keep_as_many_tokens_and_halt_not_as_many(kept: Any, attention: str) -> None:
     policy = Dash(**HALF)
     assert policy.kept(40) == policy.kept(39)  # so only the shallow layers, and frozen K/V, are padded
-    assert gap("llama", attention, policy, (40, 39), halted_kv=halted_kv) < TOLERANCE
+    assert gap("llama", attention, kept(policy), (40, 39)) < TOLERANCE
 
 
 @pytest.mark.parametrize("lengths", [(WINDOW - 3,), (WINDOW,), (WINDOW + 2, WINDOW - 1)], ids=str)

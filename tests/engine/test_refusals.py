@@ -33,6 +33,7 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from helpers.frozen import frozen
 from helpers.oracle import Feed
 from helpers.tiny import VOCAB, attributes, prompts, tiny
 
@@ -116,7 +117,7 @@ CALLS = {
         "pass a plain DynamicCache", lambda model: model(**ONE, past_key_values=DynamicCache(offloading=True))
     ),
     "frozen without a cache": unsupported(
-        "needs a cache", lambda model: model(**ONE, use_cache=False), options={"halted_kv": "frozen"}
+        "needs a cache", lambda model: model(**ONE, use_cache=False), policy=frozen(DASH)
     ),
     # generate
     "generate: static": generating("leave cache_implementation unset", cache_implementation="static"),
@@ -188,9 +189,7 @@ CALLS = {
     "FlashAttention behind a window": unsupported(
         'load the model with attn_implementation="sdpa"', with_attention("flash_attention_2"), variant="gemma3"
     ),
-    "FlashAttention, frozen": unsupported(
-        "sdpa or eager", with_attention("flash_attention_2"), options={"halted_kv": "frozen"}
-    ),
+    "FlashAttention, frozen": unsupported("sdpa or eager", with_attention("flash_attention_2"), policy=frozen(DASH)),
     "attention policy at a window": unsupported(
         "choose a start layer with full attention",
         lambda model: model(**ONE),
@@ -276,7 +275,6 @@ def compiled() -> Any:
     return model
 
 
-FROZEN = {"halted_kv": "frozen"}
 MODELS: dict[str, tuple[Callable[[], Any], Policy | Progressive, dict[str, Any], type[Exception], str]] = {
     "unknown family": (starcoder, DASH, {}, UnsupportedError, "known: gemma3_text, .*qwen2_vl_text"),
     "encoder": (bert, DASH, {}, UnsupportedError, "BertModel has no decoder .* use a causal language model"),
@@ -297,15 +295,14 @@ MODELS: dict[str, tuple[Callable[[], Any], Policy | Progressive, dict[str, Any],
         UnsupportedError,
         "halting is for causal decoders",
     ),
-    "frozen behind a window": (lambda: tiny("gemma3"), DASH, FROZEN, UnsupportedError, 'use "drop"'),
+    "frozen behind a window": (lambda: tiny("gemma3"), frozen(DASH), {}, UnsupportedError, "choose another policy"),
     "exit behind a window": (
         lambda: tiny("gemma3"),
         SingleInputKV(start=3),
         {},
         UnsupportedError,
-        "single-input-kv and forecast are not supported",
+        "single-input-kv keeps K/V of halted tokens",
     ),
-    "unknown halted_kv": (tiny, DASH, {"halted_kv": "melted"}, PolicyError, "choose one of drop, frozen"),
     "start at the last layer": (tiny, Dash(start=5), {}, PolicyError, "start at 4 at most"),
     "start beyond the layers": (tiny, Dash(start=17), {}, PolicyError, "start at 4 at most"),
     "stages in disorder": (

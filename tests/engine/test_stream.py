@@ -1,5 +1,7 @@
 """The one gather of the library: what `keep` takes along, and how `spread` puts it back."""
 
+from dataclasses import replace
+
 import torch
 
 from deltahalt.engine.stream import TokenStream
@@ -106,8 +108,8 @@ def test_rotary_of_every_kind_of_layer_is_gathered() -> None:
 # --- what follows ---
 
 
-def test_the_first_columns_take_the_padding_along() -> None:
-    first = stream_of(6, 4, rotary_rows=2).until(4)
+def test_the_prompts_without_trailing_tokens_keep_their_padding() -> None:
+    first = replace(stream_of(6, 4, rotary_rows=2), trailing=2).prompt
     assert first.slots.tolist() == [[0, 1, 2, 3], [-1, -1, 2, 3]]
     assert first.hidden[..., 0].tolist() == [[0, 1, 2, 3], [0, 0, 102, 103]]
     assert first.lengths == (4, 2)
@@ -119,11 +121,20 @@ def test_tokens_that_follow_come_last() -> None:
     later = TokenStream(
         whole.hidden[:, 4:], whole.slots[:, 4:], (2, 2), {"": (whole.rotary[""][0][:, 4:], whole.rotary[""][1][:, 4:])}
     )
-    joined = whole.until(4).followed_by(later)
+    joined = replace(whole, trailing=2).prompt.followed_by(later)
+    assert joined.trailing == 2
     assert torch.equal(joined.hidden, whole.hidden)
     assert torch.equal(joined.slots, whole.slots)
     assert joined.lengths == whole.lengths
     assert all(torch.equal(part, own) for part, own in zip(joined.rotary[""], whole.rotary[""], strict=True))
+
+
+def test_trailing_tokens_are_kept_with_any_choice_of_the_prompts() -> None:
+    stream = replace(stream_of(6, 4), trailing=2)
+    kept = stream.keep(indices([0, 3], [1]))
+    assert kept.slots.tolist() == [[0, 3, 4, 5], [-1, 3, 4, 5]]
+    assert kept.trailing == 2
+    assert kept.prompt.lengths == (2, 1)
 
 
 # --- spread ---

@@ -70,7 +70,11 @@ def gap(name: str, attention: str, policy: Policy | Progressive, rows: tuple[Row
         model,
         VISION[name].windows,
         halted.report,
-        serving=[layer for layer, _ in halted.report.stages if options.get("halted_kv") == "frozen"],
+        serving=[
+            layer
+            for (layer, _), stage in zip(halted.report.stages, halted.stages, strict=False)
+            if stage.halted_states is not None
+        ],
         blocks=prompts.blocks if name == "gemma3" else None,
     )
     theirs = logits_of(oracle, prompts)

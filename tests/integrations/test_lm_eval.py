@@ -171,7 +171,6 @@ def test_options_of_the_policy_may_stand_by_themselves(make: Any) -> None:
         ({"policy": "dash:start=1", "start": 2}, PolicyError, "start twice"),
         ({"policy": "dash:start=5"}, PolicyError, "leaves no deeper layer"),
         ({"policy": "dash", "batch_size": "auto"}, InputError, "give a number"),
-        ({"halted_kv": "melted"}, PolicyError, "halted_kv is 'melted'"),
         ({"policy": "llmlingua2:encoder=/no/such"}, ModelError, "cannot load the encoder /no/such"),
     ],
 )

@@ -206,7 +206,6 @@ def test_options_stand_beside_the_policies(make: Any) -> None:
         ({"vision_policy": "tome", "vision_pivots": 4}, PolicyError, "no option 'pivots'"),
         ({"vision_policy": "vision-dash", "vision_retain": "half"}, PolicyError, "retain is 'half'"),
         ({"vision_policy": "vision-dash", "vision_start": 9}, PolicyError, "start"),
-        ({"halted_kv": "melted"}, PolicyError, "halted_kv is 'melted'"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(options: dict[str, Any], error: type, complaint: str, make: Any) -> None:

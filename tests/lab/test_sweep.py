@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from deltahalt import (
     Dash,
+    DashFrozen,
     Dense,
     Forecast,
     InputError,
@@ -44,7 +45,9 @@ from deltahalt.lab.evaluation.sweep import (
 )
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.loading.models import LoadedModel
+from deltahalt.methods.registry import parse_method
 from deltahalt.policies.base import AnyPolicy, LayerView, place
+from helpers.frozen import frozen, plain
 from helpers.methods import named
 from helpers.tiny import VOCAB, tiny
 
@@ -86,15 +89,15 @@ def test_each_policy_is_judged_as_generate_would_go(variant: str) -> None:
 def test_frozen_keys_and_values_are_judged_as_generate_would_go() -> None:
     model = tiny("llama")
     ids = torch.randint(1, VOCAB, (1, 60), generator=torch.Generator().manual_seed(3))
-    policy = Dash(**PROTECTED)
-    with halting(model, policy, halted_kv="frozen"):
+    policy = DashFrozen(**PROTECTED)
+    with halting(model, policy):
         out = model.generate(ids, max_new_tokens=6, output_logits=True, return_dict_in_generate=True)
     answer, logits = out.sequences[0, 60:], torch.stack([step[0] for step in out.logits])
     stages = place(policy, 6)
     with torch.inference_mode():
-        frozen = PromptSweep(model, ids, {stages[0].first}, "frozen").finish(stages)
-        dropped = PromptSweep(model, ids, {stages[0].first}).finish(stages)
-        verdict = judge(model, frozen, NOTHING, answer)
+        readable = PromptSweep(model, ids, {stages[0].first}).finish(stages)
+        dropped = PromptSweep(model, ids, {stages[0].first}).finish(place(Dash(**PROTECTED), 6))
+        verdict = judge(model, readable, NOTHING, answer)
         other = judge(model, dropped, NOTHING, answer)
     assert verdict.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, answer)), abs=1e-5)
     assert verdict.nll != pytest.approx(other.nll, abs=1e-5)
@@ -135,7 +138,7 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
 
 def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    for way in (Way(), Way(query_free=True), Way(halted_kv="frozen"), Way(max_answer_tokens=2), Way()):
+    for way in (Way(), Way(query_free=True), Way(max_answer_tokens=2), Way()):
         sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, way)
     assert len(file.read_text().splitlines()) == 4 * 2
 
@@ -182,18 +185,18 @@ def test_own_answers_of_several_prompts_are_those_of_each_alone(
 
 
 @pytest.mark.parametrize("length", [1, 6])
-@pytest.mark.parametrize("halted_kv", ["drop", "frozen"])
-def test_what_runs_along_is_judged_as_what_follows_the_cache(halted_kv: str, length: int) -> None:
+@pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
+def test_what_runs_along_is_judged_as_what_follows_the_cache(kept: Any, length: int) -> None:
     model = tiny("llama")
     ids, rest, answer = (
         torch.randint(1, VOCAB, (1, size), generator=torch.Generator().manual_seed(size)) for size in (60, 3, length)
     )
     stages = [
         place(policy, 6)
-        for policy in (*POLICIES, SingleInputKV(start=2, keep_last=8), Forecast(start=2, keep_last=8), AHEAD)
+        for policy in (*map(kept, POLICIES), SingleInputKV(start=2, keep_last=8), Forecast(start=2, keep_last=8), AHEAD)
     ]
     with torch.inference_mode():
-        shared = PromptSweep(model, ids, {own[0].first for own in stages if own}, halted_kv)
+        shared = PromptSweep(model, ids, {own[0].first for own in stages if own})
         along = shared.followed_by(torch.cat([rest, answer[:, :-1]], dim=1))
         for own in stages:
             verdict = judge(model, along.finish(own), rest, answer[0])

@@ -73,7 +73,7 @@ def test_overrides_apply_to_every_stage() -> None:
 
 
 def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(PolicyError, match=r"no policy 'slowv'.*dash, dash-layer, dense"):
+    with pytest.raises(PolicyError, match=r"no policy 'slowv'.*dash, dash-frozen, dash-layer, dense"):
         parse_policy("slowv")
 
 

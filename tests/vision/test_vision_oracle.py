@@ -25,6 +25,7 @@ from deltahalt import (
     halting,
 )
 from helpers.flash import flash_attention
+from helpers.frozen import frozen
 from helpers.oracle import Feed, Oracle
 from helpers.tiny_vision import (
     BATCH,
@@ -96,7 +97,7 @@ def test_every_policy(policy: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
 def test_frozen_kv(name: str) -> None:
-    assert gap(name, "sdpa", Dash(**VISUAL), BATCH, halted_kv="frozen") < TOLERANCE
+    assert gap(name, "sdpa", frozen(Dash(**VISUAL)), BATCH) < TOLERANCE
 
 
 @pytest.mark.parametrize("start", [0, 1, 2])

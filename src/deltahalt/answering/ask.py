@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from deltahalt.answering.generation import Generated, generate_each, generate_timed
-from deltahalt.engine.halted import HaltedKV
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.loading.models import LoadedModel
@@ -47,14 +46,13 @@ def ask(
     *,
     ends: Ends | None = None,
     max_new_tokens: int = 64,
-    halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
 ) -> Answer:
     """Answer one prompt (input_ids and attention_mask, [1, T]) greedily; method None is the plain Hugging Face model.
 
     ends: where the prompt's context lies, if that is known. Raises what `applying` raises.
     """
-    with _under(loaded, method, halted_kv, min_prompt_tokens) as applied:
+    with _under(loaded, method, min_prompt_tokens) as applied:
         done = generate_timed(loaded.model, prompt, max_new_tokens, applied=applied, ends=[ends])
     return _answer(loaded, done, prompt["input_ids"].shape[1], applied)
 
@@ -67,7 +65,6 @@ def ask_each(
     method: AnyMethod | None,
     *,
     max_new_tokens: int = 64,
-    halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
 ) -> list[Answer]:
     """Answer each of `rests` [1, m], token ids that follow on one prefill of `shared` [1, T], which no question is in.
@@ -75,7 +72,7 @@ def ask_each(
     Raises what `applying` and `check_each` raise.
     """
     check_each(method)
-    with _under(loaded, method, halted_kv, min_prompt_tokens) as applied:
+    with _under(loaded, method, min_prompt_tokens) as applied:
         done = generate_each(loaded.model, shared, rests, max_new_tokens)
         return [_answer(loaded, one, shared.shape[1], applied) for one in done]
 
@@ -99,12 +96,11 @@ def together(answers: Sequence[Answer]) -> Answer:
 
 
 def _under(
-    loaded: LoadedModel, method: AnyMethod | None, halted_kv: HaltedKV, min_prompt_tokens: int
+    loaded: LoadedModel, method: AnyMethod | None, min_prompt_tokens: int
 ) -> AbstractContextManager[Applied | None]:
     if method is None:
         return nullcontext()
-    options: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
-    return applying(loaded.model, method, loaded.tokenizer, **options)
+    return applying(loaded.model, method, loaded.tokenizer, min_prompt_tokens=min_prompt_tokens)
 
 
 def _answer(loaded: LoadedModel, done: Generated, tokens: int, applied: Applied | None) -> Answer:

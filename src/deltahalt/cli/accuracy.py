@@ -11,7 +11,6 @@ from deltahalt.cli.base import (
     MOST_TOKENS,
     DeviceOption,
     DtypeOption,
-    HaltedKVOption,
     LimitOption,
     ModelOption,
     SeedOption,
@@ -37,7 +36,6 @@ def sweep(
     characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
     limit: LimitOption = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Judge no more of an answer.")] = 48,
-    halted_kv: HaltedKVOption = "drop",
     query_free: QueryFreeOption = False,
     seed: SeedOption = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
@@ -56,7 +54,7 @@ def sweep(
     if plot is not None:
         check_plot(plot)
     require_writable(rows)
-    way = Way(halted_kv, query_free, max_answer_tokens)
+    way = Way(query_free, max_answer_tokens)
     named = policies.split()
     for policy in named:
         check_policy(policy)

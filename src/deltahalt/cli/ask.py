@@ -13,7 +13,6 @@ from deltahalt.cli.base import (
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
-    HaltedKVOption,
     JsonOption,
     MinPromptOption,
     ModelOption,
@@ -40,7 +39,6 @@ def run(
     keep_last: Annotated[int | None, typer.Option(help="Tokens at the end that never halt, 1 or more.")] = None,
     scope: Annotated[str | None, typer.Option(help="Which tokens may halt: all, visual or text.")] = None,
     boundary: Annotated[str | None, typer.Option(help="Halt after the whole layer (block) or its attention.")] = None,
-    halted_kv: HaltedKVOption = "drop",
     min_prompt_tokens: MinPromptOption = 0,
     max_new_tokens: NewTokensOption = 64,
     compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
@@ -91,7 +89,6 @@ def run(
         wanted | {policy: parse_method(chosen)},
         as_json=as_json,
         max_new_tokens=max_new_tokens,
-        halted_kv=halted_kv,
         min_prompt_tokens=min_prompt_tokens,
     )
 

@@ -15,7 +15,6 @@ from deltahalt.cli.base import (
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
-    HaltedKVOption,
     MinPromptOption,
     ModelOption,
     PolicyOption,
@@ -47,7 +46,6 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(min=1, max=MOST_TOKENS, help="Cut prompts and answers to this number of tokens.")
     ] = None,
-    halted_kv: HaltedKVOption = "drop",
     min_prompt_tokens: MinPromptOption = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seeds whatever draws.")] = 0,
     dtype: DtypeOption = "auto",
@@ -83,7 +81,6 @@ def evaluate(
     lm = DeltahaltLM(
         model,
         policy,
-        halted_kv=halted_kv,
         min_prompt_tokens=min_prompt_tokens,
         dtype=dtype,
         device=device,

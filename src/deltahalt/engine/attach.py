@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.engine.halted import Depth, Halted, HaltedKV
+from deltahalt.engine.halted import Depth, Halted
 from deltahalt.engine.handover import WANTED, Handover
 from deltahalt.errors import UnsupportedError
 from deltahalt.host.families import vision_family_of
@@ -38,7 +38,6 @@ def halting(
     model: nn.Module,
     policy: AnyPolicy | str,
     *,
-    halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
     timed: bool = False,
     depth: Depth | None = None,
@@ -50,8 +49,7 @@ def halting(
     Progressive; or text, "auto" for what calibration found best for this model ("auto-query-free" where prompts come
     without their question), a profile, or what `parse_policy` reads (see `deltahalt.profile`). For methods of other
     stages see `deltahalt.methods.applying`.
-    halted_kv: "drop" gives halted tokens no K/V in deeper layers; "frozen" lets them go on serving K/V of their last
-    hidden state. min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
+    min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
     vision: what leaves fewer visual tokens inside the ViT as well, as in `deltahalt.vision.halting_vision`.
 
@@ -68,7 +66,6 @@ def halting(
         halted = Halted(
             decoder,
             chosen,
-            halted_kv=halted_kv,
             min_prompt_tokens=min_prompt_tokens,
             timed=timed,
             depth=depth,

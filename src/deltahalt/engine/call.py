@@ -1,76 +1,58 @@
 """One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from deltahalt.engine.backends import backend
-from deltahalt.engine.cache import HaltedCache, Segment, segment_of
-from deltahalt.engine.masks import ATTENTION, attention_mask
+from deltahalt.engine.cache import HaltedCache, Segment
+from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.engine.layout import Layout
+from deltahalt.engine.mask import ATTENTION
+from deltahalt.engine.masks import Masks
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.host.families.base import Family, Module
+from deltahalt.host.families.base import Module
 from deltahalt.kinds import DROPPED, TEXT
-from deltahalt.policies.base import Policy
 
 # Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
 IGNORED = {"cache_position", "return_dict", "is_causal"}
-Scored = dict[tuple[int, int, Policy], torch.Tensor]  # by layer, row and `Policy.scoring`: [n]
-Attention = tuple[torch.Tensor | None, AbstractContextManager[object]]  # the mask, and where it is to be used
 
 
-@dataclass
-class Call:
-    """What stays the same while one call runs through the layers.
+@dataclass(frozen=True)
+class DecoderCall:
+    """One call of a host's decoder: what every layer is given beside its tokens.
 
-    past: what the cache held before, by run of layers; empty in a prefill. prompts: tokens in each row's prompt, in a
-    prefill. behind: so many last columns of a prefill come after its prompts: they run along, no policy sees them and
-    none halts. width: columns of this call's input. seen: columns before it. extra: what the host's layers are given
-    besides. own: what the family's `after_layer` is given. kinds: [B, width] what each token is (see
-    `deltahalt.kinds`); None where all are text. dropped: whether some were gone before the first layer. blocks:
-    [B, width] number of the block within which a token sees what comes after it too; -1 for none. embeds: [B, width, D]
-    what went into the first layer, where there are `kinds`. scored: where many runs begin with the same states, what
-    their policies have scored of whole prompts.
+    own: arguments for the family's `after_layer`. extra: further arguments for the host's layers. embeddings:
+    [B, width, D] input of the first layer, where some tokens are not text.
     """
 
-    config: Any
-    layers: Sequence[Module]
-    norm: Module
-    family: Family
+    host: HostDecoder
+    layout: Layout
+    masks: Masks
     cache: DynamicCache | None
     use_cache: bool
-    past: list[Segment]
-    prompts: tuple[int, ...]
-    width: int
-    seen: int
-    windows: tuple[int | None, ...]
-    extra: dict[str, Any]
-    own: dict[str, Any]
-    kinds: torch.Tensor | None
-    dropped: bool
-    blocks: torch.Tensor | None
-    embeds: torch.Tensor | None
-    behind: int = 0
-    scored: Scored | None = None
-    attention: dict[tuple[int, int | None], Attention] = field(default_factory=dict)  # by run of layers, and window
+    own: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    embeddings: torch.Tensor | None = None
+
+    @property
+    def layers(self) -> Sequence[Module]:
+        """The host's decoder layers, in order."""
+        return self.host.layers
 
     def layer_inputs(
-        self, layer: int, stream: TokenStream, trace: Trace, alike: int | None
+        self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None
     ) -> tuple[dict[str, Any], AbstractContextManager[object]]:
-        """Keyword arguments for the host's layer, and the context to run it in.
-
-        alike: how many layers, itself included, attend alike; None where all layers run on the same tokens.
-        """
-        rotary = stream.rotary[self.family.rotary_kind(self.config, layer)]
-        mask, around = self._attention(layer, stream, trace, alike)
+        """Keyword arguments for the host's layer, and the context to run it in. layers_per_plan: as in `Masks.of`."""
+        mask, around = self.masks.of(layer, stream, trace, layers_per_plan)
         inputs = {
             "attention_mask": mask,
-            "position_embeddings": self.family.for_layer(rotary),
+            "position_embeddings": self.host.family.for_layer(self._rotary(layer, stream)),
             "position_ids": None,  # the host would read gaps in them as packed sequences
             "past_key_values": self.cache,
             "use_cache": self.use_cache,
@@ -79,80 +61,25 @@ class Call:
         return inputs, around
 
     def after_layer(self, layer: int, stream: TokenStream) -> TokenStream:
-        """The tokens as the next layer finds them."""
+        """The tokens as they enter the next layer."""
         if not self.own:
             return stream
-        return stream.advance(self.family.after_layer(layer, stream.hidden, stream.slots - self.seen, **self.own))
+        columns = stream.slots - self.layout.seen
+        return stream.advance(self.host.family.after_layer(layer, stream.hidden, columns, **self.own))
 
-    def positions(self, stream: TokenStream, row: int) -> torch.Tensor:
-        """Where in the row's prompt its tokens of `stream` stand, [n]."""
-        return stream.slots[row, stream.row(row)] - self.columns(row).start
+    def store(self, layer: Module, index: int, tokens: TokenStream) -> None:
+        """Put K and V that the layer computes from the states of `tokens` into its cache."""
+        assert self.cache is not None  # a policy that needs this is refused without a cache
+        self.cache.update(*self.host.family.keys_values(layer, tokens.hidden, self._rotary(index, tokens)), index)
 
-    def columns(self, row: int) -> slice:
-        """The columns of the row's prompt."""
-        return slice(self.width - self.behind - self.prompts[row], self.width - self.behind)
-
-    def prompts_of(self, stream: TokenStream) -> TokenStream:
-        """The stream without what comes after the prompts."""
-        return stream.until(stream.width - self.behind) if self.behind else stream
-
-    def prompt_kinds(self, row: int) -> torch.Tensor | None:
-        """What each token of the row's prompt is, [prompt]; None in a batch of text."""
-        return None if self.kinds is None else self.kinds[row, self.columns(row)]
-
-    def refuse_flash_window(self, halted_from: int) -> None:
-        """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""
-        reached = any(window and window <= self.seen + self.width for window in self.windows[halted_from:])
-        if reached and self.config._attn_implementation.startswith("flash"):
-            raise UnsupportedError(
-                "FlashAttention measures a sliding window over the kept tokens, not over the prompt: load the model "
-                'with attn_implementation="sdpa" to halt prompts longer than its window'
-            )
-
-    def _attention(self, layer: int, stream: TokenStream, trace: Trace, alike: int | None) -> Attention:
-        window = self.windows[layer]
-        if window is not None and self.seen + self.width < window:
-            window = None
-        segment = segment_of(self.past or trace.segments, layer)
-        key = (segment.start, window)
-        if key not in self.attention:
-            past = segment.slots[:, -self._stored(layer) :] if self.past else stream.slots[:, :0]
-            parts = (*(served.halted for served in trace.served), stream)
-            keys = torch.cat([past, *(part.slots for part in parts)], dim=1)
-            mask = attention_mask(
-                stream.slots,
-                keys,
-                padded=any(part.padded for part in parts) or (bool(self.past) and segment.padded),
-                window=window,
-                attention=self.config._attn_implementation,
-                dtype=stream.hidden.dtype,
-                block_of=None if self.blocks is None else self._block_of,
-            )
-            around: AbstractContextManager[object] = nullcontext()
-            if alike is not None:
-                pairs = alike * self.config.num_attention_heads * stream.slots.numel() * keys.shape[1]
-                around = backend(pairs, masked=mask is not None)
-            self.attention[key] = mask, around
-        return self.attention[key]
-
-    def _block_of(self, slots: torch.Tensor) -> torch.Tensor:
-        """The block of the tokens at `slots` [B, n]; -1 for none, and for tokens of earlier calls."""
-        assert self.blocks is not None
-        columns = slots - self.seen
-        return self.blocks.to(slots.device).gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
-
-    def _stored(self, layer: int) -> int:
-        """Entries in the layer's cache: a sliding layer lets go of those that no query will reach."""
-        cache: Any = self.cache
-        stored: int = cache.layers[layer].keys.shape[-2]
-        return stored
+    def _rotary(self, layer: int, stream: TokenStream) -> Any:
+        return stream.rotary[self.host.family.rotary_kind(self.host.config, layer)]
 
 
 def prepare(
-    decoder: Module,
-    family: Family,
+    host: HostDecoder,
     *,
-    freeze: bool,
+    shortest: int = 0,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
@@ -162,27 +89,25 @@ def prepare(
     kinds: torch.Tensor | None = None,
     blocks: torch.Tensor | None = None,
     **extra: Any,
-) -> tuple[TokenStream, Call]:
+) -> tuple[TokenStream, DecoderCall]:
     """Check the arguments of a call to the host's decoder and set it up.
 
-    freeze: whether halted tokens go on serving K and V. kinds, blocks: as in Call. Visual tokens that are NaN are
-    dropped here, before the first layer.
-    Raises InputError for input that cannot be run and UnsupportedError for features that halting cannot serve.
+    shortest, kinds, blocks: as in Layout. Visual tokens that are NaN are dropped here, before the first layer.
+    Raises InputError for input that cannot be run and UnsupportedError for features that halting does not support.
     """
-    config = decoder.config
+    config, family = host.config, host.family
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("give either input_ids or inputs_embeds")
     if input_ids is not None and (input_ids.ndim != 2 or input_ids.is_floating_point()):
         raise InputError("give input_ids as whole numbers, [batch, tokens]")
-    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    hidden = inputs_embeds if input_ids is None else host.embed(input_ids)
+    assert hidden is not None
     use_cache = bool(config.use_cache if use_cache is None else use_cache)
     cache = DynamicCache(config=config) if use_cache and past_key_values is None else past_key_values
-    if decoder.training and getattr(decoder, "gradient_checkpointing", False):
+    if host.module.training and getattr(host.module, "gradient_checkpointing", False):
         raise UnsupportedError("gradient checkpointing recomputes layers on other tokens: call model.eval() first")
     own = {name: extra.pop(name) for name in family.own if name in extra}
     _refuse(config, cache, attention_mask, extra)
-    if freeze and (cache is None or config._attn_implementation.startswith("flash")):
-        raise UnsupportedError('halted_kv="frozen" needs a cache, and sdpa or eager attention')
 
     seen, width = cache.get_seq_length() if cache is not None else 0, hidden.shape[1]
     if width == 0:
@@ -192,29 +117,23 @@ def prepare(
         position_ids = torch.arange(seen, seen + width, device=hidden.device)[None]
     elif attention_mask is None and _reads_packing(config, cache, len(hidden)):
         _refuse_packing(family.packing(position_ids))
-    stream = TokenStream(hidden, slots, lengths, family.rotary(decoder, hidden, position_ids))
+    stream = TokenStream(hidden, slots, lengths, family.rotary(host.module, hidden, position_ids))
     if kinds is not None:
         kinds = kinds.masked_fill((kinds > TEXT) & hidden[..., 0].isnan(), DROPPED)
     dropped = kinds is not None and bool((kinds == DROPPED).any())
-    call = Call(
-        config=config,
-        layers=decoder.layers,
-        norm=decoder.norm,
-        family=family,
-        cache=cache,
-        use_cache=use_cache,
-        past=cache.segments if isinstance(cache, HaltedCache) else past,
-        prompts=() if seen else lengths,
+    layout = Layout(
         width=width,
         seen=seen,
-        windows=family.windows(config),
-        extra=extra,
-        own=own,
+        prompts=() if seen else lengths,
+        end=width,
+        shortest=shortest,
         kinds=kinds,
         dropped=dropped,
         blocks=None if blocks is None else blocks[:, -width:],  # some hosts name those of earlier calls too
-        embeds=None if kinds is None else hidden,
     )
+    past = cache.segments if isinstance(cache, HaltedCache) else past
+    embeddings = None if kinds is None else hidden
+    call = DecoderCall(host, layout, Masks(host, layout, past, cache), cache, use_cache, own, extra, embeddings)
     return _without_dropped(stream, kinds) if dropped and kinds is not None else stream, call
 
 

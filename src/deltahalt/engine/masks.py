@@ -1,49 +1,98 @@
-"""The attention mask of one run of layers, measured in the columns of the original input."""
+"""Which layers of one call share an attention mask, and the attention backend for each run of them."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import Any
 
 import torch
+from transformers import DynamicCache
 
-from deltahalt.host.compat import blocks_cross_windows
+from deltahalt.engine.backends import backend
+from deltahalt.engine.cache import Segment, segment_of
+from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.engine.layout import Layout
+from deltahalt.engine.mask import attention_mask
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.trace import Trace
+from deltahalt.errors import UnsupportedError
+from deltahalt.policies.base import Stage
 
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+Attention = tuple[torch.Tensor | None, AbstractContextManager[object]]  # the mask, and where it is to be used
 
 
-def attention_mask(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    *,
-    padded: bool,
-    window: int | None,
-    attention: str,
-    dtype: torch.dtype,
-    block_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor | None:
-    """What the host's attention function `attention` takes as its mask, in the host's own conventions.
+class Masks:
+    """The attention masks of one call: one for each run of layers that hold the same tokens and have the same window.
 
-    queries [B, q], keys [B, k]: slots of the tokens that read and are read; -1 for padding. The last q keys are the
-    queries themselves. padded: whether any key is padding. window: how many columns back a query sees, itself
-    included; None where it sees all, or where all tokens seen so far fit. block_of: slots -> [B, n] blocks within which
-    tokens see later ones too, -1 for none; FlashAttention has no such thing, in the host neither.
-
-    Returns None (plain causal, or one query that sees all), a 2D mask [B, k] for FlashAttention, or [B, 1, q, k]:
-    boolean for sdpa, additive in `dtype` for eager.
+    past: what the cache held before the call, by run of layers; empty in a prefill.
     """
-    if attention.startswith("flash"):
-        return keys >= 0 if padded else None
-    plain = window is None and not padded and block_of is None
-    if attention == "sdpa" and plain and queries.shape[1] in (1, keys.shape[1]):
-        return None
-    reader, read = queries[:, None, :, None], keys[:, None, None, :]
-    visible = read <= reader
-    if block_of is not None:
-        inner, outer = block_of(queries)[:, None, :, None], block_of(keys)[:, None, None, :]
-        together = (inner == outer) & (inner >= 0)
-        visible |= together
-    if window is not None:
-        near = read > reader - window
-        visible &= near | together if block_of is not None and blocks_cross_windows() else near
-    visible &= read >= 0
-    if attention == "eager":
-        return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
-    return visible
+
+    def __init__(self, host: HostDecoder, layout: Layout, past: list[Segment], cache: DynamicCache | None) -> None:
+        self.host, self.layout, self.past, self.cache = host, layout, past, cache
+        self._made: dict[tuple[int, int | None], Attention] = {}  # by first layer of the run, and window
+
+    def of(self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None) -> Attention:
+        """The mask of a layer about to run on `stream`, and the context to run its attention in.
+
+        layers_per_plan: the number of layers, itself included, that share its tokens and window; None where all layers
+        run on the same tokens.
+        """
+        window, layout = self.host.windows[layer], self.layout
+        if window is not None and layout.seen + layout.width < window:
+            window = None
+        segment = segment_of(self.past or trace.segments, layer)
+        key = (segment.start, window)
+        if key not in self._made:
+            past = segment.slots[:, -self._stored(layer) :] if self.past else stream.slots[:, :0]
+            parts = (*(readable.halted for readable in trace.readable), stream)
+            keys = torch.cat([past, *(part.slots for part in parts)], dim=1)
+            mask = attention_mask(
+                stream.slots,
+                keys,
+                padded=any(part.padded for part in parts) or (bool(self.past) and segment.padded),
+                window=window,
+                attention=self.host.attention,
+                dtype=stream.hidden.dtype,
+                block_of=None if layout.blocks is None else self._block_of,
+            )
+            around: AbstractContextManager[object] = nullcontext()
+            if layers_per_plan is not None:
+                pairs = layers_per_plan * self.host.shape.heads * stream.slots.numel() * keys.shape[1]
+                around = backend(pairs, masked=mask is not None)
+            self._made[key] = mask, around
+        return self._made[key]
+
+    def layers_per_plan(self, stages: Iterable[Stage]) -> list[int | None]:
+        """For each layer, the number of layers (itself included) that share its tokens and window.
+
+        None for every layer if all layers run on the same tokens. cuDNN compiles one plan for layers that share both.
+        """
+        layers = len(self.host.windows)
+        borders = {0, layers, *(stage.last + 1 for stage in stages), *(segment.start for segment in self.past)}
+        runs = [self.host.windows[begin:end] for begin, end in pairwise(sorted(borders))]
+        if len(runs) == 1:
+            return [None] * layers
+        return [windows.count(window) for windows in runs for window in windows]
+
+    def refuse_flash_window(self, halted_from: int) -> None:
+        """Raise UnsupportedError if a layer from `halted_from` on has a window that FlashAttention would misplace."""
+        columns = self.layout.seen + self.layout.width
+        reached = any(window and window <= columns for window in self.host.windows[halted_from:])
+        if reached and self.host.attention.startswith("flash"):
+            raise UnsupportedError(
+                "FlashAttention measures a sliding window over the kept tokens, not over the prompt: load the model "
+                'with attn_implementation="sdpa" to halt prompts longer than its window'
+            )
+
+    def _block_of(self, slots: torch.Tensor) -> torch.Tensor:
+        """The block of the tokens at `slots` [B, n]; -1 for none, and for tokens of earlier calls."""
+        assert self.layout.blocks is not None
+        columns = slots - self.layout.seen
+        blocks = self.layout.blocks.to(slots.device)
+        return blocks.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
+
+    def _stored(self, layer: int) -> int:
+        """Entries in the layer's cache: a sliding layer drops those that no query will reach."""
+        cache: Any = self.cache
+        stored: int = cache.layers[layer].keys.shape[-2]
+        return stored

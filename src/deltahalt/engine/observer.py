@@ -20,7 +20,7 @@ def observing(model: Module, look: Callable[[LayerView], None]) -> Iterator[Halt
     Raises what `halting` raises.
     """
     with halting(model, Dense()) as halted:
-        layers = halted.shape.layers
+        layers = halted.host.shape.layers
         halted.stages = (Stage((_Observer(look=look),), first=0, last=layers),)  # it would decide past the last layer
         yield halted
 

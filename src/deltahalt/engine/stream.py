@@ -1,6 +1,6 @@
 """The tokens that flow through the decoder, and the one gather that compacts them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,13 +11,15 @@ from deltahalt.host.families.base import Rotary
 class TokenStream:
     """The active tokens of a batch, right-aligned: row b holds `lengths[b]` tokens after padding on its left.
 
-    Tokens keep the order of the input, so that index, position and causality agree.
+    Tokens keep the order of the input, so that index, position and causality agree. The last `trailing` tokens of every
+    row come after its prompt: they run through all layers and never halt.
     """
 
     hidden: torch.Tensor  # [B, n, D]
     slots: torch.Tensor  # [B, n] column of the input that each token came from; -1 for padding
     lengths: tuple[int, ...]  # tokens in each row
     rotary: dict[str, Rotary]  # by kind of layer: cos and sin, each [B or 1, n, d]
+    trailing: int = 0
 
     @property
     def width(self) -> int:
@@ -35,33 +37,40 @@ class TokenStream:
 
     def advance(self, hidden: torch.Tensor) -> "TokenStream":
         """The same tokens with new hidden states."""
-        return TokenStream(hidden, self.slots, self.lengths, self.rotary)
+        return replace(self, hidden=hidden)
 
-    def until(self, column: int) -> "TokenStream":
-        """The tokens of the first `column` columns."""
+    @property
+    def prompt(self) -> "TokenStream":
+        """The prompts' tokens alone."""
+        if not self.trailing:
+            return self
+        column = self.width - self.trailing
         return TokenStream(
             self.hidden[:, :column],
             self.slots[:, :column],
-            tuple(length - (self.width - column) for length in self.lengths),
+            tuple(length - self.trailing for length in self.lengths),
             {kind: (cos[:, :column], sin[:, :column]) for kind, (cos, sin) in self.rotary.items()},
         )
 
     def last(self, count: int) -> "TokenStream":
-        """The last `count` tokens of each row, or all where there are fewer."""
+        """The last `count` tokens of each row, or all where there are fewer; of a stream without trailing tokens."""
         rows = [torch.arange(max(0, length - count), length, device=self.slots.device) for length in self.lengths]
         return self.keep(rows)
 
     def followed_by(self, later: "TokenStream") -> "TokenStream":
-        """These tokens, then those of `later`, which has no padding."""
+        """These prompts, then the trailing tokens `later`, which has no padding."""
         return TokenStream(
             torch.cat([self.hidden, later.hidden], dim=1),
             torch.cat([self.slots, later.slots], dim=1),
             tuple(map(sum, zip(self.lengths, later.lengths, strict=True))),
             {kind: _joined(rotary, later.rotary[kind]) for kind, rotary in self.rotary.items()},
+            trailing=later.width,
         )
 
     def keep(self, index: list[torch.Tensor]) -> "TokenStream":
-        """Of each row b, the tokens at `index[b]` (ascending, within the row's own tokens); short rows are padded."""
+        """Of each row b, the prompt's tokens at `index[b]` (ascending), and trailing ones; short rows are padded."""
+        if self.trailing:
+            index = [self._with_trailing(chosen, row) for row, chosen in enumerate(index)]
         lengths = tuple(len(chosen) for chosen in index)
         width = max(lengths)
         columns = self.slots.new_zeros(len(index), width)
@@ -77,7 +86,12 @@ class TokenStream:
             slots=_gather(self.slots, columns).masked_fill(~real, -1),
             lengths=lengths,
             rotary={kind: (_gather(cos, columns), _gather(sin, columns)) for kind, (cos, sin) in self.rotary.items()},
+            trailing=self.trailing,
         )
+
+    def _with_trailing(self, index: torch.Tensor, row: int) -> torch.Tensor:
+        length = self.lengths[row]
+        return torch.cat([index, torch.arange(length - self.trailing, length, device=index.device)])
 
     def spread(self, seen: int, width: int) -> torch.Tensor:
         """Hidden states back in the `width` columns of the input, `seen` before them: [B, width, D].

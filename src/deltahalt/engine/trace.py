@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from deltahalt.engine.cache import Segment
-from deltahalt.engine.served import Served
+from deltahalt.engine.readable import Readable
 from deltahalt.engine.stream import TokenStream
+from deltahalt.errors import PolicyError
 from deltahalt.flops import LayerLoad
 
 
@@ -16,10 +17,11 @@ class Trace:
     """Which layers hold which tokens, who was halted where, and what each layer computed, as the run goes on."""
 
     segments: list[Segment]
-    served: list[Served] = field(default_factory=list)  # halted tokens that go on serving K and V
+    readable: list[Readable] = field(default_factory=list)  # halted tokens whose K and V deeper layers hold
     stages: list[tuple[int, tuple[torch.Tensor, ...]]] = field(default_factory=list)  # layer, slots [k] by row
     scores: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # by stage, then by row, [n]
     loads: list[tuple[LayerLoad, ...]] = field(default_factory=list)  # by layer, then by row
+    nan_checks: list[tuple[torch.Tensor, str]] = field(default_factory=list)  # whether scores hold a NaN; the message
 
     @classmethod
     def begin(cls, stream: TokenStream, *, dropped: bool) -> "Trace":
@@ -31,26 +33,32 @@ class Trace:
         return trace
 
     def halt(self, layer: int, stream: TokenStream, scores: Mapping[int, torch.Tensor]) -> None:
-        """Note that only `stream` stays active behind the layer; deeper ones hold it and what is served, no others.
+        """Note that only `stream` stays active after the layer; deeper layers hold it and the readable halted tokens.
 
         scores: what tokens were chosen by, [n] by row.
         """
         self.scores.append(tuple(map(scores.get, range(len(stream.lengths)))))
-        held = [*(served.halted for served in self.served), stream]
+        held = [*(readable.halted for readable in self.readable), stream]
         slots = torch.cat([part.slots for part in held], dim=1)
         self.segments.append(Segment(layer + 1, slots, any(part.padded for part in held)))
         self.stages.append((layer, _slots_by_row(stream)))
 
     def log(
-        self, attended: tuple[int, ...], fed: tuple[int, ...], frozen: tuple[int, ...], looked: tuple[int, ...]
+        self, attended: tuple[int, ...], ffn: tuple[int, ...], kv_only: tuple[int, ...], lookahead: tuple[int, ...]
     ) -> None:
         """Note one layer's work, as a LayerLoad names it, by row."""
-        told = [sum(served.pairs(row) for served in self.served) for row in range(len(fed))]
-        self.loads.append(tuple(map(LayerLoad, attended, fed, frozen, looked, told)))
+        regressed = [sum(readable.pairs(row) for readable in self.readable) for row in range(len(ffn))]
+        self.loads.append(tuple(map(LayerLoad, attended, ffn, kv_only, lookahead, regressed)))
 
-    def serving(self, rows: int) -> tuple[int, ...]:
-        """How many halted tokens of each of the rows serve K and V."""
-        return tuple(sum(served.halted.lengths[row] for served in self.served) for row in range(rows))
+    def readable_tokens(self, rows: int) -> tuple[int, ...]:
+        """For each of the rows, the number of halted tokens whose K and V the next layer holds."""
+        return tuple(sum(readable.halted.lengths[row] for readable in self.readable) for row in range(rows))
+
+    def refuse_nan(self) -> None:
+        """Raise PolicyError if a policy scored a token as NaN. Waits for the device."""
+        for found, message in self.nan_checks:
+            if found:
+                raise PolicyError(message)
 
 
 def _slots_by_row(stream: TokenStream) -> tuple[torch.Tensor, ...]:

@@ -1,24 +1,23 @@
-"""What a policy is shown of the layer that decides, and of the layers behind it."""
+"""What a policy is shown of the layer that decides, and of deeper layers."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from deltahalt.engine.call import Call
+from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import UnsupportedError
-from deltahalt.host.families.base import Module, Rotary
+from deltahalt.host.families.base import Family, Module, Rotary
 from deltahalt.policies.base import LayerView
 
 
 def view_layer(
     index: int,
-    call: Call,
+    call: DecoderCall,
     before: TokenStream,
     update: torch.Tensor,
     after: torch.Tensor | None,
@@ -30,29 +29,29 @@ def view_layer(
     before: the prompts' tokens as they enter it. update: [B, n, D] output of its attention; after: of the block, or
     None at the boundary inside it. now: [B, n, D] the latest states there are.
     """
-    own, layer, family = before.row(row), call.layers[index], call.family
+    own, layer, family, layout = before.row(row), call.layers[index], call.host.family, call.layout
     hidden, rotary = before.hidden[row, own], _rotary(index, call, before, row)  # [n, D]
-    kinds = call.prompt_kinds(row)
+    kinds = layout.prompt_kinds(row)
     view = LayerView(
         layer=index,
-        prompt=call.prompts[row],
-        positions=call.positions(before, row).to(hidden.device),
+        prompt=layout.prompts[row],
+        positions=layout.positions(before, row).to(hidden.device),
         kinds=None if kinds is None else kinds.to(hidden.device),
-        embeddings=None if call.embeds is None else call.embeds[row, call.columns(row)].to(hidden.device),
-        final_norm=call.norm,
+        embeddings=None if call.embeddings is None else call.embeddings[row, layout.columns(row)].to(hidden.device),
+        final_norm=call.host.norm,
         hidden_in=hidden,
         update=update[row, own],
         hidden_out=None if after is None else after[row, own],
         queries=lambda last: family.queries(layer, hidden[None, -last:], _last(rotary, last))[0],
         keys=lambda: family.keys(layer, hidden[None], rotary)[0],
-        scaling=layer.self_attn.scaling,
-        window=call.windows[index],
+        scaling=family.scaling(layer),
+        window=call.host.windows[index],
     )
     return replace(view, lookahead=partial(look_ahead, view, call, before, now[row, own], row))
 
 
 def look_ahead(
-    view: LayerView, call: Call, stream: TokenStream, states: torch.Tensor, row: int, window: int
+    view: LayerView, call: DecoderCall, stream: TokenStream, states: torch.Tensor, row: int, window: int
 ) -> Iterator[LayerView]:
     """Views of the deeper layers in turn, as the row's last `window` tokens would see them if all others stayed.
 
@@ -60,43 +59,41 @@ def look_ahead(
     present state, so a layer costs two projections of n tokens, and attention of `window` queries.
     Raises UnsupportedError for a layer whose weights are not there: accelerate brings them for its own run alone.
     """
-    family = call.family
-    others, asking = states[None, :-window], states[None, -window:]
+    family = call.host.family
+    others, last = states[None, :-window], states[None, -window:]
     visible: dict[int | None, torch.Tensor] = {}
     if view.hidden_out is None:  # tokens halt inside the layer: its FFN has not run
-        asking = family.feed_forward(call.layers[view.layer], asking)
+        last = family.feed_forward(call.layers[view.layer], last)
     reader, read = view.positions[-window:, None], view.positions
-    for index in range(view.layer + 1, len(call.windows)):
-        layer, rotary, span = call.layers[index], _rotary(index, call, stream, row), call.windows[index]
-        others, asking = (_beside(layer, part, index) for part in (others, asking))
-        queries = family.queries(layer, asking, _last(rotary, window))  # [1, heads, window, d]
-        keys, values = family.keys_values(layer, torch.cat([others, asking], dim=1), rotary)  # [1, kv_heads, n, d]
+    for index in range(view.layer + 1, len(call.host.windows)):
+        layer, rotary, span = call.layers[index], _rotary(index, call, stream, row), call.host.windows[index]
+        others, last = (_beside(family, layer, part, index) for part in (others, last))
+        queries = family.queries(layer, last, _last(rotary, window))  # [1, heads, window, d]
+        keys, values = family.keys_values(layer, torch.cat([others, last], dim=1), rotary)  # [1, kv_heads, n, d]
         yield replace(
             view,
             layer=index,
             queries=partial(_tail, queries[0]),
             keys=partial(itemgetter(0), keys),
-            scaling=layer.self_attn.scaling,
+            scaling=family.scaling(layer),
             window=span,
         )
         if span not in visible:
             visible[span] = (read <= reader) if span is None else (read <= reader) & (read > reader - span)
-        update = _attend(queries, keys, values, visible[span].to(keys.device), layer.self_attn.scaling)
-        update = layer.self_attn.o_proj(update.transpose(1, 2).flatten(2))
-        asking = family.feed_forward(layer, family.add_attention(layer, asking, update))
+        update = _attend(queries, keys, values, visible[span].to(keys.device), family.scaling(layer))
+        last = family.feed_forward(layer, family.add_attention(layer, last, family.output(layer, update)))
 
 
-def _beside(layer: Module, states: torch.Tensor, index: int) -> torch.Tensor:
+def _beside(family: Family, layer: Module, states: torch.Tensor, index: int) -> torch.Tensor:
     """`states` on the device of the layer's weights."""
-    weight: Any = layer.self_attn.o_proj.weight
-    if weight.is_meta:
-        raise UnsupportedError(f"layer {index} is offloaded, so no look ahead at it is possible: use ahead=0")
-    return states.to(weight.device)
+    if family.offloaded(layer):
+        raise UnsupportedError(f"layer {index} is offloaded, so the policy cannot look ahead at it: use ahead=0")
+    return states.to(family.device(layer))
 
 
-def _rotary(index: int, call: Call, stream: TokenStream, row: int) -> Rotary:
+def _rotary(index: int, call: DecoderCall, stream: TokenStream, row: int) -> Rotary:
     """cos and sin [1, n, d] of the row's tokens at the layer."""
-    cos, sin = stream.rotary[call.family.rotary_kind(call.config, index)]
+    cos, sin = stream.rotary[call.host.family.rotary_kind(call.host.config, index)]
     own, row = stream.row(row), row if len(cos) > 1 else 0
     return cos[row : row + 1, own], sin[row : row + 1, own]
 

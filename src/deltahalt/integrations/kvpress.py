@@ -72,7 +72,7 @@ class DeltaPress(BasePress):
     def __call__(self, model: Module) -> Iterator[Halted]:
         with ExitStack() as undo:
             halted = undo.enter_context(halting(model, self.policy))
-            decoder = halted.decoder
+            decoder = halted.host.module
             undo.callback(decoder.register_forward_pre_hook(self._check, with_kwargs=True).remove)
             if model is not decoder:
                 hook = model.register_forward_pre_hook(_want_last_logits, with_kwargs=True, prepend=True)
@@ -152,10 +152,10 @@ def _compressing(halted: Halted, press: BasePress) -> Iterator[None]:
     if any(halted.shape.windows):
         raise UnsupportedError(f"{name} cannot follow halting in a model with sliding-window layers")
     with ExitStack() as undo:
-        for layer in halted.decoder.layers:
+        for layer in halted.host.module.layers:
             undo.callback(layer.self_attn.register_forward_pre_hook(_tell_phase, with_kwargs=True).remove)
             undo.callback(layer.self_attn.register_forward_hook(press.forward_hook, with_kwargs=True).remove)
-        undo.callback(halted.decoder.register_forward_hook(_account).remove)
+        undo.callback(halted.host.module.register_forward_hook(_account).remove)
         yield
 
 

@@ -56,7 +56,7 @@ class DeltahaltLM(HFLM):
     """lm-eval's Hugging Face model with halting around generation and log-likelihood.
 
     pretrained: hub id, local folder, .gguf file, or smollm2-135m. policy: text, of a method of any stage;
-    its options may also stand by themselves, `policy=dash,start=0.5,keep_first=4`. halted_kv, min_prompt_tokens: as in
+    its options may also stand by themselves, `policy=dash,start=0.5,keep_first=4`. min_prompt_tokens: as in
     `halting`.
     dtype, device, device_map, attention, trust_remote_code: as in `deltahalt.loading.models.load`. options: those of
     HFLM that concern a loaded model (HARNESS_OPTIONS), or of the policy.
@@ -70,7 +70,6 @@ class DeltahaltLM(HFLM):
         pretrained: str,
         policy: str = "dense",
         *,
-        halted_kv: str = "drop",
         min_prompt_tokens: int = 0,
         dtype: str = "auto",
         device: str | None = None,
@@ -85,7 +84,7 @@ class DeltahaltLM(HFLM):
             dense = False
         else:
             dense = parse_method(with_options(policy, options)).is_dense
-        self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
+        self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
             raise InputError("batch_size=auto needs the logits of whole prompts, which halting lacks: give a number")
         if device == DEFAULT_DEVICE and (device_map is not None or not torch.cuda.is_available()):

@@ -37,7 +37,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
 
     pretrained: hub id or local folder. policy: text, of a policy of the LLM stage; its options stand by themselves,
     `policy=dash,scope=visual,pruning_ratio=0.65`. vision_policy: text, of a policy of the ViT stage; its options have
-    `vision_` before them, `vision_policy=vision-dash,vision_retain=0.35`. halted_kv, min_prompt_tokens: as in
+    `vision_` before them, `vision_policy=vision-dash,vision_retain=0.35`. min_prompt_tokens: as in
     `halting`. options: those of lmms-eval's Qwen2-VL, or of the policies.
 
     What generation took goes to lmms-eval's results, under `throughput`. Raises what `halting` and `halting_vision`
@@ -50,7 +50,6 @@ class DeltahaltQwen2VL(Qwen2_VL):
         policy: str = "dense",
         vision_policy: str | None = None,
         *,
-        halted_kv: str = "drop",
         min_prompt_tokens: int = 0,
         **options: Any,
     ) -> None:
@@ -66,7 +65,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
             parse_policy(with_options(policy, options))  # refuses what is not a policy before the model is loaded
         typed = {name.removeprefix(OF_VISION): value for name, value in vision.items()}
         self.vision_policy = None if vision_policy is None else parse_vision_policy(vision_policy, **typed)
-        self.settings: dict[str, Any] = {"halted_kv": halted_kv, "min_prompt_tokens": min_prompt_tokens}
+        self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
         super().__init__(pretrained, **own)
         decoder = find_decoder(self.model)
         resolved = resolve(policy, decoder, vision=sees_images(self.model, decoder), options=options)

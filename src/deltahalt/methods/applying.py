@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.engine.halted import Halted, HaltedKV
+from deltahalt.engine.halted import Halted
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.methods.base import Ends, Method, Prompts
 from deltahalt.methods.halting import method_of
@@ -50,19 +50,18 @@ def applying(
     method: AnyMethod,
     tokenizer: Any = None,
     *,
-    halted_kv: HaltedKV = "drop",
     min_prompt_tokens: int = 0,
     timed: bool = False,
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
 
     Give prompts to the model by way of `Applied.shorten`. tokenizer: the model's, which some prompt-stage methods need.
-    timed: as in `halting`. halted_kv, min_prompt_tokens: as in `halting`; for policies only.
+    timed: as in `halting`. min_prompt_tokens: as in `halting`; for policies only.
 
     Raises what `halting` and the method raise.
     """
     chosen = method_of(method)
-    with chosen.attach(model, tokenizer, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens) as halted:
+    with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens) as halted:
         halted.timed = timed
         yield Applied(halted, model, chosen, tokenizer)
 

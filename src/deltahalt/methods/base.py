@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from deltahalt.engine.attach import halting
-from deltahalt.engine.halted import Halted, HaltedKV
+from deltahalt.engine.halted import Halted
 from deltahalt.errors import UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.policies import Dense
@@ -43,16 +43,16 @@ class Method:
         return False
 
     def attach(
-        self, model: Any, tokenizer: Any = None, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0
+        self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0
     ) -> AbstractContextManager[Halted]:
-        """The model with this method at work on it. halted_kv, min_prompt_tokens: as in `halting`.
+        """The model with this method at work on it. min_prompt_tokens: as in `halting`.
 
         Raises UnsupportedError for settings that this method does not have, and what `prepare` and `attached` raise.
         """
-        if halted_kv != "drop" or min_prompt_tokens:
+        if min_prompt_tokens:
             raise UnsupportedError(
-                f"{self.name} halts no tokens in decoder layers, so halted_kv and min_prompt_tokens do nothing: leave "
-                "them out"
+                f"{self.name} does not halt tokens in decoder layers, so min_prompt_tokens={min_prompt_tokens} has no "
+                "effect: leave it out"
             )
         self.prepare(model, tokenizer)
         return self.attached(model)

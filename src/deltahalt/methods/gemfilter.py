@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from deltahalt.engine.call import prepare
 from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
-from deltahalt.host.families import family_of
 from deltahalt.methods.prompt_stage import PromptMethod
 
 
@@ -60,22 +60,22 @@ class GemFilter(PromptMethod):
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Raises UnsupportedError at a layer that does not see the whole prompt, or whose weights are offloaded."""
-        decoder = model.get_decoder()
-        family, layers = family_of(decoder.config), list(enumerate(decoder.layers))
+        host = HostDecoder.of(model.get_decoder())
+        family, layers = host.family, list(enumerate(host.layers))
         index = self.layer(len(layers))
-        window = family.windows(decoder.config)[index]
+        window = host.windows[index]
         if window is not None and len(ids) > window:
             raise UnsupportedError(
                 f"layer {index} attends over the last {window} tokens only, so it cannot score a prompt of {len(ids)}: "
                 "choose a start layer with full attention"
             )
-        layer, weight = layers[index][1], layers[index][1].self_attn.o_proj.weight
-        if weight.is_meta:
+        layer = layers[index][1]
+        if family.offloaded(layer):
             raise UnsupportedError(f"layer {index} is offloaded, so it cannot score a prompt: keep it on a device")
-        stream, call = prepare(decoder, family, freeze=False, input_ids=ids[None], use_cache=False)
+        stream, call = prepare(host, input_ids=ids[None], use_cache=False)
         stream, _ = run_layers(layers[:index], (), stream, call)
-        cos, sin = stream.rotary[family.rotary_kind(decoder.config, index)]
-        hidden = stream.hidden.to(weight.device)
+        cos, sin = stream.rotary[family.rotary_kind(host.config, index)]
+        hidden = stream.hidden.to(family.device(layer))
         queries = family.queries(layer, hidden[:, -1:], (cos[:, -1:], sin[:, -1:]))[0, :, 0]  # [heads, d]
         keys = family.keys(layer, hidden, (cos, sin))[0]  # [kv_heads, n, d]
         # Heads that share a key add up before the product.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from deltahalt.engine.attach import halting
-from deltahalt.engine.halted import Halted, HaltedKV
+from deltahalt.engine.halted import Halted
 from deltahalt.flops import ModelShape, policy_loads, true_flops
 from deltahalt.methods.base import Method, scaled
 from deltahalt.policies import Dense, Policy, Progressive
@@ -33,9 +33,9 @@ class Halting(Method):
         return not self.policy.stages
 
     def attach(
-        self, model: Any, tokenizer: Any = None, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0
+        self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0
     ) -> AbstractContextManager[Halted]:
-        return halting(model, self.policy, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
+        return halting(model, self.policy, min_prompt_tokens=min_prompt_tokens)
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         return self.attach(model)

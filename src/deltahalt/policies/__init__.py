@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from deltahalt.policies.base import LayerView, Policy, Progressive
     from deltahalt.policies.dart import Dart
     from deltahalt.policies.dash import Dash
+    from deltahalt.policies.dash_frozen import DashFrozen
     from deltahalt.policies.dash_layer import DashLayer
     from deltahalt.policies.dense import Dense
     from deltahalt.policies.fastv import FastV
@@ -27,6 +28,7 @@ __all__ = [
     "POLICIES",
     "Dart",
     "Dash",
+    "DashFrozen",
     "DashLayer",
     "Dense",
     "FastV",

@@ -20,5 +20,5 @@ def askers(window: int, policy: Policy, view: LayerView) -> int:
     """How many of the last tokens ask: those of the window that are kept in any case."""
     if TEXT in SCOPES[policy.scope]:
         return window
-    may_halt = policy.choice(view)[0].nonzero()
+    may_halt = policy.eligible_and_count(view)[0].nonzero()
     return min(window, len(view.positions) - 1 - int(may_halt[-1]))

@@ -11,13 +11,15 @@ import torch
 
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.kinds import SCOPES, TEXT
+from deltahalt.policies.halted_states import LastState
 from deltahalt.policies.options import check_types
 from deltahalt.policies.selection import halted_count, refuse_nan, spread_over_chunks, top_k
 
 Scope = Literal["all", "visual", "text", "image", "video"]
 Boundary = Literal["block", "attention"]
 RatioOf = Literal["eligible", "prompt"]
-FEWEST_RUNNING = 8  # tokens that a regression on their states needs at least
+# Fields of a LayerView that cost memory or time, beside the positions and kinds of the tokens.
+READABLE = frozenset({"hidden_in", "update", "hidden_out", "queries", "keys", "lookahead", "embeddings"})
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Policy:
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     stage: ClassVar[str] = "LLM"  # where the method acts
+    pointwise: ClassVar[bool] = False  # the score of a token depends on that token alone
+    scores_by_count: ClassVar[bool] = False  # scores depend on how many tokens stay active
 
     start: float | int = 0.4
     pruning_ratio: float = 0.667
@@ -121,25 +125,14 @@ class Policy:
         return 0
 
     @property
-    def serves_halted(self) -> bool:
-        """Whether tokens that this policy halts go on serving K/V in deeper layers, of states that `penalty` tells.
-
-        Such a policy halts no token that comes after one that stays active.
-        """
-        return False
+    def reads(self) -> frozenset[str]:
+        """The names in READABLE of what `score` reads of a view; by default all."""
+        return READABLE
 
     @property
-    def penalty(self) -> float | None:
-        """That of the ridge regression which tells what states of halted tokens that serve become (`engine.served`).
-
-        None: they serve the last they had.
-        """
+    def halted_states(self) -> LastState | None:
+        """From which states deeper layers compute K and V of halted tokens; None: deeper layers do not hold them."""
         return None
-
-    @property
-    def scoring(self) -> "Policy":
-        """The policy whose scores these are: the same one for all that differ in their choice alone."""
-        return self
 
     def score(self, view: LayerView) -> torch.Tensor:
         """Score of each of the n tokens, [n]; the highest stay active."""
@@ -173,7 +166,7 @@ class Policy:
             return max(tokens - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * tokens))
         return tokens - halted_count(eligible, self.pruning_ratio)
 
-    def choice(self, view: LayerView) -> tuple[torch.Tensor, int]:
+    def eligible_and_count(self, view: LayerView) -> tuple[torch.Tensor, int]:
         """Which of the n tokens in `view` may halt, [n] bool, and how many of these stay."""
         kinds = None if view.kinds is None else view.kinds[view.positions]
         eligible = self.eligible(view.positions, view.prompt, kinds)
@@ -183,19 +176,36 @@ class Policy:
     def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
         """Ascending index [k] of the tokens that stay active, of the n in `view`; all that are out of scope do.
 
-        scores: [n], summed over the scored layers. Raises PolicyError if one is NaN, or their shape is another.
+        scores: [n], summed over the scored layers. Raises PolicyError if one is NaN, or for another shape.
         """
+        refuse_nan(scores, self.name)
+        return self.choose(scores, view)
+
+    def choose(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
+        """As `active_set`, but NaN counts as the highest score: no GPU is waited for, and the caller looks for NaN."""
         if scores.shape != view.positions.shape:
             raise PolicyError(
                 f"{self.name} scored {list(scores.shape)}, not one number for each of {len(view.positions)}"
             )
-        refuse_nan(scores, self.name)
-        eligible, count = self.choice(view)
+        if view.kinds is None and len(scores) == view.prompt:
+            return self._active_set_of_whole_text(scores)
+        eligible, count = self.eligible_and_count(view)
         candidates = eligible.nonzero().squeeze(1)
         if count >= len(candidates):
             return torch.arange(len(eligible), device=eligible.device)
         chosen = candidates[self.select(scores[candidates], count)]
         return torch.cat([(~eligible).nonzero().squeeze(1), chosen]).sort().values
+
+    def _active_set_of_whole_text(self, scores: torch.Tensor) -> torch.Tensor:
+        """The same for a whole prompt of text, where counts follow from the length: no GPU is waited for."""
+        prompt, device = len(scores), scores.device
+        first, last = self.ends
+        stop = prompt - last
+        count = max(0, self.kept(prompt) - first - last)
+        if count >= stop - first:
+            return torch.arange(prompt, device=device)
+        chosen = self.select(scores[first:stop], count).to(device) + first
+        return torch.cat([torch.arange(first, device=device), chosen, torch.arange(stop, prompt, device=device)])
 
 
 @dataclass(frozen=True)
@@ -255,14 +265,9 @@ class Stage:
         return min(policy.ends[1] for policy in self.policies)
 
     @property
-    def serves_halted(self) -> bool:
-        """Whether tokens halted here go on serving K/V: see `Policy.serves_halted`."""
-        return self.policies[0].serves_halted
-
-    @property
-    def penalty(self) -> float | None:
-        """How the states of tokens that serve are told: see `Policy.penalty`."""
-        return self.policies[0].penalty
+    def halted_states(self) -> LastState | None:
+        """From which states deeper layers compute K and V of tokens halted here: see `Policy.halted_states`."""
+        return self.policies[0].halted_states
 
     def ahead(self, policy: Policy, layer: int, layers: int) -> int:
         """How many of the `layers` layers one of the policies looks ahead at from `layer`."""
@@ -272,7 +277,8 @@ class Stage:
         """The stage in which `policy`, placed at the same layers, decides too; None where they would meet."""
         apart = all(set(SCOPES[policy.scope]).isdisjoint(SCOPES[own.scope]) for own in self.policies)
         alike = (first, last, policy.boundary) == (self.first, self.last, self.boundary)
-        return Stage((*self.policies, policy), first, last) if apart and alike else None
+        dropped = policy.halted_states is None and self.halted_states is None
+        return Stage((*self.policies, policy), first, last) if apart and alike and dropped else None
 
 
 def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stage, ...]:
@@ -305,9 +311,11 @@ def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stag
             )
         stages.append(Stage((part,), first, last))
     running = min((stage.tail for stage in stages), default=0)
-    if running < FEWEST_RUNNING and any(stage.penalty is not None for stage in stages):
-        raise PolicyError(
-            f"states are told from the last tokens that no stage halts, here {running}: give every stage a keep_last "
-            f"of {FEWEST_RUNNING} or more, and a scope with text"
-        )
+    for stage in stages:
+        fewest = 0 if stage.halted_states is None else stage.halted_states.fewest_running
+        if running < fewest:
+            raise PolicyError(
+                f"{stage.policies[0].name} needs at least {fewest} tokens at the prompt's end that are never halted "
+                f"(here {running}): set keep_last={fewest} or more in every stage, and use a scope that includes text"
+            )
     return tuple(replace(stage, running=running) for stage in stages)

@@ -24,6 +24,7 @@ class Dart(Policy):
     name: ClassVar[str] = "dart"
     summary: ClassVar[str] = "visual tokens least like a few pivots stay active"
     source: ClassVar[str] = "DART (arXiv 2502.11494), K = 2"
+    scores_by_count: ClassVar[bool] = True
 
     start: float | int = 1
     pruning_ratio: float = 0.778
@@ -39,11 +40,15 @@ class Dart(Policy):
         if self.pivots < 1:
             raise PolicyError(f"pivots is {self.pivots}; it must be 1 or more")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"keys", "hidden_out"})
+
     def score(self, view: LayerView) -> torch.Tensor:
         """The earlier a token is taken, the higher; 0 for all that are not."""
         assert view.hidden_out is not None  # __post_init__ allows no other boundary
         assert view.visual is not None  # a prompt without images is not scored
-        eligible, count = self.choice(view)
+        eligible, count = self.eligible_and_count(view)
         states = F.normalize(view.final_norm(view.hidden_out).float().to(eligible.device), dim=-1)  # [n, D]
         sizes = view.keys().float().abs().sum(dim=(0, 2)).to(eligible.device)  # [n]
         own, others = (_largest(sizes, among, self.pivots) for among in (eligible, ~view.visual))

@@ -18,8 +18,13 @@ class Dash(Policy):
     name: ClassVar[str] = "dash"
     summary: ClassVar[str] = "largest attention update stays active"
     source: ClassVar[str] = "DASH (arXiv 2604.18103), Eq. 1-3 and App. A"
+    pointwise: ClassVar[bool] = True
 
     relative: bool = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"update", "hidden_in"} if self.relative else {"update"})
 
     def score(self, view: LayerView) -> torch.Tensor:
         delta: torch.Tensor = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)

@@ -16,11 +16,16 @@ class DashLayer(Policy):
     name: ClassVar[str] = "dash-layer"
     summary: ClassVar[str] = "largest whole-layer update stays active"
     source: ClassVar[str] = "DASH (arXiv 2604.18103), Sec. 4.5; the reference's l_nr variant"
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.boundary != "block":
             raise PolicyError('dash-layer compares the input and output of the whole block: use boundary="block"')
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"hidden_in", "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
         assert view.hidden_out is not None  # __post_init__ allows no other boundary

@@ -28,5 +28,9 @@ class Dense(Policy):
     def stages(self) -> tuple[Policy, ...]:
         return ()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
     def kept(self, prompt: int, kinds: torch.Tensor | None = None) -> int:
         return prompt

@@ -15,6 +15,11 @@ class KeyNorm(Policy):
     name: ClassVar[str] = "key-norm"
     summary: ClassVar[str] = "smallest key norm stays active (query-free)"
     source: ClassVar[str] = "Devoto et al. 2024 (arXiv 2406.11430), turned from cache eviction into halting"
+    pointwise: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"keys"})
 
     def score(self, view: LayerView) -> torch.Tensor:
         scores: torch.Tensor = torch.linalg.vector_norm(view.keys(), dim=-1, dtype=torch.float32).mean(dim=0)

@@ -29,5 +29,9 @@ class LastTokenAttention(Policy):
         if not 1 <= self.rows <= self.keep_last:
             raise PolicyError(f"rows is {self.rows}; it must lie between 1 and keep_last ({self.keep_last})")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"queries", "keys"})
+
     def score(self, view: LayerView) -> torch.Tensor:
         return received_attention(view, self.rows).mean(dim=0)

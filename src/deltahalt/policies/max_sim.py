@@ -37,6 +37,10 @@ class MaxSim(Policy):
         if self.power < 1:
             raise PolicyError(f"power is {self.power}; it must be 1 or more")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
+
     def score(self, view: LayerView) -> torch.Tensor:
-        among, window = self.choice(view)[0], askers(self.window, self, view)
+        among, window = self.eligible_and_count(view)[0], askers(self.window, self, view)
         return late_interaction(view, among, window, self.kernel, power=self.power, standardize=self.standardize)

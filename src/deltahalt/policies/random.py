@@ -19,5 +19,9 @@ class Random(Policy):
 
     seed: int = 0
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
     def score(self, view: LayerView) -> torch.Tensor:
         return drawn(len(view.positions), self.seed).to(view.positions.device)

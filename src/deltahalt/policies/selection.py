@@ -39,9 +39,14 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 
 
 def refuse_nan(scores: torch.Tensor, source: str) -> None:
-    """Raise PolicyError if `scores` hold a NaN: a NaN would be ranked as the highest score without a word."""
+    """Raise PolicyError if `scores` hold a NaN, which a sort would rank as the highest score."""
     if torch.isnan(scores).any():
-        raise PolicyError(
-            f"{source} scored some tokens as NaN. The hidden states hold NaN or overflow: "
-            "check the input, or load the model in bfloat16 or float32 in place of float16."
-        )
+        raise PolicyError(nan_message(source))
+
+
+def nan_message(source: str) -> str:
+    """The error's message where `source` scored a token as NaN."""
+    return (
+        f"{source} scored some tokens as NaN. The hidden states hold NaN or overflow: "
+        "check the input, or load the model in bfloat16 or float32 instead of float16."
+    )

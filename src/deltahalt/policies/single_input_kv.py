@@ -7,6 +7,7 @@ import torch
 
 from deltahalt.errors import PolicyError
 from deltahalt.policies.base import LayerView, Policy, Scope
+from deltahalt.policies.halted_states import LastState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class SingleInputKV(Policy):
     name: ClassVar[str] = "single-input-kv"
     summary: ClassVar[str] = "the latest stay active; the others stop, and serve K/V of where they stopped"
     source: ClassVar[str] = "SwiftKV's SingleInputKV (arXiv 2410.03960), without its distillation"
+    pointwise: ClassVar[bool] = True
 
     start: float | int = 0.6
     pruning_ratio: float = 1.0
@@ -35,8 +37,12 @@ class SingleInputKV(Policy):
             raise PolicyError(f"{self.name} keeps the latest tokens of all: leave keep_first, scope and chunk alone")
 
     @property
-    def serves_halted(self) -> bool:
-        return True
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def halted_states(self) -> LastState:
+        return LastState()
 
     def score(self, view: LayerView) -> torch.Tensor:
         return view.positions.float()

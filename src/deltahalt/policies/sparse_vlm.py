@@ -33,6 +33,10 @@ class TextRaters(Policy):
         if TEXT in SCOPES[self.scope]:
             raise PolicyError(f'raters rate visual tokens, not scope="{self.scope}": use scope="visual"')
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"queries", "keys", "embeddings"})
+
     def score(self, view: LayerView) -> torch.Tensor:
         rating = _raters(view)[view.positions].nonzero().squeeze(1)
         if len(rating) == 0:  # all have halted: the last token of a prompt never does

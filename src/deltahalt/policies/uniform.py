@@ -23,6 +23,10 @@ class Uniform(Policy):
         if self.chunk != 1:
             raise PolicyError("uniform keeps lone tokens at even distances: leave chunk at 1")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
     def score(self, view: LayerView) -> torch.Tensor:
         return torch.zeros(len(view.positions), device=view.positions.device)
 

@@ -1,6 +1,6 @@
 """SnapKV turned into halting: what the last window of tokens attends to."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Literal
 
@@ -57,8 +57,8 @@ class WindowAttention(Policy):
         return self.ahead
 
     @property
-    def scoring(self) -> Policy:
-        return replace(self, pruning_ratio=0, chunk=1)
+    def reads(self) -> frozenset[str]:
+        return frozenset({"queries", "keys", "lookahead"} | ({"hidden_in", "hidden_out"} if self.similar else set()))
 
     def score(self, view: LayerView) -> torch.Tensor:
         window = askers(self.window, self, view)
@@ -68,7 +68,7 @@ class WindowAttention(Policy):
                 found = self._attended(deeper, window).to(scores.device)
                 scores = scores + found if self.across == "sum" else torch.maximum(scores, found)
         if self.similar:
-            among = self.choice(view)[0]
+            among = self.eligible_and_count(view)[0]
             likeness = late_interaction(view, among, window, AROUND)
             scores = _share(scores, among) + self.similar * _share(likeness, among)
         return scores

@@ -1,4 +1,4 @@
-"""What the engine asks of a model family, answered for a pre-norm decoder; a family file states what differs."""
+"""What the engine needs to know of a model family, for a pre-norm decoder; a family file states what differs."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -27,6 +27,19 @@ class Family:
     def windows(self, config: Any) -> tuple[int | None, ...]:
         """For each layer, how many tokens back it attends, itself included; None where it sees the whole prompt."""
         return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types)
+
+    def layers(self, decoder: Module) -> list[Module]:
+        """The decoder's layers, in order."""
+        return list(decoder.layers)
+
+    def embed(self, decoder: Module, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B, n, D] of token ids [B, n], as they enter the first layer."""
+        embedded: torch.Tensor = decoder.embed_tokens(ids)
+        return embedded
+
+    def final_norm(self, decoder: Module) -> Module:
+        """The norm between the last layer and the logits."""
+        return decoder.norm
 
     def rotary(self, decoder: Module, hidden: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Rotary]:
         """cos and sin of the tokens, by kind of layer (see `rotary_kind`)."""
@@ -77,6 +90,24 @@ class Family:
         """Keys after RoPE, and values, as the cache holds them: each [B, kv_heads, n, d]."""
         normed = layer.input_layernorm(hidden)
         return self._keys(layer, normed, rotary), self._heads(layer, layer.self_attn.v_proj(normed))
+
+    def output(self, layer: Module, heads: torch.Tensor) -> torch.Tensor:
+        """The attention's output [B, n, D] from what each head read, [B, heads, n, d]."""
+        out: torch.Tensor = layer.self_attn.o_proj(heads.transpose(1, 2).flatten(2))
+        return out
+
+    def scaling(self, layer: Module) -> float:
+        """Factor on the product of a query and a key."""
+        return float(layer.self_attn.scaling)
+
+    def device(self, layer: Module) -> torch.device:
+        """The device of the layer's weights; "meta" where accelerate has offloaded them."""
+        device: torch.device = layer.self_attn.o_proj.weight.device
+        return device
+
+    def offloaded(self, layer: Module) -> bool:
+        """Whether accelerate brings the layer's weights to a device for the layer's own run alone."""
+        return self.device(layer).type == "meta"
 
     def _keys(self, layer: Module, normed: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         return self._rotated(self._heads(layer, layer.self_attn.k_proj(normed)), rotary)

@@ -141,7 +141,7 @@ def exit_of(policy: AnyPolicy) -> int | None:
     """The layer at which all tokens but the latest stop, with K/V in deeper layers; None where they do not."""
     *_, last = policy.stages
     assert isinstance(last.start, int)
-    return last.start if last.serves_halted else None
+    return last.start if last.halted_states is not None else None
 
 
 def relieved(policy: AnyPolicy, further: AnyPolicy, target: float, depth: int) -> AnyPolicy | None:
@@ -160,7 +160,7 @@ def relieved(policy: AnyPolicy, further: AnyPolicy, target: float, depth: int) -
 
 def forgotten_share(policy: AnyPolicy) -> float:
     """Share of the eligible tokens that the deepest layers cannot read."""
-    return max((stage.pruning_ratio for stage in policy.stages if not stage.serves_halted), default=0.0)
+    return max((stage.pruning_ratio for stage in policy.stages if stage.halted_states is None), default=0.0)
 
 
 def looks_ahead(policy: AnyPolicy) -> int:

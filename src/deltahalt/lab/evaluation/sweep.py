@@ -8,20 +8,22 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from transformers import DynamicCache
 
 from deltahalt.answering.documents import context_ends, encode_turn, format_turn, shared_start
-from deltahalt.engine.cache import HaltedCache, fork
-from deltahalt.engine.call import Call, prepare
+from deltahalt.engine.cache import fork
+from deltahalt.engine.call import DecoderCall, prepare
 from deltahalt.engine.decoder import run_layers
-from deltahalt.engine.halted import HaltedKV, freezes
+from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.engine.masks import Masks
+from deltahalt.engine.prefill import prefill as run_prefill
+from deltahalt.engine.prefill import refuse_halted_kv
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, PolicyError
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
-from deltahalt.host.families import family_of
 from deltahalt.lab.bench.machine import number_format
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
@@ -31,9 +33,10 @@ from deltahalt.methods.base import Method
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod, format_method, parse_method
 from deltahalt.policies import Dense
-from deltahalt.policies.base import Stage
+from deltahalt.policies.base import LayerView, Policy, Stage
 
 FULL = Dense()
+Scores = dict[tuple[int, Policy], torch.Tensor]  # by layer and policy: [n]
 REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
 
 
@@ -44,8 +47,9 @@ class SweepRow(Row):
     exact: greedy decoding would give the whole answer. nll: mean negative log-likelihood of the answer's tokens, nats;
     full_exact, full_nll: the same of the full model. agreement: share of the full model's own greedy answer that stays
     the most likely next token. speedup: true-FLOPs ratio on this model and prompt; reference_speedup: of the same
-    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv, query_free, max_answer_tokens: as in
-    `Way`. dtype: the model's; empty in rows from before it was told.
+    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv: "frozen" in older rows whose halted
+    tokens kept K/V of their last state. query_free, max_answer_tokens: as in `Way`. dtype: the model's; empty in rows
+    of versions that did not note it.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -81,11 +85,10 @@ class Verdict:
 class Way:
     """How all policies of a sweep are run.
 
-    halted_kv: as in `halting`. query_free: the question comes after the halted prefill, so no policy sees it, and one
+    query_free: the question comes after the halted prefill, so no policy sees it, and one
     prefill could serve many. max_answer_tokens: judge no more of an answer.
     """
 
-    halted_kv: str = "drop"
     query_free: bool = False
     max_answer_tokens: int = 48
 
@@ -111,7 +114,7 @@ def sweep_sample(
     plans = {text: method.stages(len(decoder.layers)) for text, method in chosen.items()}
     firsts = {stages[0].first for stages in plans.values() if stages}
 
-    shared = PromptSweep(model, encoded.prompt, firsts, way.halted_kv)
+    shared = PromptSweep(model, encoded.prompt, firsts)
     if own is None:
         own = greedy_answer(model, shared.finish(()), encoded.rest, way.max_answer_tokens)
     answer = own if encoded.answer is None else encoded.answer
@@ -159,7 +162,6 @@ def sweep_row(
         agreement=float(agreed.right.float().mean()),
         speedup=speedup_bound(shape, method, tokens),
         reference_speedup=reference_speedup(method, shape.layers),
-        halted_kv=way.halted_kv,
         query_free=way.query_free,
         max_answer_tokens=way.max_answer_tokens,
         dtype=number_format(model),
@@ -177,24 +179,20 @@ class Prefilled:
 class PromptSweep:
     """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`.
 
-    What policies score there is remembered, too.
+    Scores of the whole prompt are remembered, too: policies that differ in ratio or chunk alone share them.
     """
 
-    def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int], halted_kv: str = "drop") -> None:
-        self.decoder = model.get_decoder()
-        self.shape, self.halted_kv = ModelShape.of(self.decoder.config), halted_kv
-        self.freeze = freezes(halted_kv, self.shape, ())
-        self.layers = list(enumerate(self.decoder.layers))
-        cache, family = DynamicCache(config=model.config), family_of(self.decoder.config)
-        stream, self.call = prepare(
-            self.decoder, family, freeze=self.freeze, input_ids=prompt, past_key_values=cache, use_cache=True
-        )
-        self.call.scored = {}
+    def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int]) -> None:
+        self.host = HostDecoder.of(model.get_decoder())
+        self.layers = list(enumerate(self.host.layers))
+        self.scores: Scores = {}
+        cache = DynamicCache(config=model.config)
+        stream, self.call = prepare(self.host, input_ids=prompt, past_key_values=cache, use_cache=True)
         self.bounds = sorted({0, *firsts, len(self.layers)})
         self.entering, stream = self._run(stream, self.call)
         self.full = Prefilled(cache, self._last(stream))
 
-    def _run(self, stream: TokenStream, call: Call) -> tuple[dict[int, TokenStream], TokenStream]:
+    def _run(self, stream: TokenStream, call: DecoderCall) -> tuple[dict[int, TokenStream], TokenStream]:
         """The tokens as they enter each layer of `bounds`, and as they leave the last."""
         entering: dict[int, TokenStream] = {}
         for begin, end in pairwise(self.bounds):
@@ -203,37 +201,53 @@ class PromptSweep:
         return entering, stream
 
     def followed_by(self, tokens: torch.Tensor) -> "PromptSweep":
-        """The same prompt with `tokens` [1, m] behind it, which run along with it in every layer and never halt."""
+        """The same prompt with `tokens` [1, m] after it, which run along with it in every layer and never halt."""
         if tokens.shape[1] == 0:
             return self
         twin, cache = copy.copy(self), fork(self.full.cache)
-        family = family_of(self.decoder.config)
-        later, call = prepare(
-            self.decoder, family, freeze=self.freeze, input_ids=tokens, past_key_values=cache, use_cache=True
-        )
+        later, call = prepare(self.host, input_ids=tokens, past_key_values=cache, use_cache=True)
         entering, later = self._run(later, call)
         twin.entering = {layer: self.entering[layer].followed_by(entering[layer]) for layer in entering}
-        twin.call = replace(self.call, width=self.call.width + call.width, behind=call.width)
-        twin.full = Prefilled(cache, torch.cat([self.full.states, self.decoder.norm(later.hidden)], dim=1))
+        layout = replace(self.call.layout, width=self.call.layout.width + call.layout.width)
+        twin.call = replace(self.call, layout=layout)
+        twin.full = Prefilled(cache, torch.cat([self.full.states, self.host.norm(later.hidden)], dim=1))
         return twin
 
     def finish(self, stages: tuple[Stage, ...]) -> Prefilled:
         """The prefill that halts at `stages`."""
         if not stages:
             return self.full
-        freezes(self.halted_kv, self.shape, stages)
+        refuse_halted_kv(self.host.shape, stages)
         first = stages[0].first
         cache = fork(self.full.cache)
-        cache.layers[first:] = DynamicCache(config=self.decoder.config).layers[first:]
-        call = replace(self.call, cache=cache, attention={})
-        stream, trace = run_layers(self.layers[first:], stages, self.entering[first], call, freeze=self.freeze)
-        if trace.stages and not call.behind:
-            HaltedCache.adopt(cache, trace.segments, seen=call.width, tail=stages[0].running)
+        cache.layers[first:] = DynamicCache(config=self.host.config).layers[first:]
+        call = replace(self.call, cache=cache, masks=Masks(self.host, self.call.layout, [], cache))
+        stages = tuple(remembering(stage, self.scores) for stage in stages)
+        stream, _ = run_prefill(self.layers[first:], stages, self.entering[first], call)
         return Prefilled(cache, self._last(stream))
 
     def _last(self, stream: TokenStream) -> torch.Tensor:
-        last: torch.Tensor = self.decoder.norm(stream.hidden[:, -1 - self.call.behind :])
-        return last
+        return self.host.norm(stream.hidden[:, -1 - stream.trailing :])
+
+
+def remembering(stage: Stage, scores: Scores) -> Stage:
+    """The stage with policies that look a score of a whole prompt up in `scores`, and add it there."""
+    return replace(stage, policies=tuple(_remembering(policy, scores) for policy in stage.policies))
+
+
+def _remembering(policy: Policy, scores: Scores) -> Policy:
+    key = policy if policy.scores_by_count else replace(policy, pruning_ratio=0, chunk=1)
+    twin = copy.copy(policy)
+
+    def score(view: LayerView) -> torch.Tensor:
+        if len(view.positions) < view.prompt:
+            return policy.score(view)
+        if (view.layer, key) not in scores:
+            scores[view.layer, key] = policy.score(view)
+        return scores[view.layer, key]
+
+    object.__setattr__(twin, "score", score)
+    return twin
 
 
 @dataclass(frozen=True)
@@ -281,7 +295,7 @@ def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Metho
     if ends is not None:
         ends = ends[0], max(0, ends[1] - encoded.rest.shape[1])
     cache = DynamicCache(config=model.config)
-    with applying(model, method, loaded.tokenizer, halted_kv=cast(HaltedKV, way.halted_kv)) as applied:
+    with applying(model, method, loaded.tokenizer) as applied:
         short = applied.shorten(prompts, [ends])
         state = model.get_decoder()(**short, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
     return Prefilled(cache, state)
@@ -344,7 +358,7 @@ def sweep(
     """
     formats = number_format(loaded.model), ""
     known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
-    done = {(row.sample, _canonical(row.policy)): row for row in known if _way(row) == way}
+    done = {(row.sample, _canonical(row.policy)): row for row in known if _way(row) == way and row.halted_kv == "drop"}
     names = {text: format_method(method) for text, method in methods.items()}
     wanted: list[SweepRow] = []
     for sample in samples:
@@ -367,7 +381,7 @@ def _canonical(text: str) -> str:
 
 
 def _way(row: SweepRow) -> Way:
-    return Way(row.halted_kv, row.query_free, row.max_answer_tokens)
+    return Way(row.query_free, row.max_answer_tokens)
 
 
 def read_sweep(path: Path) -> list[SweepRow]:

@@ -133,7 +133,7 @@ def _subject(row: SweepRow) -> str:
     """What a figure is about: a model, and how it was run where that is not the usual way."""
     usual = Way()
     ways = {
-        f"halted K/V {row.halted_kv}": row.halted_kv != usual.halted_kv,
+        f"halted K/V {row.halted_kv}": row.halted_kv != "drop",
         "query-free": row.query_free,
         f"answers up to {row.max_answer_tokens} tokens": row.max_answer_tokens != usual.max_answer_tokens,
         row.dtype: row.dtype != "",

@@ -1,11 +1,13 @@
-"""Halted tokens that serve change as the running ones do, by weights that a ridge regression gives."""
+"""Halted tokens that stay readable change with the running ones, by weights of a ridge regression."""
 
 import pytest
 import torch
 
 from deltahalt import Forecast, PolicyError
-from deltahalt.engine.served import Served, ridge_weights
+from deltahalt.engine.readable import Readable
 from deltahalt.engine.stream import TokenStream
+from deltahalt.policies.forecast import Predicted, ridge_weights
+from deltahalt.policies.halted_states import LastState
 
 
 def states(*size: int, seed: int = 0) -> torch.Tensor:
@@ -27,16 +29,16 @@ def test_weights_sum_to_one_and_give_a_known_state_mostly_to_itself() -> None:
     assert weights[:12].diagonal().min() > 0.9
 
 
-def test_what_is_linear_in_the_states_is_told_of_others_too() -> None:
+def test_what_is_linear_in_the_states_is_value_of_others_too() -> None:
     """More known states than dimensions, and hardly a penalty: the regression finds the map."""
     size, known, wanted = 6, states(80, 6), states(5, 6, seed=1)
     linear, constant = states(size, size, seed=2), states(size, seed=3)
 
-    def told(of: torch.Tensor) -> torch.Tensor:
+    def value(of: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(of, dim=-1) @ linear + constant
 
-    guess = ridge_weights(known, wanted, 1e-3) @ told(known)
-    error, spread = (guess - told(wanted)).norm(), (told(wanted) - told(known).mean(dim=0)).norm()
+    guess = ridge_weights(known, wanted, 1e-3) @ value(known)
+    error, spread = (guess - value(wanted)).norm(), (value(wanted) - value(known).mean(dim=0)).norm()
     assert error < 0.1 * spread
 
 
@@ -58,12 +60,12 @@ def test_the_length_of_a_state_does_not_count() -> None:
 
 def test_halted_tokens_change_with_the_running_ones_of_their_own_row() -> None:
     halted, running = stream(states(2, 5, 8), (5, 2)), stream(states(2, 4, 8, seed=1), (4, 4))
-    served = Served(halted, running, 0.1)
-    assert [served.pairs(row) for row in range(2)] == [20, 8]
-    assert served.as_of(running).hidden.equal(halted.hidden)
+    readable = Readable(halted, running, Predicted(0.1))
+    assert [readable.pairs(row) for row in range(2)] == [20, 8]
+    assert readable.as_of(running).hidden.equal(halted.hidden)
     moved = running.hidden.clone()
     moved[1] += 3.0
-    later = served.as_of(running.advance(torch.cat([states(2, 2, 8), moved], dim=1))).hidden
+    later = readable.as_of(running.advance(torch.cat([states(2, 2, 8), moved], dim=1))).hidden
     assert later[0].equal(halted.hidden[0])
     assert later[1, :3].equal(halted.hidden[1, :3])  # padding
     torch.testing.assert_close(later[1, 3:], halted.hidden[1, 3:] + 3.0)
@@ -71,9 +73,9 @@ def test_halted_tokens_change_with_the_running_ones_of_their_own_row() -> None:
 
 def test_without_a_penalty_they_stay_as_they_stopped() -> None:
     halted, running = stream(states(1, 5, 8), (5,)), stream(states(1, 4, 8, seed=1), (4,))
-    served = Served(halted, running, None)
-    assert served.as_of(running.advance(running.hidden + 1)) is halted
-    assert served.pairs(0) == 0
+    readable = Readable(halted, running, LastState())
+    assert readable.as_of(running.advance(running.hidden + 1)) is halted
+    assert readable.pairs(0) == 0
 
 
 @pytest.mark.parametrize("ridge", [0, -1.0, float("nan")])

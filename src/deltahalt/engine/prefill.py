@@ -1,0 +1,82 @@
+"""Running the decoder on one call: halting tokens on the way, and noting in the cache which tokens its layers hold."""
+
+from collections.abc import Collection, Iterable
+
+from deltahalt.engine.cache import HaltedCache
+from deltahalt.engine.call import DecoderCall
+from deltahalt.engine.decision import decide
+from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.trace import Trace
+from deltahalt.errors import UnsupportedError
+from deltahalt.flops import ModelShape
+from deltahalt.host.families.base import Module
+from deltahalt.policies.base import Stage
+
+
+def refuse_halted_kv(shape: ModelShape, stages: Iterable[Stage]) -> None:
+    """Raise UnsupportedError if a stage keeps K/V of halted tokens in a model with sliding-window layers."""
+    for stage in stages:
+        if stage.halted_states is not None and any(shape.windows):
+            raise UnsupportedError(
+                f"{stage.policies[0].name} keeps K/V of halted tokens, which sliding-window layers do not support: "
+                "choose another policy, such as max-sim"
+            )
+
+
+def halting_stages(stages: Iterable[Stage], stream: TokenStream, call: DecoderCall) -> tuple[Stage, ...]:
+    """Those of `stages` that halt tokens of this call: none where it continues a cache."""
+    rows = call.layout.active_rows(stream)
+    halting = tuple(stage for stage in stages if decide(stage, rows))
+    for stage in halting:
+        if stage.halted_states is not None and call.cache is None:
+            raise UnsupportedError(
+                f"{stage.policies[0].name} keeps K/V of halted tokens, which needs a cache: leave use_cache on"
+            )
+    return halting
+
+
+def prefill(
+    layers: Iterable[tuple[int, Module]],
+    stages: tuple[Stage, ...],
+    stream: TokenStream,
+    call: DecoderCall,
+    *,
+    counted: bool = False,
+) -> tuple[TokenStream, Trace]:
+    """Run numbered layers of the host on a prompt, halting at `stages`; the cache then knows what its layers hold.
+
+    counted: the cache must count the tokens that are generated later, even if nothing was halted. Returns the active
+    tokens as they leave the last layer, before the final norm, and the trace of the run.
+    Raises PolicyError for scores that are NaN.
+    """
+    stream, trace = run_layers(layers, stages, stream, call)
+    trace.refuse_nan()
+    layout = call.layout
+    if call.cache is not None and (trace.stages or counted):
+        tail = last_columns(stages, call) if trace.stages else layout.width
+        HaltedCache.adopt(call.cache, trace.segments, seen=layout.width, tail=tail)
+    return stream, trace
+
+
+def last_columns(stages: Iterable[Stage], call: DecoderCall) -> int:
+    """The number of the prompt's last columns that every layer holds."""
+    return 1 if call.layout.dropped else min((stage.tail for stage in stages), default=0)
+
+
+def continuation(
+    layers: Iterable[tuple[int, Module]],
+    stream: TokenStream,
+    call: DecoderCall,
+    *,
+    skipped: Collection[int] = (),
+) -> tuple[TokenStream, Trace]:
+    """Run numbered layers on tokens that continue a cache; none of them halts. skipped: the layers left out."""
+    stream, trace = run_layers(layers, (), stream, call)
+    cache, layout = call.cache, call.layout
+    assert cache is not None  # what came before is in it
+    if layout.dropped and not isinstance(cache, HaltedCache):
+        HaltedCache.adopt(cache, call.masks.past, seen=layout.seen, tail=layout.seen)
+    if isinstance(cache, HaltedCache):
+        cache.extend(stream.slots, stream.padded, columns=layout.width, whole=not layout.dropped, skipped=skipped)
+    return stream, trace
