@@ -140,7 +140,7 @@ def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Pa
     file = tmp_path / "rows.jsonl"
     for way in (Way(), Way(query_free=True), Way(max_answer_tokens=2), Way()):
         sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, way)
-    assert len(file.read_text().splitlines()) == 4 * 2
+    assert len(file.read_text().splitlines()) == 3 * 2
 
 
 def test_rows_of_another_number_format_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:

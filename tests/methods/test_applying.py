@@ -105,7 +105,7 @@ def test_variants_set_only_what_a_method_has() -> None:
 
 @pytest.mark.parametrize("options", [{"min_prompt_tokens": 9}])
 def test_options_of_halting_are_refused_where_nothing_halts(options: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match="d3 halts no tokens"), applying(tiny(), D3(), **options):
+    with pytest.raises(UnsupportedError, match="d3 does not halt tokens"), applying(tiny(), D3(), **options):
         pass
 
 

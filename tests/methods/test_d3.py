@@ -168,7 +168,7 @@ def test_a_cache_begun_elsewhere_is_refused() -> None:
     model, cache = tiny(), DynamicCache()
     with torch.no_grad():
         model(ids, past_key_values=cache)
-        with applying(model, METHOD), pytest.raises(UnsupportedError, match="begun outside"):
+        with applying(model, METHOD), pytest.raises(UnsupportedError, match="created outside"):
             model(ids[:, :1], past_key_values=cache)
 
 
