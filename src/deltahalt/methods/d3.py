@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from deltahalt.engine.attach import halting
-from deltahalt.engine.halted import Halted
+from deltahalt.engine.halted import Halted, HaltedKV
 from deltahalt.errors import PolicyError
 from deltahalt.methods.base import Method
 from deltahalt.policies import Dense
@@ -40,6 +40,10 @@ class D3(Method):
             raise PolicyError(f"alpha is {self.alpha!r}; it must lie in (0, 1]")
         if not 0 < self.core <= (math.inf if isinstance(self.core, int) else 1):
             raise PolicyError(f"core is {self.core!r}; give a number of layers >= 1 or a fraction of them in (0, 1]")
+
+    def check(self, config: Any, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0) -> None:
+        super().check(config, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
+        self.depth(1, config.get_text_config().num_hidden_layers)
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         return halting(model, Dense(), depth=self.depth)

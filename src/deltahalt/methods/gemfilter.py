@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from deltahalt.engine.call import prepare
 from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.halted import HaltedKV
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.host.families import family_of
@@ -54,6 +55,10 @@ class GemFilter(PromptMethod):
         if layer >= layers:
             raise PolicyError(f"{self.name} starts at layer {layer}, but the model has layers 0 to {layers - 1}")
         return layer
+
+    def check(self, config: Any, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0) -> None:
+        super().check(config, halted_kv=halted_kv, min_prompt_tokens=min_prompt_tokens)
+        self.layer(config.get_text_config().num_hidden_layers)
 
     def kept(self, eligible: int) -> int:
         return min(self.count, eligible) if self.count else super().kept(eligible)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from deltahalt.engine.attach import halting
-from deltahalt.engine.halted import Halted, HaltedKV
+from deltahalt.engine.halted import Halted, HaltedKV, freezes
 from deltahalt.flops import ModelShape, policy_loads, true_flops
 from deltahalt.methods.base import Method, scaled
 from deltahalt.policies import Dense, Policy, Progressive
@@ -31,6 +31,11 @@ class Halting(Method):
     @property
     def is_dense(self) -> bool:
         return not self.policy.stages
+
+    def check(self, config: Any, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0) -> None:
+        decoder = config.get_text_config()
+        shape = ModelShape.of(decoder)
+        freezes(halted_kv, shape, place(self.policy, shape.layers, vision=decoder is not config))
 
     def attach(
         self, model: Any, tokenizer: Any = None, *, halted_kv: HaltedKV = "drop", min_prompt_tokens: int = 0
