@@ -49,7 +49,8 @@ class ModelShape:
         for number, (name, largest) in zip(numbers, LARGEST.items(), strict=True):
             if len(number) > 9 or int(number) > largest:
                 raise InputError(f"shape {text!r} has {name} above {largest:,}: give the sizes of a real model")
-        shape = cls(*map(int, numbers))
+        layers, hidden, intermediate, heads, kv_heads, head_dim = map(int, numbers)
+        shape = cls(layers, hidden, intermediate, heads, kv_heads, head_dim)
         if shape.heads % shape.kv_heads:
             raise InputError(f"shape {text!r} has {shape.heads} heads, which {shape.kv_heads} kv_heads do not divide")
         if shape.head_dim % 2:

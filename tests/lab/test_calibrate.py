@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import torch
 
 from deltahalt import InputError, MaxSim, Progressive, WindowAttention, parse_policy
 from deltahalt.lab.evaluation import calibrate as calibration
@@ -202,7 +201,7 @@ def test_tasks_come_in_turn_so_that_the_first_samples_are_of_all() -> None:
 
 
 def test_a_cpu_gets_fewer_and_shorter_prompts() -> None:
-    (data, characters), (fewer, shorter) = (default_samples(torch.device(name)) for name in ("cuda", "cpu"))
+    (data, characters), (fewer, shorter) = (default_samples(name) for name in ("cuda", "cpu"))
     few, many = (load_samples(name, characters=208, seed=0) for name in (fewer, data))
     assert len({sample.task for sample in few[: ROUNDS[0]]}) == len(TASKS)
     assert len(few) < ROUNDS[1] < len(many)

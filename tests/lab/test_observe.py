@@ -204,6 +204,6 @@ def test_pictures_need_a_model_that_takes_them(
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     assert deltahalt("observe", "--model", tiny_folder, "--data", "pictures:2", "--rows", rows) == 2
-    assert "no vision-language model" in capsys.readouterr().err
+    assert "not a vision-language model" in capsys.readouterr().err
     assert deltahalt("observe", "--model", tiny_folder, "--data", "pictures:no", "--rows", rows) == 2
     assert "not whole numbers" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_the_command_refuses_images_that_cannot_be_shown(
         assert deltahalt(*asked, "--model", SMALL, "--image", file) == 2
         assert f"cannot read {file}" in capsys.readouterr().err
     assert deltahalt(*asked, "--model", tiny_folder, "--image", picture) == 2
-    assert "no vision-language model" in capsys.readouterr().err
+    assert "is not a vision-language model" in capsys.readouterr().err
     assert deltahalt(*asked[:-1], "auto", "--model", "no/such", "--image", picture) == 2
     assert "auto is for prompts of text" in capsys.readouterr().err
     assert deltahalt(*asked, "--model", SMALL) == 2

@@ -190,7 +190,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(
 
 
 def test_a_model_that_sees_nothing_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(ModelError, match="no vision-language model"):
+    with pytest.raises(ModelError, match="not a vision-language model"):
         load_vision(tiny_folder)
 
 

@@ -29,6 +29,13 @@ def require_shape(picture: "Image", name: str) -> None:
         )
 
 
+def require_family(config: Any) -> None:
+    """Raise UnsupportedError for the configuration of a model that takes pictures in another form than Qwen2-VL."""
+    merges = hasattr(getattr(config, "vision_config", None), "spatial_merge_size")
+    if not (merges and hasattr(config, "image_token_id")):
+        raise UnsupportedError(f"{config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
+
+
 def picture_inputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,8 +49,7 @@ def picture_inputs(
     each question, none is too slim, the chat template has a place for each, the question is valid Unicode, and the
     model takes as long a prompt.
     """
-    if not (hasattr(image_processor, "merge_size") and hasattr(model.config, "image_token_id")):
-        raise UnsupportedError(f"{model.config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
+    require_family(model.config)
     if len(pictures) != len(questions) or not all(pictures):
         raise InputError(f"a question is without pictures: give each of the {len(questions)} its own")
     for text in questions:

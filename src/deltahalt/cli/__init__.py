@@ -11,7 +11,7 @@ from deltahalt.cli import accuracy, ask, benchmarks, describe, look, observe, sh
 from deltahalt.cli.base import log, out
 from deltahalt.errors import DeltahaltError
 
-UsageError = typer.BadParameter.__mro__[1]  # Typer has no public name for it
+UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has no public name for it
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Ask": (ask.run, ask.demo, look.look, view.view),
     "Measure": (
@@ -32,7 +32,8 @@ class Panels(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel."""
         for panel in PANELS:
-            own: list[Any] = [each for each in self.commands.values() if each.rich_help_panel == panel]
+            every: list[Any] = list(self.commands.values())
+            own = [each for each in every if each.rich_help_panel == panel]
             with formatter.section(panel):
                 formatter.write_dl([(command.name, command.get_short_help_str(limit=200)) for command in own])
 
@@ -78,9 +79,8 @@ def main() -> None:
     except DeltahaltError as error:
         _fail(str(error), error)
     except UsageError as error:
-        usage: Any = error
-        command = "deltahalt" if usage.ctx is None else usage.ctx.command_path
-        _fail(f"{usage.format_message()} (see {command} --help)", error)
+        command = "deltahalt" if error.ctx is None else error.ctx.command_path
+        _fail(f"{error.format_message()} (see {command} --help)", error)
     raise SystemExit(status or 0)
 
 

@@ -8,12 +8,14 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from deltahalt.cli.base import (
+    MOST_CHARACTERS,
     MOST_TOKENS,
+    CharactersOption,
     DeviceOption,
     DtypeOption,
     LimitOption,
     ModelOption,
-    SeedOption,
+    SampleSeedOption,
     log,
     out,
 )
@@ -33,16 +35,17 @@ def sweep(
     starts: Annotated[str, typer.Option(help="Start layers to try with each: indices or fractions.")] = "0.4",
     ratios: Annotated[str, typer.Option(help="Pruning ratios to try with each.")] = "0.667",
     data: Annotated[str, typer.Option(help="JSONL of task, prompt, answer; or generated:COUNT.")] = "generated:12",
-    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
+    characters: CharactersOption = None,
     limit: LimitOption = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Judge no more of an answer.")] = 48,
     query_free: QueryFreeOption = False,
-    seed: SeedOption = 0,
+    seed: SampleSeedOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the result to this .svg or .png (extra `plot`).")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Measure accuracy against speed: every policy, start layer and ratio on every sample."""
+    from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.grid import variants
     from deltahalt.lab.evaluation.samples import load_samples
     from deltahalt.lab.evaluation.summary import summarize
@@ -58,8 +61,10 @@ def sweep(
     named = policies.split()
     for policy in named:
         check_policy(policy)
-    variants([policy for policy in named if not names_profile(policy)], starts.split(","), ratios.split(","))
+    texts = [policy for policy in named if not names_profile(policy)]
+    given = variants(texts, starts.split(","), ratios.split(","))
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
+    check_text_model(model, given.values(), device=device)
     loaded = load_model(model, dtype=dtype, device=device)
     resolved = [resolve_policy(policy, loaded.model) for policy in named]
     chosen = variants(resolved, starts.split(","), ratios.split(","))
@@ -100,25 +105,34 @@ def calibrate(
         typer.Option(help="generated:COUNT, or JSONL as for sweep; by default generated:108, on a CPU generated:24."),
     ] = None,
     characters: Annotated[
-        int | None, typer.Option(min=1, help="Length of a generated prompt; by default 12,000, on a CPU 4,000.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_CHARACTERS, help="Length of a generated prompt; by default 12,000, on a CPU 4,000."
+        ),
     ] = None,
-    seed: SeedOption = 0,
+    seed: SampleSeedOption = None,
     rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Find the policy that loses least at a given speed, for one model, and write it down as a profile."""
+    from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.calibrate import calibrate as run_calibration
-    from deltahalt.lab.evaluation.calibrate import default_samples
+    from deltahalt.lab.evaluation.calibrate import check_targets, default_samples
     from deltahalt.lab.evaluation.samples import load_samples
+    from deltahalt.loading.models import find_device
 
     targets = parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
+    numbers = parse_numbers(layers, least=0) if layers else None
     kept = profile.with_suffix(".rows.jsonl") if rows is None else rows
     for file in (profile, kept):
         require_writable(file)
+    check_targets(check_text_model(model, [], device=device), targets, numbers, max_loss, query_free=query_free)
+    if data is None:
+        data, length = default_samples(find_device(device))
+        characters = characters or length
+    samples = load_samples(data, characters=characters, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device)
-    usual, length = default_samples(loaded.model.device)
-    samples = load_samples(data or usual, characters=characters or length, seed=seed)
     with log.status("calibrating") as status:
         found = run_calibration(
             loaded,
@@ -126,7 +140,7 @@ def calibrate(
             targets,
             kept,
             max_loss=max_loss,
-            layers=parse_numbers(layers) if layers else None,
+            layers=numbers,
             query_free=query_free,
             tick=status.update,
         )

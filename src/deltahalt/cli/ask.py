@@ -55,7 +55,8 @@ def run(
     methods that need the question are refused.
     """
     from deltahalt.answering.ask import check_each
-    from deltahalt.answering.documents import read_document
+    from deltahalt.answering.documents import check_question, read_document, require_short
+    from deltahalt.cli.before import check_answer, check_text_model
 
     settings = {
         "pruning_ratio": pruning_ratio,
@@ -71,7 +72,18 @@ def run(
     method = check_policy(policy, given)
     if len(question) > 1:
         check_each(method)
+    for each in question:
+        check_question(each)
     text = read_document(document)
+    config = check_text_model(
+        model,
+        [method],
+        device=device,
+        trust_remote_code=trust_remote_code,
+        min_prompt_tokens=min_prompt_tokens,
+    )
+    require_short(text, config)
+    check_answer(max_new_tokens, config)
     loaded = load_model(
         model,
         dtype=dtype,
@@ -96,8 +108,9 @@ def run(
 def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_json: JsonOption = False) -> None:
     """Find a fact planted in the standard library's help texts, with the full model and with halted tokens."""
     from deltahalt.answering.demo import EXPECTED, QUESTION, demo_document
+    from deltahalt.cli.before import check_text_model
 
-    check_policy(policy)
+    check_text_model(model, [check_policy(policy)])
     loaded = load_model(model)
     chosen = resolve_policy(policy, loaded.model)
     answers = _answer_all(

@@ -62,13 +62,24 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'deltahalt[eval]'") from error
 
+    from deltahalt.answering.documents import context_size
+    from deltahalt.cli.before import check_text_model
     from deltahalt.lab.rows.base import append_rows
     from deltahalt.loading.models import load_tokenizer
 
     sizes = parse_numbers(lengths)
-    check_policy(policy)
+    method = check_policy(policy)
     if rows is not None:
         require_writable(rows)
+    config = check_text_model(
+        model,
+        [method],
+        device=device,
+        trust_remote_code=trust_remote_code,
+        min_prompt_tokens=min_prompt_tokens,
+    )
+    if max_length is not None and max_length > context_size(config):
+        raise InputError(f"--max-length is {max_length:,}, but the model takes {context_size(config):,} tokens")
     log.print(f"loading {model}", markup=False, highlight=False)
     found = find_tasks(
         [name.strip() for name in tasks.split(",")],

@@ -78,14 +78,14 @@ def resolve_policy(policy: str, model: Any, options: Mapping[str, Any] = {}) -> 
     return resolved.text
 
 
-def parse_numbers(text: str, most: int = MOST_TOKENS) -> list[int]:
-    """Whole numbers from 1 to `most`, with commas between. Raises InputError for anything else."""
+def parse_numbers(text: str, most: int = MOST_TOKENS, *, least: int = 1) -> list[int]:
+    """Whole numbers from `least` to `most`, with commas between. Raises InputError for anything else."""
     try:
         lengths = [int(length) for length in text.split(",")]
     except ValueError as error:
         raise InputError(f"{text!r} is not whole numbers with commas between") from error
-    if min(lengths) < 1:
-        raise InputError(f"{text!r} has a number below 1")
+    if min(lengths) < least:
+        raise InputError(f"{text!r} has a number below {least}")
     if max(lengths) > most:
         raise InputError(f"{text!r} has a number above {most:,}: give smaller ones")
     return lengths

@@ -35,8 +35,10 @@ def look(
     device: DeviceOption = None,
 ) -> None:
     """Answer a question about pictures on fewer visual tokens, and show what it cost."""
+    from deltahalt.answering.documents import check_question
     from deltahalt.answering.pictures import ask_about_pictures
     from deltahalt.cli.answer_table import show_answers
+    from deltahalt.cli.before import check_answer, check_vision_model
     from deltahalt.vision import UniformGroups
     from deltahalt.vision.policies import parse_vision_policy
 
@@ -50,6 +52,9 @@ def look(
     methods = {policy if vision_policy is None else f"{vision_policy}/{policy}": (parse_policy(policy), vision)}
     if compare:
         methods = {"full model": (Dense(), None if vision is None else UniformGroups(retain=1)), **methods}
+    check_question(question)
+    config = check_vision_model(model, methods.values(), device=device)
+    check_answer(max_new_tokens, config)
     pictures = [read_image(file) for file in image]
     loaded = load_vision_model(model, dtype=dtype, device=device)
     with log.status("looking and answering"):

@@ -8,7 +8,18 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, LimitOption, ModelOption, SeedOption, log, out
+from deltahalt.cli.base import (
+    MOST_SAMPLES,
+    CharactersOption,
+    DeviceOption,
+    DtypeOption,
+    LimitOption,
+    ModelOption,
+    SampleSeedOption,
+    log,
+    out,
+)
+from deltahalt.cli.before import check_text_model, check_vision_model
 from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
@@ -22,9 +33,9 @@ def observe(
     data: Annotated[
         str, typer.Option(help="JSONL of task, prompt, answer; generated:COUNT; or pictures:COUNT, for images.")
     ] = "generated:2",
-    characters: Annotated[int, typer.Option(min=1, help="Length of a generated prompt.")] = 12_000,
+    characters: CharactersOption = None,
     limit: LimitOption = None,
-    seed: SeedOption = 0,
+    seed: SampleSeedOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
@@ -35,13 +46,16 @@ def observe(
 
     require_writable(rows)
     if data.startswith(PICTURES):
-        count, *more = parse_numbers(data.removeprefix(PICTURES))
+        if characters is not None or seed is not None:
+            raise InputError(f"{data} are the same pictures always: leave --characters and --seed out")
+        count, *more = parse_numbers(data.removeprefix(PICTURES), MOST_SAMPLES)
         if more:
             raise InputError(f"{data} has several numbers: give one, such as pictures:8")
         total = min(count, limit or count)
         look = _pictures(model, total, dtype, device)
     else:
         samples = load_samples(data, characters=characters, seed=seed)[:limit]
+        check_text_model(model, [], device=device)
         look, total = partial(run_observation, load_model(model, dtype=dtype, device=device), samples), len(samples)
     with Progress(console=log, transient=True) as progress:
         task = progress.add_task(f"{total} samples", total=total)
@@ -55,6 +69,7 @@ def observe(
 
 def _pictures(model: str, count: int, dtype: str, device: str | None) -> Any:
     """What observes the first held-out pictures, each with its first question."""
+    check_vision_model(model, [], device=device)
     loaded = load_vision_model(model, dtype=dtype, device=device)
     from deltahalt.lab.evaluation.pictures.observe import observe_pictures
     from deltahalt.lab.evaluation.pictures.samples import held_out_pictures

@@ -24,6 +24,7 @@ from deltahalt.errors import InputError
 from deltahalt.files import require_writable
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import cells
+from deltahalt.methods.base import Method
 from deltahalt.methods.registry import parse_method
 from deltahalt.profile import AUTO
 
@@ -54,22 +55,18 @@ def bench(
     ] = False,
 ) -> None:
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
-    import torch
-
     from deltahalt.answering.documents import read_document
-    from deltahalt.flops import ModelShape
-    from deltahalt.lab.bench.measure import measure, random_model, require_room, runs
+    from deltahalt.cli.before import check_text_model
+    from deltahalt.lab.bench.measure import measure, require_room, runs
     from deltahalt.lab.bench.prompts import random_prompts, text_prompts
     from deltahalt.lab.rows.base import append_rows
-    from deltahalt.loading.models import find_dtype
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
     if text is not None and shape is not None:
         raise InputError("random weights have no tokenizer: leave --text out, or give a --model")
     named = policies.split()
-    for policy in named:
-        check_policy(policy)
+    known = [check_policy(policy) for policy in named]
     if rows is not None:
         require_writable(rows)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes, MOST_BATCH)
@@ -77,22 +74,16 @@ def bench(
     if new_lengths:
         longest += _new_lengths_room(sizes, batches, text, policies=len(named), runs=repeats, new_tokens=new_tokens)
     words = None if text is None else read_document(str(text))
-    network: Any
-    tokenizer: Any = None
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention}
     if shape is None:
-        network, tokenizer, name = load_model(model or "smollm2-135m", dtype=dtype, device=device, attention=attention)
+        name = model or "smollm2-135m"
+        require_room(check_text_model(name, known, device=device), name, longest, new_tokens)
+        network, tokenizer, name = load_model(name, **options)
     else:
-        name, place = f"random {shape}", device or ("cuda" if torch.cuda.is_available() else "cpu")
-        network = random_model(
-            ModelShape.parse(shape),
-            dtype=find_dtype(dtype, "float32"),
-            device=place,
-            longest=longest + new_tokens,
-            seed=seed,
-            attention=attention,
-        )
+        name, tokenizer = f"random {shape}", None
+        options |= {"longest": longest + new_tokens, "tokens": longest * max(batches), "seed": seed}
+        network = _random(shape, known, **options)
     chosen = {policy: parse_method(policy) for policy in (resolve_policy(policy, network) for policy in named)}
-    require_room(network, name, longest, new_tokens)
     _refuse_what_does_not_fit(network, chosen, tokenizer)
     if new_lengths:
         _bench_new_lengths(network, name, chosen, sizes, rows, tokenizer=tokenizer, new_tokens=new_tokens, runs=repeats)
@@ -156,6 +147,30 @@ def _bench_new_lengths(
         for row in measured:
             table.add_row(row.policy, row.attention, f"{row.prefill:.3f}", f"{1000 * row.token:.1f}")
         out.print(table)
+
+
+def _random(
+    shape: str,
+    methods: list[Method | None],
+    *,
+    dtype: str,
+    device: str | None,
+    attention: str | None,
+    longest: int,
+    tokens: int,
+    seed: int,
+) -> Any:
+    """A model of this shape for prompts of up to `longest` tokens, refused where `tokens` at once cannot fit."""
+    from deltahalt.flops import ModelShape
+    from deltahalt.lab.bench.shape import random_config, random_model, require_memory
+    from deltahalt.loading.models import find_device, find_dtype
+
+    sizes, number, place = ModelShape.parse(shape), find_dtype(dtype, "float32"), find_device(device)
+    for method in methods:
+        if method is not None:
+            method.check(random_config(sizes, longest=longest))
+    require_memory(sizes, number, place, tokens)
+    return random_model(sizes, dtype=number, device=place, longest=longest, seed=seed, attention=attention)
 
 
 def _show(rows: list[BenchRow]) -> None:

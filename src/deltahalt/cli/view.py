@@ -9,8 +9,11 @@ from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log
 from deltahalt.cli.common import load_model, load_vision_model, read_image, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
+from deltahalt.methods.halting import method_of
 from deltahalt.policies import parse_policy
+from deltahalt.policies.base import AnyPolicy
 from deltahalt.profile import names_profile
+from deltahalt.vision.policy import VisionPolicy
 
 TEXT_POLICIES = "auto dash"
 IMAGE_POLICIES = "dash:scope=visual window-attention:scope=visual"
@@ -32,7 +35,8 @@ def view(
     device: DeviceOption = None,
 ) -> None:
     """Write a page that shows a prompt with each token's score, and at which layer it halts."""
-    from deltahalt.answering.documents import read_document
+    from deltahalt.answering.documents import check_question, read_document, require_short
+    from deltahalt.cli.before import check_text_model, check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import split_stages
     from deltahalt.lab.viewer.page import render
     from deltahalt.lab.viewer.record import record_pictures, record_prompt
@@ -45,24 +49,28 @@ def view(
     named = list(dict.fromkeys(policies.split()))
     if not named:
         raise InputError("no policy is named: give one or more in --policies, separated by blanks")
+    pairs: list[tuple[AnyPolicy | None, VisionPolicy | None]] = []
     for policy in named:
         vision, decoding = split_stages(policy)
         if decoding is not None and image and names_profile(decoding):
             raise InputError(f"{decoding} is for prompts of text: name a policy, such as dash:scope=visual")
         if vision and not image:
             raise InputError(f"{vision} acts in the ViT: give an --image")
-        if vision:
-            parse_vision_policy(vision)
-        if decoding is not None and not names_profile(decoding):
-            parse_policy(decoding)  # a method of another stage halts nothing in the layers
+        # A method of another stage halts nothing in the layers.
+        known = None if decoding is None or names_profile(decoding) else parse_policy(decoding)
+        pairs.append((known, parse_vision_policy(vision) if vision else None))
     require_writable(page)
+    check_question(question)
     text = "" if document is None else read_document(document)
     if image:
         pictures = [read_image(file) for file in image]
+        require_short(text, check_vision_model(model, pairs, device=device))
         seen = load_vision_model(model, dtype=dtype, device=device)
         with log.status(f"looking at the image with {len(named)} policies"):
             record = record_pictures(seen, pictures, text, question, named)
     else:
+        methods = [None if known is None else method_of(known) for known, _ in pairs]
+        require_short(text, check_text_model(model, methods, device=device))
         loaded = load_model(model, dtype=dtype, device=device)
         chosen = [resolve_policy(policy, loaded.model) for policy in named]
         with log.status(f"reading the document with {len(chosen)} policies"):

@@ -30,9 +30,12 @@ def vision_sweep(
     device: DeviceOption = None,
 ) -> None:
     """Measure what fewer visual tokens cost in answers, on pictures drawn from seeds; needs the extra `vision`."""
+    from deltahalt.cli.before import check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import combinations
     from deltahalt.lab.evaluation.pictures.table import markdown
     from deltahalt.loading.models import load_vision
+    from deltahalt.policies import parse_policy
+    from deltahalt.vision.policies import parse_vision_policy
 
     try:
         from deltahalt.lab.evaluation.pictures.sweep import vision_sweep as run_sweep
@@ -41,6 +44,14 @@ def vision_sweep(
 
     chosen = combinations(methods.split(), parse_shares(retains))
     require_writable(rows)
+    stages = [
+        (
+            None if each.policy is None else parse_policy(each.policy),
+            None if each.vision_policy is None else parse_vision_policy(each.vision_policy),
+        )
+        for each in chosen
+    ]
+    check_vision_model(model, stages, device=device)
     log.print(f"loading {model}", markup=False, highlight=False)
     loaded = load_vision(model, dtype=dtype, device=device)
     with Progress(console=log, transient=True) as progress:

@@ -1,8 +1,10 @@
 """Load a model and its tokenizer with plain transformers: from the hub, a folder, a GGUF file, or bundled."""
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from transformers import (
 from deltahalt.errors import InputError, ModelError
 from deltahalt.host.compat import unpacked_gguf
 from deltahalt.loading import bundled
+from deltahalt.loading.bars import loading_bars
 from deltahalt.loading.gguf_tokenizer import load_gguf_tokenizer
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -63,11 +66,12 @@ def load(
     device: a GPU by default, where there is one. device_map: as in transformers, instead of `device`.
     attention: transformers' `attn_implementation`. trust_remote_code: run code that comes with the model.
 
-    Raises ModelError when the model cannot be found, verified or loaded, and InputError for two devices.
+    Raises ModelError when the model cannot be found, verified or loaded, and InputError for two devices or one that
+    this machine does not have.
     """
     if device is not None and device_map is not None:
         raise InputError("device and device_map are both given: drop one of them")
-    name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name, device = os.fspath(model), find_device(device)
     source, gguf = _locate(name)
     weights = {
         "dtype": find_dtype(dtype, "auto" if gguf is None else "float32" if device.startswith("cpu") else "bfloat16"),
@@ -76,10 +80,10 @@ def load(
         "trust_remote_code": trust_remote_code,
     }
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    with _told_as_model_error(name, gguf):
-        config = AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    require_causal(config, name)
+    with _told_as_model_error(name, gguf), loading_bars(name):
         weights |= {} if gguf is None else {"gguf_file": gguf, **unpacked_gguf()}
-        _require_causal(config, name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **weights)
     network = _complete(loaded, name)
     return LoadedModel(network, tokenizer, _short_name(name, source, gguf))
@@ -105,12 +109,11 @@ def load_vision(
     model: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", device: str | None = None
 ) -> LoadedVisionModel:
     """Load a vision-language model with its tokenizer and image processor; arguments and errors as in `load`."""
-    name, device = os.fspath(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name, device = os.fspath(model), find_device(device)
     source, gguf = _locate(name)
-    with _told_as_model_error(name, gguf):
-        config = AutoConfig.from_pretrained(source, gguf_file=gguf)
-        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            raise ModelError(f"{name} ({config.model_type}) is no vision-language model: give one that takes images")
+    config = load_config(name)
+    require_vision(config, name)
+    with _told_as_model_error(name, gguf), loading_bars(name):
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source)
         weights = {"dtype": find_dtype(dtype, "auto"), "device_map": {"": device}}
@@ -124,8 +127,17 @@ def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = Fals
     """The configuration of a model, named as in `load`, without its weights. Raises ModelError as `load` does."""
     name = os.fspath(model)
     source, gguf = _locate(name)
+    file = Path(source, gguf or "config.json")
+    state = file.stat() if file.is_file() else None
     with _told_as_model_error(name, gguf):
-        return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust_remote_code)
+        config = _read_config(source, gguf, trust_remote_code, state and (state.st_mtime_ns, state.st_size))
+        return copy.deepcopy(config)
+
+
+@lru_cache(maxsize=4)
+def _read_config(source: str, gguf: str | None, trust: bool, _state: Any) -> PreTrainedConfig:
+    """The configuration, read once while the file stays as it is: that of a GGUF file takes seconds."""
+    return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust)
 
 
 def find_dtype(dtype: str | torch.dtype, auto: str) -> str | torch.dtype:
@@ -134,6 +146,20 @@ def find_dtype(dtype: str | torch.dtype, auto: str) -> str | torch.dtype:
     if name not in (*DTYPES, "auto"):
         raise ModelError(f"unknown dtype {name}: use auto, {', '.join(DTYPES)}")
     return name if name == "auto" else getattr(torch, name)
+
+
+def find_device(device: str | None) -> str:
+    """The device of this name; by default the GPU, where there is one. Raises InputError for one that is not there."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        known = torch.device(name).type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        known = False
+    if not known:
+        found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise InputError(f"this machine has no device {name!r}: choose one of {', '.join(found)}")
+    return name
 
 
 def end_tokens(model: Any) -> set[int]:
@@ -147,17 +173,22 @@ def _locate(name: str) -> tuple[str, str | None]:
 
     Raises ModelError for a path where no model is.
     """
-    path = bundled.fetch() if name == bundled.NAME else Path(name).expanduser()
+    try:
+        path = bundled.fetch() if name == bundled.NAME else Path(name).expanduser()
+        is_file, is_folder, exists = path.is_file(), path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a null byte, an unknown home
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{name[:80]!r} cannot be the name of a model ({reason}): check the path") from error
     is_gguf = path.suffix.lower() == ".gguf"
-    if is_gguf and path.is_file():
+    if is_gguf and is_file:
         return str(path.parent), path.name
-    if path.is_dir():
+    if is_folder and name:
         _require_complete(path)
         return str(path), None
-    if path.exists():
+    if exists and name:
         raise ModelError(f"{name} is not a model: give a .gguf file, or the folder that holds config.json")
-    if is_gguf or name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
-        raise ModelError(f"there is no file or folder {name}: check the path")
+    if not name.strip() or is_gguf or name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
+        raise ModelError(f"there is no file or folder {name or repr(name)}: check the path")
     return name, None
 
 
@@ -184,12 +215,19 @@ def _require_complete(folder: Path) -> None:
         raise ModelError(f"{folder} has no tokenizer: save the model's tokenizer there with save_pretrained")
 
 
-def _require_causal(config: PreTrainedConfig, name: str) -> None:
+def require_vision(config: PreTrainedConfig, name: str) -> None:
+    """Raise ModelError for the configuration of a model that takes no images."""
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ModelError(f"{name} ({config.model_type}) is not a vision-language model: give one that takes images")
+
+
+def require_causal(config: PreTrainedConfig, name: str) -> None:
+    """Raise ModelError for the configuration of a model that is not a decoder alone."""
     remote = getattr(config, "auto_map", None) or {}
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote
     # transformers would run an encoder as a decoder, which it was not trained to be.
     if not causal or config.is_encoder_decoder or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        raise ModelError(f"{name} ({config.model_type}) is no causal language model: give a decoder-only one")
+        raise ModelError(f"{name} ({config.model_type}) is not a causal language model: give a decoder-only one")
 
 
 @contextmanager

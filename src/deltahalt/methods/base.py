@@ -42,6 +42,22 @@ class Method:
         """Whether this is the full model, in which every token runs through every layer."""
         return False
 
+    def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
+        """Refuse what a model with this configuration cannot do, or what is not installed, before weights are loaded.
+
+        config: the model's. min_prompt_tokens: as in `attach`. Raises what `attach` would raise later.
+        """
+        self.refuse_settings(min_prompt_tokens)
+        ModelShape.of(config.get_text_config())
+
+    def refuse_settings(self, min_prompt_tokens: int) -> None:
+        """Raise UnsupportedError for settings of policies alone."""
+        if min_prompt_tokens:
+            raise UnsupportedError(
+                f"{self.name} does not halt tokens in decoder layers, so min_prompt_tokens={min_prompt_tokens} has no "
+                "effect: leave it out"
+            )
+
     def attach(
         self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0
     ) -> AbstractContextManager[Halted]:
@@ -49,11 +65,7 @@ class Method:
 
         Raises UnsupportedError for settings that this method does not have, and what `prepare` and `attached` raise.
         """
-        if min_prompt_tokens:
-            raise UnsupportedError(
-                f"{self.name} does not halt tokens in decoder layers, so min_prompt_tokens={min_prompt_tokens} has no "
-                "effect: leave it out"
-            )
+        self.refuse_settings(min_prompt_tokens)
         self.prepare(model, tokenizer)
         return self.attached(model)
 

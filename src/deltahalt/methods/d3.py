@@ -41,6 +41,10 @@ class D3(Method):
         if not 0 < self.core <= (math.inf if isinstance(self.core, int) else 1):
             raise PolicyError(f"core is {self.core!r}; give a number of layers >= 1 or a fraction of them in (0, 1]")
 
+    def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
+        super().check(config, min_prompt_tokens=min_prompt_tokens)
+        self.depth(1, config.get_text_config().num_hidden_layers)
+
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         return halting(model, Dense(), depth=self.depth)
 

@@ -55,6 +55,10 @@ class GemFilter(PromptMethod):
             raise PolicyError(f"{self.name} starts at layer {layer}, but the model has layers 0 to {layers - 1}")
         return layer
 
+    def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
+        super().check(config, min_prompt_tokens=min_prompt_tokens)
+        self.layer(config.get_text_config().num_hidden_layers)
+
     def kept(self, eligible: int) -> int:
         return min(self.count, eligible) if self.count else super().kept(eligible)
 

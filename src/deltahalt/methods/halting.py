@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
+from deltahalt.engine.prefill import refuse_halted_kv
 from deltahalt.flops import ModelShape, policy_loads, true_flops
 from deltahalt.methods.base import Method, scaled
 from deltahalt.policies import Dense, Policy, Progressive
@@ -31,6 +32,11 @@ class Halting(Method):
     @property
     def is_dense(self) -> bool:
         return not self.policy.stages
+
+    def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
+        decoder = config.get_text_config()
+        shape = ModelShape.of(decoder)
+        refuse_halted_kv(shape, place(self.policy, shape.layers, vision=decoder is not config))
 
     def attach(
         self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0

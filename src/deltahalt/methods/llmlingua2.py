@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
@@ -35,6 +36,13 @@ class LLMLingua2(PromptMethod):
 
     encoder: str = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
+    def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
+        """Raises ModelError for an encoder that cannot be found, or has other labels."""
+        super().check(config, min_prompt_tokens=min_prompt_tokens)
+        with _as_model_error(self.encoder):
+            encoder = transformers.AutoConfig.from_pretrained(self.encoder)
+        _require_two_labels(encoder, self.encoder)
+
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """Raises InputError without a tokenizer, and ModelError for an encoder that cannot be loaded."""
         if tokenizer is None:
@@ -58,16 +66,27 @@ class LLMLingua2(PromptMethod):
 @lru_cache(maxsize=1)
 def load_encoder(name: str, device: str) -> tuple[Any, Any]:
     """The classifier and its tokenizer, kept in memory. Raises ModelError."""
-    try:
+    with _as_model_error(name):
         classifier = transformers.AutoModelForTokenClassification.from_pretrained(name).to(device).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    _require_two_labels(classifier.config, name)
+    return classifier, tokenizer
+
+
+@contextmanager
+def _as_model_error(name: str) -> Iterator[None]:
+    """Turn what transformers raises for an encoder that it cannot load into a ModelError."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load the encoder {name}: give llmlingua2:encoder= a hub id or local folder"
         ) from error
-    if classifier.config.num_labels != 2:
-        raise ModelError(f"{name} has {classifier.config.num_labels} labels: LLMLingua-2 needs two, drop and keep")
-    return classifier, tokenizer
+
+
+def _require_two_labels(config: Any, name: str) -> None:
+    if config.num_labels != 2:
+        raise ModelError(f"{name} has {config.num_labels} labels: LLMLingua-2 needs two, drop and keep")
 
 
 @torch.inference_mode()

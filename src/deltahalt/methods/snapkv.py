@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from deltahalt.engine.halted import Halted
@@ -44,16 +45,20 @@ class SnapKV(Method):
             )
         return prompts
 
+    def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
+        super().check(config, min_prompt_tokens=min_prompt_tokens)
+        if find_spec("kvpress") is None:
+            raise UnsupportedError(
+                f"{self.name} is kvpress's, and kvpress is not installed: run `make kvpress-env`, then use "
+                ".venv-kvpress/bin/deltahalt, or pip install 'deltahalt[kvpress]'"
+            )
+
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         """Raises UnsupportedError without kvpress, and for what its press cannot do: padding, sliding windows."""
-        try:
-            from kvpress import SnapKVPress  # noqa: PLC0415 (an extra)
+        self.check(model.config)
+        from kvpress import SnapKVPress  # noqa: PLC0415 (an extra)
 
-            from deltahalt.integrations.kvpress import DeltaPress  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            raise UnsupportedError(
-                f"{self.name} is kvpress's, and {error.name} is not installed: run `make kvpress-env`, then use "
-                ".venv-kvpress/bin/deltahalt, or pip install 'deltahalt[kvpress]'"
-            ) from error
+        from deltahalt.integrations.kvpress import DeltaPress  # noqa: PLC0415
+
         press = SnapKVPress(self.pruning_ratio, window_size=self.window, kernel_size=self.kernel)
         return DeltaPress(compression_ratio=0.0, then=press)(model)

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
+from deltahalt.answering.documents import context_size
 from deltahalt.answering.generation import generate_timed
 from deltahalt.clock import clock
 from deltahalt.errors import InputError
@@ -21,32 +21,6 @@ from deltahalt.policies import Dense
 
 FULL, NOTHING_HALTED = "full model", "nothing halted"
 Way = Callable[[], AbstractContextManager[Applied | None]]
-
-
-def random_model(
-    shape: ModelShape,
-    *,
-    dtype: str | torch.dtype,
-    device: str,
-    longest: int,
-    seed: int = 0,
-    attention: str | None = None,
-) -> Any:
-    """A Llama of this shape with random weights, for up to `longest` tokens: speed does not ask for sense."""
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=longest,
-    )
-    torch.manual_seed(seed)
-    with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    return model.eval()
 
 
 def measure(
@@ -67,7 +41,7 @@ def measure(
     run, `runs(...)` times. Raises InputError where prompts and answers are longer than the model takes, or do not fit
     into the GPU's memory.
     """
-    require_room(model, name, prompts.length, new_tokens)
+    require_room(model.config, name, prompts.length, new_tokens)
     ways: dict[str, Way] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
     ways |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
     costs: dict[str, list[Cost]] = {way: [] for way in ways}
@@ -103,9 +77,9 @@ def measure(
     return rows
 
 
-def require_room(model: Any, name: str, length: int, new_tokens: int) -> None:
+def require_room(config: Any, name: str, length: int, new_tokens: int) -> None:
     """Raise InputError where prompts of `length` tokens and their answers are longer than the model takes."""
-    longest = model.get_decoder().config.max_position_embeddings
+    longest = context_size(config)
     if length + new_tokens > longest:
         raise InputError(f"{name} takes {longest} tokens, prompt and {new_tokens} new ones: measure shorter prompts")
 

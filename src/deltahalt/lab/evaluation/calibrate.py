@@ -120,6 +120,20 @@ def calibrate(
     )
 
 
+def check_targets(
+    config: Any,
+    targets: Sequence[float],
+    layers: Sequence[int] | None,
+    max_loss: float | None,
+    *,
+    query_free: bool,
+) -> None:
+    """Raise InputError where a model with this configuration cannot be calibrated so: arguments as in `calibrate`."""
+    decoder = config.get_text_config()
+    windows, search = family_of(decoder).windows(decoder), BLIND if query_free else ASKED
+    first_fields(layers, targets, windows, search, all_needed=max_loss is None)
+
+
 def first_fields(
     layers: Sequence[int] | None,
     targets: Sequence[float],
@@ -144,9 +158,9 @@ def first_fields(
     return fields, {target: usual_policies(tried, target, windows, search) for target in fields}
 
 
-def default_samples(device: torch.device) -> tuple[str, int]:
+def default_samples(device: str) -> tuple[str, int]:
     """What `load_samples` is given where nobody says: data and characters, fewer on a CPU."""
-    return ("generated:24", 4_000) if device.type == "cpu" else ("generated:108", 12_000)
+    return ("generated:24", 4_000) if device.startswith("cpu") else ("generated:108", 12_000)
 
 
 def better_third(ranked: Sequence[AnyPolicy]) -> list[AnyPolicy]:

@@ -15,6 +15,9 @@ from deltahalt.lab.jsonl import Kinds, read_jsonl, spoken
 HINT = "give JSONL with task, prompt and answer, or generated:COUNT"
 FIELDS: dict[str, Kinds] = {"task": str, "prompt": str, "answer": (str, NoneType)}
 
+CHARACTERS = 12_000  # of a generated prompt, unless it is given
+MOST_CHARACTERS = 200_000_000  # of all generated prompts together, which are kept in memory
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -36,14 +39,27 @@ class Sample:
         return f"{self.prompt}\n\n{self.question}" if self.question else self.prompt
 
 
-def load_samples(data: str, *, characters: int, seed: int) -> list[Sample]:
-    """Samples named by `data`: a JSONL file, or "generated:COUNT". Raises InputError."""
+def load_samples(data: str, *, characters: int | None = None, seed: int | None = None) -> list[Sample]:
+    """Samples named by `data`: a JSONL file, or "generated:COUNT".
+
+    characters, seed: of generated samples, by default `CHARACTERS` and 0. Raises InputError; also where they are given
+    for a file.
+    """
     kind, _, count = data.partition(":")
     if kind != "generated":
+        if characters is not None or seed is not None:
+            raise InputError(
+                f"{data} has samples of its own: leave --characters and --seed out, or give generated:COUNT as the data"
+            )
         return read_samples(Path(data))
-    if not count.isdigit() or int(count) == 0:
+    if not count.isdecimal() or int(count[:12]) == 0:
         raise InputError(f"data is {data!r}: give generated:COUNT with a count of 1 or more, or a JSONL file")
-    return generate_samples(int(count), characters, seed)
+    length = CHARACTERS if characters is None else characters
+    if int(count[:12]) * length > MOST_CHARACTERS:
+        raise InputError(
+            f"{count} samples of {length:,} characters are more than {MOST_CHARACTERS:,} in all: give fewer or shorter"
+        )
+    return generate_samples(int(count), length, seed or 0)
 
 
 def read_samples(path: Path) -> list[Sample]:
