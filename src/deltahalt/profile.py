@@ -12,7 +12,8 @@ from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Policy, Progressive
-from deltahalt.policies.text import format_policy, parse_policy, read, update, write
+from deltahalt.policies.options import options_of
+from deltahalt.policies.text import format_policy, parse_policy, read, replace_options, update, write
 from deltahalt.policies.usual import blind_default, safe_default
 
 AUTO = "auto"
@@ -150,9 +151,20 @@ class Wanted:
         if not 1 <= speedup < math.inf:
             raise InputError(
                 f"{text!r} names {speed!r} as a speedup; write a number from 1, such as {name}:1.7 for at least 1.7x, "
-                f"or {name} for the default"
+                f"or {name} for the default. {cls(text, name, None)._speeds()}"
             )
         return cls(text, name, speedup)
+
+    def for_many_questions(self) -> str:
+        """The text of the profile for prompts that come before their questions: of auto, auto-query-free."""
+        return self.text.replace(AUTO, AUTO_QUERY_FREE, 1) if self.name == AUTO else self.text
+
+    def _speeds(self) -> str:
+        """A sentence about the speedups that there are."""
+        if self.is_file:
+            return f"This profile has {self.read().speeds}"
+        fitting = (one for one in shipped() if one.query_free == (self.name == AUTO_QUERY_FREE))
+        return "The profiles that come with deltahalt: " + "; ".join(f"{one.model} {one.speeds}" for one in fitting)
 
     def read(self) -> Profile:
         """The profile in the user's file. Raises InputError where it is missing or broken."""
@@ -176,11 +188,15 @@ def names_profile(text: str) -> bool:
     return name in (AUTO, AUTO_QUERY_FREE) or name.endswith(".json")
 
 
-def check_profile(text: str) -> None:
-    """Raise InputError for a text of a profile that can be refused before there is a model."""
+def check_profile(text: str, options: Mapping[str, Any] = {}) -> None:
+    """Refuse a text of a profile, and options that override its choice, where that is possible without a model.
+
+    Raises InputError as `resolve` does, and PolicyError for a value out of range of an option that all policies have.
+    """
     wanted = Wanted.parse(text)
     if wanted.is_file:
         wanted.read().choose(wanted.speedup)
+    replace_options(Policy(), {name: value for name, value in options.items() if name in options_of(Policy)})
 
 
 def resolve(text: str, decoder: Module, *, vision: bool = False, options: Mapping[str, Any] = {}) -> Resolved:

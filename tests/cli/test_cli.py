@@ -13,7 +13,9 @@ from rich.console import Console
 from deltahalt.answering.ask import Answer
 from deltahalt.answering.demo import EXPECTED, FACT
 from deltahalt.cli.answer_table import show_answers
+from deltahalt.loading.models import load
 from deltahalt.methods.registry import METHODS
+from deltahalt.profile import Choice, Profile, Signature
 from deltahalt.vision import VISION_POLICIES
 from helpers.command import deltahalt
 
@@ -126,6 +128,56 @@ def test_options_of_a_policy_reach_it(tiny_folder: Path, document: str, capsys: 
     prompt = answer["prompt_tokens"]
     kept = prompt - round(0.5 * (prompt - 12))
     assert answer["lengths"] == [prompt, prompt, kept, kept, kept, kept]
+
+
+@pytest.mark.parametrize("policy", ["auto", "profile.json"])
+def test_options_override_what_a_profile_chose_and_the_output_says_so(
+    policy: str, tiny_folder: Path, document: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if policy != "auto":
+        signature = Signature.of(load(str(tiny_folder)).model.get_decoder())
+        policy = str(tmp_path / policy)
+        Profile("tiny", signature, (Choice("max-sim:pruning_ratio=0.35", 1.7, 0.0, 1.0),), {}).write(Path(policy))
+    given = (
+        "--pruning-ratio",
+        "0.5",
+        "--start",
+        "1",
+        "--keep-first",
+        "4",
+        "--keep-last",
+        "32",
+        "--boundary",
+        "attention",
+    )
+    assert run(tiny_folder, document, "--policy", policy, *given, "--json") == 0
+    shown = capsys.readouterr()
+    (answer,) = json.loads(shown.out).values()
+    prompt = answer["prompt_tokens"]
+    assert answer["lengths"] == [prompt] * 2 + [prompt - round(0.5 * (prompt - 36))] * 4
+    assert f"{policy}: pruning_ratio=0.5 replaces 0.35" in shown.err
+    assert f"{policy}: max-sim:" in shown.err
+    assert ("default for uncalibrated models" in shown.err) == (policy == "auto")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--policy", "dense", "--pruning-ratio", "0.5"], "dense takes no options"),
+        (["--policy", "dash:start=2", "--start", "3"], "start is given twice: as 2 in 'dash:start=2', and as 3"),
+        (["--policy", "auto:nan"], "auto:1.7"),
+        (["--policy", "auto:"], "auto:1.7"),
+        (["--policy", "no.json:2"], "there is no profile no.json"),
+        (["--pruning-ratio", "nan"], "it must be a finite number"),
+        (["--policy", "dahs"], "did you mean 'dash'?"),
+        (["--policy", "visionzip"], "look --vision-policy"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(
+    options: list[str], complaint: str, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(Path("no/such/model"), document, *options) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_document_comes_from_standard_input(

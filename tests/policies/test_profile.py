@@ -72,11 +72,17 @@ def test_the_speed_asked_for_selects_the_choice(decoder: torch.nn.Module, tmp_pa
         check_profile(f"{path}:99")
 
 
-@pytest.mark.parametrize("name", ["auto", "auto-query-free", "no/such.json"])
 @pytest.mark.parametrize("speed", ["", "fast", "nan", "-1", "0", "0.5", "inf"])
-def test_a_speedup_that_is_not_a_number_from_one_is_refused(name: str, speed: str) -> None:
-    with pytest.raises(InputError, match=f"names '{speed}' as a speedup; write a number from 1, such as {name}:1"):
-        check_profile(f"{name}:{speed}")
+def test_a_speedup_that_is_not_a_number_from_one_is_refused_with_those_that_there_are(
+    speed: str, decoder: torch.nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    _profile(decoder).write(path)
+    known = {"auto": r"smollm2-135m 1\.71x, 2\.50x", "auto-query-free": "smollm2-135m", str(path): r"1\.70x, 2\.50x"}
+    for name, speeds in known.items():
+        complaint = f"names '{speed}' as a speedup; write a number from 1, such as {name}:1.*{speeds}"
+        with pytest.raises(InputError, match=complaint):
+            check_profile(f"{name}:{speed}")
 
 
 def test_a_model_without_a_profile_has_no_speeds_to_choose_from(decoder: torch.nn.Module) -> None:

@@ -25,7 +25,7 @@ from deltahalt.cli.base import (
 from deltahalt.cli.common import check_policy, load_model, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.methods.registry import AnyMethod, parse_method
-from deltahalt.profile import AUTO, AUTO_QUERY_FREE
+from deltahalt.profile import AUTO, Wanted, names_profile
 
 
 def run(
@@ -67,8 +67,8 @@ def run(
         "boundary": boundary,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    if len(question) > 1 and policy.partition(":")[0] == AUTO:
-        policy = policy.replace(AUTO, AUTO_QUERY_FREE, 1)
+    if len(question) > 1 and names_profile(policy):
+        policy = Wanted.parse(policy).for_many_questions()
     method = check_policy(policy, given)
     if len(question) > 1:
         check_each(method)

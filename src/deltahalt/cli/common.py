@@ -58,7 +58,7 @@ def check_policy(policy: str, options: Mapping[str, Any] = {}) -> Method | None:
     options: as in `deltahalt.profile.resolve`.
     """
     if names_profile(policy):
-        check_profile(policy)
+        check_profile(policy, options)
         return None
     return parse_method(with_options(policy, options))
 

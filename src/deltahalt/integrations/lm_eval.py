@@ -80,7 +80,7 @@ class DeltahaltLM(HFLM):
     ) -> None:
         own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
         if names_profile(policy):
-            check_profile(policy)
+            check_profile(policy, options)
             dense = False
         else:
             dense = parse_method(with_options(policy, options)).is_dense

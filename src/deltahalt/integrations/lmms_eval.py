@@ -60,7 +60,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
         if vision and vision_policy is None:
             raise InputError(f"{', '.join(vision)} without a policy for the ViT: add vision_policy=vision-dash, say")
         if names_profile(policy):
-            check_profile(policy)
+            check_profile(policy, options)
         else:
             parse_policy(with_options(policy, options))  # refuses what is not a policy before the model is loaded
         typed = {name.removeprefix(OF_VISION): value for name, value in vision.items()}

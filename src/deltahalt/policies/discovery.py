@@ -64,6 +64,8 @@ def added_classes() -> dict[str, type[Any]]:
 
 def elsewhere(name: str) -> str | None:
     """What takes a policy or method of deltahalt, as a sentence; None for a name that there is nowhere."""
+    if name in ("auto", "auto-query-free") or name.endswith(".json"):
+        return f"{name} is a profile, which chooses for one model: name a policy, or use a command that loads a model"
     return next((f"{name} is {taken}" for package, taken in TAKEN_BY.items() if name in own_classes(package)), None)
 
 
