@@ -59,14 +59,14 @@ table5 table6 table7: $(VENV)/.installed-dev ## the same on images, with lmms-ev
 	$(VENV)/bin/python -m tools.vision_tables $@ $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
-results: $(VENV)/.installed ## write docs/results.md and the tables of the other pages from the rows in results/
+results: $(VENV)/.installed ## write docs/lab/results.md and the tables of the other pages from the rows in results/
 	@mkdir -p build
 	$(VENV)/bin/python -m tools.results_page > build/results.md
-	mv build/results.md docs/results.md
+	mv build/results.md docs/lab/results.md
 	$(VENV)/bin/python -m tools.page_tables
 
 figures: $(VENV)/.installed-dev ## draw the pictures of docs/ from the rows in results/
-	grep -hE '^deltahalt plot results/' docs/*.md | PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh -ex
+	grep -rhE --include='*.md' '^deltahalt plot results/' docs | PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh -ex
 
 clean: ## remove what these targets made; downloaded models stay
 	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -3,12 +3,14 @@
 usage: python -m tools.page_tables
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
-`.jsonl`. Kinds: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep that no other policy beats;
-`means`, the mean over an evaluation's tasks, by method; `profiles`, what calibration chose; `auto`, what its first
-choices keep; `reached`, how the best policies stand to what was aimed at.
+`.jsonl`. Kinds of one file: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep that no other
+policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a bench; `adr`,
+`pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration chose; `auto` and
+`choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
 """
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ from typing import Any
 
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.row import BenchRow
+from deltahalt.lab.evaluation.pictures.row import VisionRow
+from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.figures.comparison import on_frontier
 from deltahalt.lab.figures.tables import markdown
@@ -28,17 +32,18 @@ from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
 from tools.briefly import brief
 from tools.paper_tables import PAPER
-from tools.reached import auto_table, reached_table
+from tools.reached import auto_table, choices_table, reached_table
 from tools.results_page import FULL, by_method, rows_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
+LONG = 16_384  # tokens: prompts of the short table of speed
 MARKED = re.compile(r"(<!-- table: (\S+) ?(\S*) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
     """The pages that hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def filled(page: str) -> str:
@@ -107,6 +112,53 @@ def _prefill(pairs: Sequence[tuple[EvalRow, EvalRow]]) -> str:
     return f"{full / own:.2f}x" if own and alike else ""
 
 
+def speed_table(name: str) -> str:
+    """Prefill, bound and K/V of `dash` and of late interaction, which `auto` chooses, on single long prompts."""
+    wanted = ("max-sim", "dash")
+    rows = [
+        row
+        for row in read_rows(RESULTS / f"{name}.jsonl", BenchRow)
+        if row.policy.partition(":")[0] in wanted and row.batch == 1 and row.prompt >= LONG
+    ]
+    return table(
+        {
+            "prompt": [f"{row.prompt:,}" for row in rows],
+            "policy": [f"`{row.policy.partition(':')[0]}`" for row in rows],
+            "prefill, full / halted": [f"{row.full.prefill:.3f} s / {row.halted.prefill:.3f} s" for row in rows],
+            "prefill": [f"{row.gain.prefill:.2f}x" for row in rows],
+            "bound": [f"{row.gain.flops:.2f}x" for row in rows],
+            "K/V": [f"{row.gain.kv_bytes:.2f}x" for row in rows],
+        }
+    )
+
+
+def adr_table(name: str) -> str:
+    """What methods on images keep of the full model's accuracy, by share of visual tokens."""
+    return vision_tables(read_rows(RESULTS / f"{name}.jsonl", VisionRow)).split("\n\n")[0]
+
+
+def pictures_table(name: str) -> str:
+    """All figures of methods on images."""
+    return vision_tables(read_rows(RESULTS / f"{name}.jsonl", VisionRow)).split("\n\n")[1]
+
+
+def images_table(name: str) -> str:
+    """What a method on images saves. A script that has left the tree wrote the rows, so they have no type."""
+    rows = [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    return table(
+        {
+            "method": [f"`{row['method']}`" for row in rows],
+            "kept": [f"{row['retain']:.0%}" for row in rows],
+            "prefill s, full / halted": [f"{row['full_prefill']:.3f} / {row['prefill']:.3f}" for row in rows],
+            "prefill, % of full": [f"{100 * row['prefill_share']:.1f}" for row in rows],
+            "total, % of full": [f"{100 * row['total_share']:.1f}" for row in rows],
+            "new tokens": [f"{row['new_tokens']}" for row in rows],
+            "TFLOPs, full / halted": [f"{row['full_tflops']:.1f} / {row['tflops']:.1f}" for row in rows],
+            "K/V MB, full / halted": [f"{row['full_kv_mb']:.0f} / {row['kv_mb']:.0f}" for row in rows],
+        }
+    )
+
+
 def profiles_table() -> str:
     """The choices of the shipped profiles, with what calibration saw."""
     choices = [(profile, choice) for profile in shipped() for choice in profile.choices]
@@ -128,6 +180,11 @@ TABLES: dict[str, Callable[[str], str]] = {
     "means": means_table,
     "profiles": lambda _: profiles_table(),
     "auto": lambda _: auto_table(),
+    "choices": lambda _: choices_table(),
+    "speed": speed_table,
+    "adr": adr_table,
+    "pictures": pictures_table,
+    "images": images_table,
     "reached": lambda _: reached_table(),
 }
 

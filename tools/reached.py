@@ -15,6 +15,8 @@ from tools.briefly import brief
 
 RESULTS = Path(__file__).parents[1] / "results"
 KINDS = ("finding", "heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw
+# The paper's setting, as rows name it.
+DASH = ("dash:start=0.4,pruning_ratio=0.667", "dash:start=11,pruning_ratio=0.667")
 BLIND = ("query-free", "query-free-signals")  # of those measured with the question kept from the policy
 DOCUMENTS = ("loogle", "multi_news")  # tasks whose names begin so
 
@@ -57,9 +59,10 @@ AIMS = [
 
 @dataclass(frozen=True)
 class Kept:
-    """What one policy keeps. prompts: of all tasks. losses: NLL changes on documents."""
+    """What one policy keeps. speedup: on Qwen2.5-7B's shape. prompts: all tasks. losses: NLL changes on documents."""
 
     policy: str
+    speedup: float
     prompts: int
     found: int
     full_found: int
@@ -72,6 +75,7 @@ class Kept:
         needles = [row for row in rows if row.task == "needle"]
         return cls(
             policy=rows[0].policy,
+            speedup=rows[0].reference_speedup,
             prompts=len(rows),
             found=sum(row.exact for row in needles),
             full_found=sum(row.full_exact for row in needles),
@@ -94,11 +98,40 @@ class Kept:
 
 
 def auto_table() -> str:
-    """What the first choice of each shipped profile keeps, where it was measured."""
-    asked = (profile for profile in shipped() if not profile.query_free)
-    found = {profile.model: measured(profile.model, profile.choices[0].policy, KINDS) for profile in asked}
-    kept = {model: one for model, one in found.items() if one is not None}
-    return table({"model": list(kept), **_figures(list(kept.values()))})
+    """What `auto` keeps and what DASH keeps at the paper's setting, for each model with a profile."""
+    return _choices_table([line for line in _choice_lines() if line[1] in {"auto", "dash"}])
+
+
+def choices_table() -> str:
+    """What every choice of the shipped profiles keeps, and what DASH keeps at the paper's setting."""
+    return _choices_table(_choice_lines())
+
+
+def _choices_table(lines: Sequence[tuple[str, str, Kept | None]]) -> str:
+    kept = [one for *_, one in lines]
+    return table(
+        {
+            "model": [model for model, *_ in lines],
+            "policy": [f"`{name}`" for _, name, _ in lines],
+            "speed": [f"{one.speedup:.2f}x" if one else "" for one in kept],
+            **_figures(kept),
+        }
+    )
+
+
+def _choice_lines() -> list[tuple[str, str, Kept | None]]:
+    """Model, what a user writes for the policy, and what it keeps; None where that was not measured."""
+    lines: list[tuple[str, str, Kept | None]] = []
+    for profile in shipped():
+        kinds = BLIND if profile.query_free else KINDS
+        for number, choice in enumerate(profile.choices):
+            name = "auto-query-free" if profile.query_free else "auto"
+            name += f":{choice.speedup:.1f}" if number else ""
+            lines.append((profile.model, name, measured(profile.model, choice.policy, kinds)))
+        if not profile.query_free:
+            dash = (measured(profile.model, policy, KINDS) for policy in DASH)
+            lines.append((profile.model, "dash", next(filter(None, dash), None)))
+    return lines
 
 
 def reached_table() -> str:

@@ -1,6 +1,6 @@
-"""Write docs/results.md from the committed rows and the paper's numbers.
+"""Write docs/lab/results.md from the committed rows and the paper's numbers.
 
-usage: python -m tools.results_page > docs/results.md
+usage: python -m tools.results_page > docs/lab/results.md
 
 Rows of `deltahalt bench` are in results/prefill-*.jsonl and bench-*.jsonl, rows of `deltahalt eval` in eval-*.jsonl,
 and in smoke-*.jsonl those of `make eval-smoke`, which are of no benchmark and in no table of the paper. Those of
@@ -28,21 +28,23 @@ RESULTS = Path(__file__).parents[1] / "results"
 FULL = "full model"
 HEAD = """# Results
 
-Written by `make results` from the rows in `results/` and from the paper's numbers in `recipes/paper.json`. What the
-columns are: [bench](bench.md), [evaluate](evaluate.md). Lines marked *paper* are the paper's, of
-Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Rows of smoke-*.jsonl are of
-`make eval-smoke`: a few samples of our own, and no benchmark. Many policies on one model: [accuracy](accuracy.md).
+`make results` writes this page from the rows in `results/` and from the paper's numbers in `tools/paper.json`.
+Columns are explained in [bench](../bench.md) and [evaluate](../evaluate.md). Lines marked *paper* are the paper's, of
+Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the model named. Many policies on one model:
+[journal](journal.md).
 
-Times in *-busy.jsonl are of a machine that other work kept busy, and uncertain ([how much](bench.md)). Rows of
-eval-shared-*.jsonl are of processes that ran beside each other on one machine: they give scores, no efficiency. What
-was measured in the paper's tables is of small models and few samples, and says nothing about the paper's numbers:
-what the scores show of the methods is said [of Table 1](evaluate.md#what-table-1-shows-here) and
-[of Table 2](evaluate.md#what-table-2-shows-here). A cell is empty where a run was cut off by time, or needs what was
-not at hand. *LongBench* beside a model: its samples in place of LongBench-E's, by the same prompts and metrics.
-LLMLingua2 ran with a stand-in for its encoder, which is named beside the model
-([baselines](baselines.md#an-encoder-without-a-hub)). BERTScore is by a small encoder, all-MiniLM-L6-v2, and not the
-paper's, so that its height says nothing beside theirs. FastKV, GemFilter and `auto`, which is what the model's profile
-chooses, are not in the paper's tables."""
+- Times in *-busy.jsonl are from a machine that other work kept busy, and uncertain ([how much](../bench.md)).
+- Rows of eval-shared-*.jsonl are from processes that shared a machine: they give scores, not efficiency.
+- Rows of smoke-*.jsonl are from `make eval-smoke`: a few samples of our own, not a benchmark.
+- What was measured in the paper's tables is from small models and few samples. It does not test the paper's numbers.
+  What the scores show of the methods: [Table 1](../evaluate.md#what-table-1-shows-here),
+  [Table 2](../evaluate.md#what-table-2-shows-here).
+- A cell is empty where a run was cut off by time, or needs what was not available.
+- *LongBench* after a model: LongBench's samples in place of LongBench-E's, by the same prompts and metrics.
+- LLMLingua2 ran with a stand-in encoder, which is named after the model
+  ([baselines](../baselines.md#an-encoder-without-a-hub)). BERTScore uses a small encoder, all-MiniLM-L6-v2, so its
+  values do not compare with the paper's.
+- FastKV, GemFilter and `auto`, which is what the model's profile chooses, are not in the paper's tables."""
 
 
 @dataclass(frozen=True)

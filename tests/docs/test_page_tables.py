@@ -24,10 +24,12 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows() -> None
     for file, page in written.items():
         assert page_tables.filled(page) == page, f"{file.name}: make results"
     shown = {name for page in written.values() for _, _, name, _ in page_tables.MARKED.findall(page)}
-    sweeps = (
+    measured = (
+        "asks",
         "d3",
         "development",
         "exits",
+        "finding",
         "frontier",
         "frozen",
         "heldout",
@@ -36,8 +38,9 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows() -> None
         "resembling",
         "signals",
         "variants",
+        "vision",
     )
-    assert {file.stem for kind in sweeps for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
+    assert {file.stem for kind in measured for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
     kinds = {kind for page in written.values() for _, kind, *_ in page_tables.MARKED.findall(page)}
     assert kinds == set(page_tables.TABLES)
 
@@ -145,9 +148,10 @@ def reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ]
     append_rows(tmp_path / "frontier-small.jsonl", few)
     append_rows(tmp_path / "heldout-small.jsonl", sweep_rows(FASTER, 0.4, 0.6, exact="1", speedup=2.5))
-    choices = [Choice(FAST, 1.7, 0.0, 1.0)]
+    choices = [Choice(FAST, 1.7, 0.0, 1.0), Choice(FASTER, 2.5, 0.0, 1.0)]
     profile = SimpleNamespace(model="small", choices=choices, choose={1.7: FAST, 2.5: FASTER}.get, query_free=False)
-    blind = SimpleNamespace(model="small", choose={1.5: "dash-layer"}.get, query_free=True)
+    slow = [Choice("dash-layer", 1.5, 0.0, 1.0)]
+    blind = SimpleNamespace(model="small", choices=slow, choose={1.5: "dash-layer"}.get, query_free=True)
     append_rows(tmp_path / "query-free-small.jsonl", sweep_rows("dash-layer", 0.4, 0.6, exact="10", speedup=1.5))
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "shipped", lambda: [profile, blind])
@@ -185,4 +189,34 @@ def test_what_is_reached_stands_beside_what_was_aimed_at(
         "| small, query-free | 1.5x | profile, best measured | `dash-layer` | 4 | 1 of 2 (2) "
         "| +0.50 \u00b1 0.10, median +0.50 | needles -0.10 | nothing |"
     )
-    assert reached.auto_table().splitlines()[-1] == f"| small | {figures} |"
+
+
+def test_what_auto_keeps_stands_beside_what_dash_keeps(reached: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reached, "DASH", ("dash:none", "dash"))
+    figures = "4 | 2 of 2 (2) | +0.20 \u00b1 0.10, median +0.20"
+    auto, dash = reached.auto_table().splitlines()[2:]
+    assert auto == f"| small | `auto` | 1.70x | {figures} |"
+    assert dash.startswith("| small | `dash` | 1.70x | 4 | 2 of 2 (2) | +0.10")
+    fast, faster, dash, blind = reached.choices_table().splitlines()[2:]
+    assert fast == auto
+    assert faster.startswith("| small | `auto:2.5` | 2.50x | 3 | 1 of 1 (1) | +0.50")
+    assert blind.startswith("| small | `auto-query-free` | 1.50x | 4 | 1 of 2 (2) | +0.50")
+
+
+def test_a_choice_that_was_not_measured_says_so(reached: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = SimpleNamespace(model="small", choices=[Choice("random:start=7", 1.7, 0.0, 1.0)], query_free=False)
+    monkeypatch.setattr(reached, "shipped", lambda: [profile])
+    assert reached.auto_table().splitlines()[2] == "| small | `auto` |  | not measured |  |  |"
+
+
+def test_the_short_table_of_speed_has_long_prompts_of_two_methods() -> None:
+    lines = page_tables.speed_table("bench-methods-h200").splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        [f"| {prompt}", f"`{method}`"] for prompt in ("16,384", "65,536") for method in ("max-sim", "dash")
+    ]
+
+
+def test_savings_on_images_are_shown_for_every_row() -> None:
+    lines = page_tables.images_table("images-h100").splitlines()[2:]
+    assert lines[0] == "| `dart-vit` | 35% | 0.562 / 0.248 | 44.2 | 70.4 | 16 | 216.7 / 69.2 | 490 / 175 |"
+    assert len(lines) == 26

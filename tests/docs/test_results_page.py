@@ -1,4 +1,4 @@
-"""docs/results.md: what was measured, beside the paper's numbers."""
+"""docs/lab/results.md: what was measured, beside the paper's numbers."""
 
 import subprocess
 from dataclasses import replace
@@ -23,9 +23,8 @@ def paper() -> dict[str, Any]:
 
 
 def test_the_page_is_that_of_the_committed_rows() -> None:
-    assert results_page.page(results_page.committed()) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), (
-        "make results"
-    )
+    written = (ROOT / "docs" / "lab" / "results.md").read_text(encoding="utf-8")
+    assert results_page.page(results_page.committed()) == written, "make results"
 
 
 def rows(policy: str, score: float, *tasks: str, **fields: Any) -> list[EvalRow]:
@@ -125,8 +124,8 @@ def test_processes_that_shared_a_gpu_give_scores_and_no_efficiency(tmp_path: Pat
 
 
 def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "results.md").write_text("old")
+    (tmp_path / "docs" / "lab").mkdir(parents=True)
+    (tmp_path / "docs" / "lab" / "results.md").write_text("old")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\nexit 1\n")
@@ -135,4 +134,4 @@ def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     done = subprocess.run(["make", "-f", ROOT / "Makefile", "results"], cwd=tmp_path, capture_output=True, check=False)
     assert b"Error 1" in done.stderr
-    assert (tmp_path / "docs" / "results.md").read_text() == "old"
+    assert (tmp_path / "docs" / "lab" / "results.md").read_text() == "old"

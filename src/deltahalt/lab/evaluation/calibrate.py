@@ -49,7 +49,7 @@ def calibrate(
     query_free: bool = False,
     tick: Callable[[str], None] = lambda _: None,
 ) -> Profile:
-    """Choose a policy for each target speedup by successive halving: see docs/accuracy.md.
+    """Choose a policy for each target speedup by successive halving: see docs/calibration.md.
 
     Every layer, and every exit, on a few samples; for the better third of them other settings on the same; of all these
     the better third on three times as many, and the better third of those on all. `choose` decides among the last. The

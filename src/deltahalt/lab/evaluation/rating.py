@@ -14,7 +14,7 @@ from deltahalt.policies.text import format_policy, parse_policy
 from deltahalt.profile import Choice
 
 # Standard errors by which another must beat the usual policies: the luckiest of many is two ahead by chance, and one
-# that was three ahead on generated prompts lost twice as much on documents (docs/accuracy.md).
+# that was three ahead on generated prompts lost twice as much on documents (docs/lab/journal.md).
 CLEARLY = 4
 CLIP = 0.5  # nats a token by which one sample may count, so that a missed answer does not rule the mean
 
