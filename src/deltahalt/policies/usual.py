@@ -1,4 +1,4 @@
-"""Policies in the forms that lost least where they were measured (docs/lab/journal.md), and the defaults made of them."""
+"""Policies in the forms that lost least when measured (docs/lab/journal.md), and the defaults made of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

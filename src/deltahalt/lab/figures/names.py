@@ -63,7 +63,9 @@ def _lines(options: Iterable[str]) -> str:
 
 def _shared(stages: Sequence[Written]) -> list[str]:
     """The options, `name=value`, that all stages have."""
-    common = set.intersection(*(set(stage.options.items()) for stage in stages)) if stages else set()
+    if not stages:
+        return []
+    common = set.intersection(*(set(stage.options.items()) for stage in stages))
     return [f"{name}={value}" for name, value in stages[0].options.items() if (name, value) in common]
 
 
