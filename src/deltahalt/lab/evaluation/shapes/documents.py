@@ -8,11 +8,15 @@ from deltahalt.lab.evaluation.shapes.base import Order
 from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 
 FEWEST_PIECES = 4
+SHORT = 800  # tokens of a text whose pieces may be longer than a quarter
+LONGEST_WORD = 100  # characters
 KINDS: tuple[Callable[[Draw], Iterator[str]], ...] = (
     prose.report,
     prose.minutes,
     prose.contract,
     sources.help_texts,
+    sources.docstrings,
+    sources.readmes,
     sources.source_code,
 )
 
@@ -25,31 +29,41 @@ def pieces(order: Order, tokens: int) -> list[str]:
     return filled(draw.random.choice(kinds)(draw), tokens)
 
 
-def filled(texts: Iterator[str], tokens: int) -> list[str]:
-    """Pieces from `texts` until they have about `tokens`, and no fewer than `FEWEST_PIECES`."""
-    found, size = list[str](), 0
+def filled(texts: Iterator[str], tokens: int, fewest: int = FEWEST_PIECES) -> list[str]:
+    """Pieces from `texts` until they have about `tokens`, and no fewer than `fewest`.
+
+    Pieces longer than a quarter of that are left out, and those with data in place of words.
+    """
+    found: list[str] = []
+    size = 0
     for piece in texts:
         length = count_tokens(piece) + 1
-        if len(found) >= FEWEST_PIECES and size + length > tokens:
+        if length > max(tokens, SHORT) / 4 or any(len(word) > LONGEST_WORD for word in piece.split()):
+            continue
+        if len(found) >= fewest and size + length > tokens:
             break
         found.append(piece)
         size += length
     return found
 
 
-def planted(draw: Draw, paragraphs: Sequence[str], sentences: Sequence[str]) -> str:
+def planted(
+    draw: Draw, paragraphs: Sequence[str], sentences: Sequence[str], in_order: Sequence[Sequence[str]] = ()
+) -> str:
     """The paragraphs as a text, with each sentence somewhere inside as a paragraph of its own, in a drawn order.
 
-    Places are spread over the text, none is its beginning or end.
+    No place is the text's beginning or end. in_order: groups of the sentences that keep their order.
     """
+    order = draw.shuffled(sentences)
+    for group in in_order:
+        for place, sentence in zip(sorted(map(order.index, group)), group, strict=True):
+            order[place] = sentence
+    gaps = range(1, len(paragraphs))
+    places = sorted(draw.random.choices(gaps, k=len(order)))
+    if len(gaps) >= len(order):
+        places = sorted(draw.random.sample(gaps, len(order)))
     text = list(paragraphs)
-    gaps = list(range(1, len(text)))
-    places = (
-        draw.random.sample(gaps, len(sentences))
-        if len(gaps) >= len(sentences)
-        else draw.random.choices(gaps, k=len(sentences))
-    )
-    for place, sentence in sorted(zip(places, sentences, strict=True), reverse=True):
+    for place, sentence in reversed(list(zip(places, order, strict=True))):
         text.insert(place, sentence)
     return "\n\n".join(text)
 

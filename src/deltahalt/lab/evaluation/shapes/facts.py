@@ -1,5 +1,6 @@
 """Facts that a text can state once: a sentence, its question, and its answer."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deltahalt.lab.evaluation.shapes.draw import Draw
@@ -58,13 +59,14 @@ KINDS = (
     ("firm", "place", "{0} has its main warehouse in {1}.", "Where does {0} have its main warehouse?"),
     ("person", "code", "The passport of {0} begins with {1}.", "What does the passport of {0} begin with?"),
 )
-ABOUT = {"person": person, "place": place, "firm": firm, "project": project}
-SAID = {
+MAKERS: dict[str, Callable[[Draw], str]] = {
+    "person": person,
+    "place": place,
+    "firm": firm,
+    "project": project,
     "number": lambda draw: draw.number(5),
     "code": code,
     "date": date,
-    "place": place,
-    "person": person,
     "goods": lambda draw: draw.one(GOODS),
     "colour": lambda draw: draw.one(COLOURS),
 }
@@ -80,8 +82,20 @@ def make_facts(draw: Draw, count: int, decoys: int = 0) -> list[Fact]:
     return [_fact(draw, *kind, decoys=decoys) for kind in draw.some(KINDS, count)]
 
 
+def different(draw: Draw, kinds: Sequence[str]) -> list[str]:
+    """A name or value for each of `kinds`, none of which is a part of another."""
+    found: list[str] = []
+    for kind in kinds:
+        one = MAKERS[kind](draw)
+        while any(one in other or other in one for other in found):
+            one = MAKERS[kind](draw)
+        found.append(one)
+    return found
+
+
 def _fact(draw: Draw, about: str, said: str, sentence: str, question: str, *, decoys: int) -> Fact:
-    subjects, values = _different(draw, about, decoys + 1), _different(draw, said, decoys + 1)
+    values = different(draw, [about] * (decoys + 1) + [said] * (decoys + 1))
+    subjects, values = values[: decoys + 1], values[decoys + 1 :]
     sentences = [sentence.format(*pair) for pair in zip(subjects, values, strict=True)]
     return Fact(
         sentence=sentences[0],
@@ -91,13 +105,3 @@ def _fact(draw: Draw, about: str, said: str, sentence: str, question: str, *, de
         decoys=tuple(sentences[1:]),
         wrong=tuple(values[1:]),
     )
-
-
-def _different(draw: Draw, kind: str, count: int) -> list[str]:
-    """So many names or values, none of which is a part of another."""
-    make, found = ABOUT.get(kind) or SAID[kind], list[str]()
-    while len(found) < count:
-        one = make(draw)
-        if not any(one in other or other in one for other in found):
-            found.append(one)
-    return found

@@ -30,20 +30,52 @@ REPORT = (
     "A second survey, led by {other}, came to a different result for the {thing}.",
     "The road to {place} is closed whenever the {goods} are loaded.",
     "In the end the {project} cost {share} percent more than planned.",
+    "What remains of the {thing} can be seen from the platform in {place}.",
+    "Every {month} the {goods} are counted anew, and every time {few} crates are missing.",
+    "A letter to the editor, signed by {person}, called the {project} a folly.",
+    "Critics pointed to {firm}, where a similar plan had failed within {few} months.",
+    "The {colour} paint on the {thing} hides a crack that runs down to the foundation.",
+    "For {share} percent of the loans there is no written agreement at all.",
+    "During the war the {thing} served as a store for {goods}.",
+    "{other} learned the trade of a {trade} late in life, after {few} years at sea.",
+    "Measurements in {year} showed that the water had risen by {few} centimetres.",
+    "The harvest of {month} was poor, so {firm} bought {goods} abroad.",
+    "People in {place} still argue about who first thought of the {adjective} {thing}.",
+    "Under the new rules a {trade} may inspect the {thing} without notice.",
+    "The exhibition on {field} drew {many} guests, more than the hall could hold.",
+    "With the second loan came conditions that {person} never made public.",
+    "Students of {field} mapped the ground around the {thing} over {few} summers.",
+    "Not until {year} did anybody compare the two ledgers.",
+    "The keys hung on a {colour} board next to the door of the {thing}.",
+    "A fire in {month} spared the {adjective} {thing} but ruined most of the {goods}.",
+    "{firm} has offices in {place}, where {few} people work on the {project}.",
+    "Nothing in the archive explains the {share} percent that the {trade} wrote off.",
+    "The bridge inspector from {place} gave the {thing} the lowest grade but one.",
+    "Whether the {goods} can be stored for {few} years is an open question.",
+    "On market days the stalls reach from the {thing} to the church.",
+    "{person} bought the {colour} house in {year} and never moved in.",
 )
 MINUTES = (
     "{person}: We have looked at the {thing} again, and I would rather wait until {month}.",
-    "{other}: Fine by me, as long as {firm} is informed before the weekend.",
+    "{person}: Fine by me, as long as {firm} is informed before the weekend.",
     "{person}: The figures for {goods} are in. They are {share} percent lower than in {year}.",
-    "{other}: Is that with or without the {adjective} {thing}?",
+    "{person}: Is that with or without the {adjective} {thing}?",
     "{person}: Without. I can send the table around if anybody wants it.",
-    "{other}: My colleagues in {place} asked the same. There are about {few} open points.",
+    "{person}: My colleagues in {place} asked the same. There are about {few} open points.",
     "{person}: Then let us take the {project} first and come back to the {goods} later.",
-    "{other}: The {trade} cannot start before {month}, that much is certain.",
+    "{person}: The {trade} cannot start before {month}, that much is certain.",
     "{person}: Could somebody please check the contract with {firm}?",
-    "{other}: I did. It says {few} days, and it says nothing about the {thing}.",
+    "{person}: I did. It says {few} days, and it says nothing about the {thing}.",
     "{person}: We had {many} calls about it last quarter, mostly from {place}.",
-    "{other}: Let me note that. Anything else on the {adjective} {thing}? No? Then we go on.",
+    "{person}: Let me note that. Anything else on the {adjective} {thing}? No? Then we go on.",
+    "{person}: I would like to hear what the {trade} in {place} thinks before we vote.",
+    "{person}: Last time we spent {few} minutes on the {goods} and settled nothing.",
+    "{person}: The letter from {firm} arrived on Tuesday; it is four pages long.",
+    "{person}: Our insurance does not cover the {thing} if the {goods} stay there.",
+    "{person}: Sorry, I was late. Have you talked about the {project} already?",
+    "{person}: {share} percent sounds like a lot to me, given what happened in {year}.",
+    "{person}: Could the people in {place} send photographs of the {adjective} {thing}?",
+    "{person}: There is a rumour that {firm} wants to leave by {month}.",
 )
 CONTRACT = (
     "The Supplier shall deliver the {goods} to the {thing} in {place} within {few} days of a written order.",
@@ -71,10 +103,8 @@ def minutes(draw: Draw) -> Iterator[str]:
     """Turns of a meeting, some at a time, without end. The same four people speak throughout."""
     people = [person(draw) for _ in range(4)]
     while True:
-        speakers = draw.random.sample(people, 2)
-        lines = draw.random.sample(MINUTES, draw.between(3, 6))
-        named = {"person": speakers[0], "other": speakers[1]}
-        yield "\n".join(line.format(**slots(draw) | named) for line in lines)
+        lines = draw.some(MINUTES, draw.between(3, 6))
+        yield "\n".join(line.format(**slots(draw) | {"person": draw.random.choice(people)}) for line in lines)
 
 
 def contract(draw: Draw) -> Iterator[str]:
@@ -86,4 +116,4 @@ def contract(draw: Draw) -> Iterator[str]:
 
 
 def _sentences(draw: Draw, templates: tuple[str, ...], count: int) -> list[str]:
-    return [template.format(**slots(draw)) for template in draw.random.sample(templates, count)]
+    return [template.format(**slots(draw)) for template in draw.some(templates, count)]

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deltahalt.errors import InputError
-from deltahalt.lab.evaluation.shapes import asking
+from deltahalt.lab.evaluation.shapes import asking, extraction, joining, languages, source, summaries
 from deltahalt.lab.evaluation.shapes.base import Order, Shape, ShapedPrompt
 from deltahalt.lab.evaluation.shapes.draw import Draw
+from deltahalt.lab.evaluation.shapes.other_words import other_words
+from deltahalt.lab.evaluation.shapes.tools import tool_choice
 
 SHAPES: dict[str, Shape] = {
     "question-last": asking.question_last,
@@ -19,6 +21,21 @@ SHAPES: dict[str, Shape] = {
     "step-by-step": asking.step_by_step,
     "system-rule": asking.system_rule,
     "several-questions": asking.several_questions,
+    "tool-choice": tool_choice,
+    "json-extraction": extraction.json_extraction,
+    "table-extraction": extraction.table_extraction,
+    "other-words": other_words,
+    "two-facts": joining.two_facts,
+    "variable-chain": joining.variable_chain,
+    "counting": joining.counting,
+    "quote-lines": source.quote_lines,
+    "code-to-go-on": source.code_to_go_on,
+    "minutes-summary": summaries.minutes_summary,
+    "news-summary": summaries.news_summary,
+    "german-fact": languages.german_fact,
+    "chinese-fact": languages.chinese_fact,
+    "code-alone": source.code_alone,
+    "continuation": summaries.continuation,
 }
 FEWEST_TOKENS = 500
 

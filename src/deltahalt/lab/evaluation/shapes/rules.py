@@ -91,7 +91,7 @@ def make_rule(draw: Draw) -> Rule:
 
 
 def house_rules(draw: Draw, rule: str) -> str:
-    """A system prompt of 8 to all of the house rules, with `rule` among them."""
-    lines = [line.format(**slots(draw)) for line in draw.random.sample(HOUSE, draw.between(8, len(HOUSE)))]
+    """A system prompt of five to nine house rules, with `rule` among them."""
+    lines = [line.format(**slots(draw)) for line in draw.some(HOUSE, draw.between(5, len(HOUSE) // 2))]
     lines.insert(draw.between(0, len(lines)), rule)
     return "\n".join(lines)

@@ -56,13 +56,16 @@ class NamesAll:
 
 @dataclass(frozen=True)
 class Counts:
-    """Right if the only number in the answer is `wanted`, or the last one, in figures or as an English word."""
+    """Right if the last number in the answer is `wanted`, in figures or as an English word.
+
+    Numbers of three and more figures are no counts.
+    """
 
     wanted: int
 
     def __call__(self, said: str) -> float:
         words = "|".join(NUMBERS)
-        found = re.findall(rf"(?<![\w.])(?:\d+|{words})(?!\w)", plain(said))
+        found = re.findall(rf"(?<![\w.])(?:\d{{1,2}}|{words})(?!\w)", plain(said))
         values = [int(one) if one.isdigit() else NUMBERS.index(one) for one in found]
         return float(bool(values) and values[-1] == self.wanted)
 

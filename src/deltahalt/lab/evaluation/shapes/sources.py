@@ -1,9 +1,11 @@
 """Texts that are at hand: help texts and source files of Python and its packages, and a folder of the user's."""
 
+import ast
 import importlib.util
 import json
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import metadata
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -13,6 +15,8 @@ from deltahalt.lab.evaluation.shapes.draw import Draw
 
 # Packages that deltahalt needs in any case, so that they are there wherever it runs.
 PACKAGES = ("json", "asyncio", "email", "http", "logging", "unittest", "xml", "multiprocessing", "accelerate", "rich")
+READMES = ("accelerate", "huggingface_hub", "numpy", "rich", "tokenizers", "torch", "tqdm", "transformers", "typer")
+LONG_DOCSTRING = 300  # characters
 SMALLEST, LARGEST = 6_000, 200_000  # bytes of a source file
 
 
@@ -22,6 +26,29 @@ def help_texts(draw: Draw) -> Iterator[str]:
     while True:
         for topic in draw.shuffled(own):
             yield from _paragraphs(topics[topic])
+
+
+def docstrings(draw: Draw) -> Iterator[str]:
+    """Paragraphs of the longer docstrings of source files, file after file, again and again."""
+    while True:
+        for text in _docstrings(draw.one(source_files())):
+            yield from _paragraphs(text)
+
+
+@cache
+def _docstrings(file: Path) -> tuple[str, ...]:
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    documented = (node for node in nodes if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))
+    texts = (ast.get_docstring(node) for node in documented)
+    return tuple(text for text in texts if text and len(text) > LONG_DOCSTRING)
+
+
+def readmes(draw: Draw) -> Iterator[str]:
+    """Paragraphs of what packages that deltahalt needs say about themselves, again and again."""
+    own = draw.own(READMES)
+    while True:
+        for package in draw.shuffled(own):
+            yield from _paragraphs(str(metadata(package).json["description"]))
 
 
 def source_file(draw: Draw) -> str:
