@@ -42,6 +42,17 @@ class ShapedPrompt:
         """All that the messages say, in order, with blank lines between."""
         return "\n\n".join(message["content"] for message in self.messages)
 
+    @property
+    def said(self) -> dict[str, object]:
+        """What a measurement depends on, as JSON takes it."""
+        return {
+            "messages": list(self.messages),
+            "answer": self.answer,
+            "limit": self.limit,
+            "hidden": self.hidden,
+            "chat": self.chat,
+        }
+
 
 @dataclass(frozen=True)
 class Made:
