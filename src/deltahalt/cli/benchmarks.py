@@ -64,9 +64,9 @@ def evaluate(
     if SHAPES in names:
         if len(names) > 1:
             raise InputError(f"{tasks!r} names shapes and other tasks: run shapes by themselves, --tasks shapes")
-        if halted_kv != "drop" or min_prompt_tokens or device_map is not None or attention is not None or max_length:
+        if min_prompt_tokens or device_map is not None or attention is not None or max_length:
             raise InputError(
-                "shapes take --model, --policy, --limit, --lengths, --data, --rows, --dtype and --device: leave others out"
+                "shapes take --model, --policy, --limit, --lengths, --data, --rows, --dtype, --device: leave others out"
             )
         shapes(rows, model, policy, prompts=limit or 3, tokens=lengths, data=data, dtype=dtype, device=device)
         return
