@@ -100,11 +100,18 @@ def report(draw: Draw) -> Iterator[str]:
 
 
 def minutes(draw: Draw) -> Iterator[str]:
-    """Turns of a meeting, some at a time, without end. The same four people speak throughout."""
+    """Turns of a meeting, some at a time, without end."""
+    said = turns(draw)
+    while True:
+        yield "\n".join(next(said) for _ in range(draw.between(3, 6)))
+
+
+def turns(draw: Draw) -> Iterator[str]:
+    """Turns of a meeting, one at a time, without end. The same four people speak throughout."""
     people = [person(draw) for _ in range(4)]
     while True:
-        lines = draw.some(MINUTES, draw.between(3, 6))
-        yield "\n".join(line.format(**slots(draw) | {"person": draw.random.choice(people)}) for line in lines)
+        for line in draw.some(MINUTES, len(MINUTES)):
+            yield line.format(**slots(draw) | {"person": draw.random.choice(people)})
 
 
 def contract(draw: Draw) -> Iterator[str]:

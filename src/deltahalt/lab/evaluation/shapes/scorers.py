@@ -65,7 +65,7 @@ class Counts:
 
     def __call__(self, said: str) -> float:
         words = "|".join(NUMBERS)
-        found = re.findall(rf"(?<![\w.])(?:\d{{1,2}}|{words})(?!\w)", plain(said))
+        found = re.findall(rf"(?<![\w.])(?:\d{{1,2}}|{words})(?!\w|[.,]\d)", plain(said))
         values = [int(one) if one.isdigit() else NUMBERS.index(one) for one in found]
         return float(bool(values) and values[-1] == self.wanted)
 

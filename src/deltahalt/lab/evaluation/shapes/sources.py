@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import metadata
+from itertools import dropwhile
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -52,8 +53,9 @@ def readmes(draw: Draw) -> Iterator[str]:
 
 
 def source_file(draw: Draw) -> str:
-    """A Python source file of the standard library or of a package that deltahalt needs."""
-    return draw.one(source_files()).read_text(encoding="utf-8")
+    """A Python source file of the standard library or of a package that deltahalt needs, without licence on top."""
+    lines = draw.one(source_files()).read_text(encoding="utf-8").splitlines()
+    return "\n".join(dropwhile(lambda line: not line.strip() or line.startswith("#"), lines))
 
 
 def source_code(draw: Draw) -> Iterator[str]:

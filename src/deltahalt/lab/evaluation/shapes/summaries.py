@@ -38,11 +38,11 @@ def minutes_summary(order: Order) -> Made:
         draw.one(DECISIONS).format(project, firm, draw.one(MONTHS))
         for project, firm in zip(projects, firms, strict=True)
     ]
-    talk = prose.minutes(draw)
+    talk = prose.turns(draw)
     parts = []
     for number, (project, decision) in enumerate(zip(projects, decisions, strict=True), 1):
-        said = filled(talk, (order.tokens - 80) // ITEMS - 40, fewest=1)
-        parts += [f"Item {number}: the {project}", *said, f"It is decided that {decision}."]
+        said = "\n".join(filled(talk, (order.tokens - 80) // ITEMS - 40, fewest=1))
+        parts += [f"Item {number}: the {project}", said, f"It is decided that {decision}."]
     request = draw.one(REQUESTS)
     answer = "The meeting decided that " + ", that ".join(decisions) + "."
     text = "\n\n".join([*parts, request])
