@@ -15,7 +15,8 @@ class Draw:
     """Random choices that follow from a name and a seed alone.
 
     Calibration uses even seeds and held-out measurements odd ones. Since the two draw from different halves of every
-    list, a held-out prompt has no name, phrase or source file that calibration has seen.
+    list, a held-out prompt has no name, fact, wording or source file that calibration has seen. A paragraph that two of
+    Python's files have in common is all that both can hold.
     """
 
     def __init__(self, name: str, seed: int) -> None:
