@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from deltahalt import InputError, halting, parse_policy
+from deltahalt import Dense, InputError, halting, parse_policy
 from deltahalt.answering.documents import format_chat
 from deltahalt.lab.evaluation.answers import own_answers
 from deltahalt.lab.evaluation.encoding import sample_ids, shared_ids
@@ -25,6 +25,8 @@ from deltahalt.lab.rows.base import read_rows
 from deltahalt.loading.models import LoadedModel
 
 POLICY = "random:start=2,keep_first=8,keep_last=16,pruning_ratio=0.5"
+HALTED = {POLICY: parse_policy(POLICY)}
+METHODS: dict[str, Any] = {"dense": Dense(), **HALTED}
 TEMPLATE = (
     "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -35,7 +37,10 @@ LAST = ShapedPrompt(
 )
 NEXT = ShapedPrompt(
     *("question-next-turn", 1, (user("The tide is in. " * 12), assistant("Yes?"), user("When?")), "at noon"),
-    scorer=Names("noon"), limit=6, question="When?", hidden=2,
+    scorer=Names("noon"),
+    limit=6,
+    question="When?",
+    hidden=2,
 )
 PLAIN = ShapedPrompt("continuation", 1, (user("The tide is out. " * 12),), "It is noon.", chat=False)
 PROMPTS = [LAST, NEXT, PLAIN]
@@ -95,7 +100,7 @@ def test_samples_from_before_shapes_are_known_by_the_same_digest() -> None:
 def test_rows_are_those_of_a_real_halted_run(chatting: LoadedModel, prompt: ShapedPrompt) -> None:
     model: Any = chatting.model
     encoded = encode(chatting, shaped_sample(prompt), Way())
-    rows = {row.policy: row for row in measure_prompt(chatting, prompt, ["dense", POLICY])}
+    rows = {row.policy: row for row in measure_prompt(chatting, prompt, METHODS)}
     for text, row in rows.items():
         with halting(model, parse_policy(text)), torch.no_grad():
             cache = DynamicCache(config=model.config)
@@ -119,7 +124,7 @@ def test_rows_are_those_of_a_real_halted_run(chatting: LoadedModel, prompt: Shap
 def sweep_rows(loaded: LoadedModel, prompt: ShapedPrompt) -> Any:
     from deltahalt.lab.evaluation.sweep import sweep_sample
 
-    return list(sweep_sample(loaded, shaped_sample(prompt), ["dense", POLICY]))
+    return list(sweep_sample(loaded, shaped_sample(prompt), METHODS))
 
 
 def test_the_full_model_s_own_answers_to_shapes_are_generated(chatting: LoadedModel) -> None:
@@ -131,16 +136,16 @@ def test_a_measurement_goes_on_where_it_was_cut_short(
     chatting: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    first = measure_prompts(chatting, PROMPTS[:1], [POLICY], rows)
-    every = measure_prompts(chatting, PROMPTS, [POLICY, "dense"], rows)
+    first = measure_prompts(chatting, PROMPTS[:1], HALTED, rows)
+    every = measure_prompts(chatting, PROMPTS, METHODS, rows)
     assert len(read_rows(rows, ShapeRow)) == len(every) == 6
-    assert every[0] == first[0]
+    assert every[1] == first[0]
     monkeypatch.setattr("deltahalt.lab.evaluation.shapes.measure.measure_prompt", None)
-    assert measure_prompts(chatting, PROMPTS, [POLICY, "dense"], rows) == every
+    assert measure_prompts(chatting, PROMPTS, METHODS, rows) == every
 
 
 def test_samples_of_shapes_can_be_swept(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    rows = sweep(loaded_tiny, [shaped_sample(prompt) for prompt in PROMPTS], [POLICY], tmp_path / "rows.jsonl")
+    rows = sweep(loaded_tiny, [shaped_sample(prompt) for prompt in PROMPTS], HALTED, tmp_path / "rows.jsonl")
     assert [row.task for row in rows] == ["question-last", "question-next-turn", "continuation"]
 
 
