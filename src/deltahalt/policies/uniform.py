@@ -17,6 +17,7 @@ class Uniform(Policy):
     summary: ClassVar[str] = "evenly spaced tokens stay active"
     source: ClassVar[str] = "baseline"
 
+    @property
     def reads(self) -> frozenset[str]:
         return frozenset()
 
