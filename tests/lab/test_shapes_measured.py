@@ -237,7 +237,7 @@ def test_the_command_shows_every_shape(
     ("options", "complaint"),
     [
         (("--tasks", "shapes,needle"), "run shapes by themselves"),
-        (("--tasks", "shapes", "--halted-kv", "frozen"), "leave others out"),
+        (("--tasks", "shapes", "--min-prompt-tokens", "9"), "leave others out"),
     ],
 )
 def test_eval_refuses_what_shapes_do_not_take(
