@@ -258,11 +258,6 @@ def test_every_signal_can_keep_whole_chunks() -> None:
     assert len(eligible) == 48
 
 
-def test_uniform_has_no_chunks_and_says_so() -> None:
-    with pytest.raises(PolicyError, match="leave chunk at 1"):
-        Uniform(chunk=8)
-
-
 # --- random and uniform ---
 
 
@@ -304,6 +299,26 @@ def test_uniform_leaves_as_much_before_the_first_token_as_after_the_last(tokens:
 
 def test_uniform_of_nothing_is_nothing() -> None:
     assert Uniform().select(torch.zeros(10), 0).tolist() == []
+    assert Uniform(chunk=4).select(torch.zeros(10), 0).tolist() == []
+
+
+@pytest.mark.parametrize(("tokens", "count", "chunk"), [(640, 320, 64), (1_000, 430, 64), (65, 2, 64), (130, 129, 64)])
+def test_uniform_keeps_whole_chunks_at_even_distances(tokens: int, count: int, chunk: int) -> None:
+    kept = Uniform(chunk=chunk).select(torch.zeros(tokens), count).tolist()
+    assert kept == sorted(set(kept))
+    assert len(kept) == count
+    touched = sorted({token // chunk for token in kept})
+    cut = [at for at in touched if not set(range(at * chunk, min((at + 1) * chunk, tokens))) <= set(kept)]
+    assert len(cut) <= 1
+    distances = {later - earlier for earlier, later in itertools.pairwise(touched)}
+    assert not distances or max(distances) - min(distances) <= 1
+
+
+def test_random_keeps_whole_chunks() -> None:
+    policy = Random(chunk=64)
+    kept = policy.select(policy.score(layer_view(640)), 320).tolist()
+    assert {token // 64 for token in kept} == {chunk for chunk in range(10) if chunk * 64 in kept}
+    assert len({token // 64 for token in kept}) == 5
 
 
 @pytest.mark.parametrize("option", [{"keep_first": 4}, {"scope": "text"}, {"chunk": 16}])

@@ -41,12 +41,24 @@ POLICIES: list[Callable[..., Policy]] = [
     lambda **settings: MaxSim(window=1, kernel=3, **settings),
     Random,
     Uniform,
+    lambda **settings: Uniform(chunk=7, **settings),
 ]
 Case = tuple[dict[str, Any], LayerView]
 every_policy = pytest.mark.parametrize(
     "build",
     POLICIES,
-    ids=["dash", "dash-layer", "key-norm", "last-token", "window", "chunks", "max-sim", "random", "uniform"],
+    ids=[
+        "dash",
+        "dash-layer",
+        "key-norm",
+        "last-token",
+        "window",
+        "chunks",
+        "max-sim",
+        "random",
+        "uniform",
+        "uniform-chunks",
+    ],
 )
 
 

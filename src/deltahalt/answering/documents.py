@@ -1,10 +1,12 @@
 """Read a document from a file or standard input, and put it into a prompt with a question."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from deltahalt.errors import InputError
@@ -90,10 +92,20 @@ def encode_turn(
     made for so many, or the text is not valid Unicode.
     """
     text = format_turn(tokenizer, text, lead)
+    return encode_text(tokenizer, config, text, special=not tokenizer.chat_template, answer=answer)
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, config: Any, text: str, *, special: bool, answer: int = 0
+) -> BatchEncoding:
+    """Token ids [1, T] and attention mask of a text as it is. special: with the tokenizer's special tokens around it.
+
+    answer, and what is raised: as for `encode_turn`.
+    """
     require_unicode(text, "the prompt")
     if len(text) > 8 * context_size(config):  # seldom, since the vocabulary takes a while to walk through
         require_short(text, config, max(map(len, tokenizer.get_vocab())))
-    prompt = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    prompt = tokenizer(text, return_tensors="pt", add_special_tokens=special)
     require_room(prompt["input_ids"].shape[1], answer, config, "give a shorter document")
     return prompt
 
@@ -117,10 +129,27 @@ def require_room(prompt: int, answer: int, config: Any, advice: str) -> None:
 
 def format_turn(tokenizer: PreTrainedTokenizerBase, text: str, lead: str = "") -> str:
     """One user's turn in the model's chat format, if it has one, and the beginning of the model's answer."""
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": text}]
-        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    return text + lead
+    return format_chat(tokenizer, [{"role": "user", "content": text}]) + lead
+
+
+def format_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *, answered: bool = True
+) -> str:
+    """A chat in the model's chat format; without one, the messages with blank lines between.
+
+    messages: each a `role` and its `content`. A system prompt goes before the user's first words where the format has
+    no place for one. answered: whether the model's turn comes next.
+    """
+    turns = [{name: str(value) for name, value in message.items()} for message in messages]
+    if not tokenizer.chat_template:
+        return "\n\n".join(turn["content"] for turn in turns)
+    try:
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=answered, tokenize=False))
+    except TemplateError:
+        if len(turns) < 2 or turns[0]["role"] != "system":
+            raise
+        joined = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+        return format_chat(tokenizer, [joined, *turns[2:]], answered=answered)
 
 
 def shared_start(one: torch.Tensor, other: torch.Tensor) -> int:

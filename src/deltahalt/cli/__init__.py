@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from deltahalt import __version__
-from deltahalt.cli import accuracy, ask, benchmarks, describe, look, observe, show, speed, view, vision
+from deltahalt.cli import accuracy, ask, benchmarks, describe, look, observe, shapes, show, speed, view, vision
 from deltahalt.cli.base import log, out
 from deltahalt.errors import DeltahaltError
 
@@ -18,6 +18,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
         speed.bench,
         benchmarks.evaluate,
         accuracy.sweep,
+        shapes.shapes,
         vision.vision_sweep,
         observe.observe,
         accuracy.calibrate,

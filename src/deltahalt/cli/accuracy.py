@@ -34,7 +34,9 @@ def sweep(
     policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = "dash window-attention random",
     starts: Annotated[str, typer.Option(help="Start layers to try with each: indices or fractions.")] = "0.4",
     ratios: Annotated[str, typer.Option(help="Pruning ratios to try with each.")] = "0.667",
-    data: Annotated[str, typer.Option(help="JSONL of task, prompt, answer; or generated:COUNT.")] = "generated:12",
+    data: Annotated[
+        str, typer.Option(help="JSONL of task, prompt, answer; generated:COUNT; or (held-out-)shapes:COUNT[:FOLDER].")
+    ] = "generated:12",
     characters: CharactersOption = None,
     limit: LimitOption = None,
     max_answer_tokens: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Judge no more of an answer.")] = 48,
@@ -102,7 +104,7 @@ def calibrate(
     query_free: QueryFreeOption = False,
     data: Annotated[
         str | None,
-        typer.Option(help="generated:COUNT, or JSONL as for sweep; by default generated:108, on a CPU generated:24."),
+        typer.Option(help="As for sweep; by default generated:108, on a CPU generated:24."),
     ] = None,
     characters: Annotated[
         int | None,

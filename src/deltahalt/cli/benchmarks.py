@@ -23,13 +23,18 @@ from deltahalt.cli.base import (
     out,
 )
 from deltahalt.cli.common import check_policy, parse_numbers
+from deltahalt.cli.shapes import shapes
 from deltahalt.errors import InputError
 from deltahalt.files import require_writable
 from deltahalt.profile import AUTO
 
+SHAPES = "shapes"  # the task that is not lm-eval's
+
 
 def evaluate(
-    tasks: Annotated[str, typer.Option(help="Comma-separated: longbench_e, ruler, loogle, needle, any of lm-eval.")],
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated: longbench_e, ruler, loogle, needle, any of lm-eval; or shapes.")
+    ],
     model: ModelOption = "smollm2-135m",
     policy: PolicyOption = AUTO,
     data: Annotated[Path | None, typer.Option(help="Folder of local data; without it, lm-eval downloads.")] = None,
@@ -55,6 +60,16 @@ def evaluate(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
+    names = [name.strip() for name in tasks.split(",")]
+    if SHAPES in names:
+        if len(names) > 1:
+            raise InputError(f"{tasks!r} names shapes and other tasks: run shapes by themselves, --tasks shapes")
+        if min_prompt_tokens or device_map is not None or attention is not None or max_length:
+            raise InputError(
+                "shapes take --model, --policy, --limit, --lengths, --data, --rows, --dtype, --device: leave others out"
+            )
+        shapes(rows, model, policy, prompts=limit or 3, tokens=lengths, data=data, dtype=dtype, device=device)
+        return
     try:
         from deltahalt.integrations.lm_eval import DeltahaltLM
         from deltahalt.lab.harness.lookup import find_tasks
@@ -82,7 +97,7 @@ def evaluate(
         raise InputError(f"--max-length is {max_length:,}, but the model takes {context_size(config):,} tokens")
     log.print(f"loading {model}", markup=False, highlight=False)
     found = find_tasks(
-        [name.strip() for name in tasks.split(",")],
+        names,
         data=data,
         lengths=sizes,
         model=model,

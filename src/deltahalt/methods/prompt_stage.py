@@ -1,7 +1,7 @@
 """A prompt-stage method: scores the tokens of a prompt, and the model reads the best of them and no others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -71,3 +71,24 @@ class PromptMethod(Method):
         ends = min(tokens, self.keep_first + self.keep_last)
         kept = ends + self.kept(tokens - ends)
         return self.choosing_flops(shape, tokens) + true_flops(shape, dense_loads(shape.layers, kept), kept)
+
+
+def ratio_for(method: PromptMethod, shape: ModelShape, tokens: int, flops: float) -> float:
+    """The pruning ratio at which a prompt of `tokens` costs the method no more than `flops`, to four digits.
+
+    So a prompt-stage method can stand beside a policy at equal FLOPs: `ratio_for(BM25(), shape, tokens, full / 1.7)`.
+    Raises PolicyError where no ratio costs so little.
+    """
+    low, high = 0, 9_999
+    if replace(method, pruning_ratio=high / 10_000).flops(shape, tokens) > flops:
+        raise PolicyError(
+            f"{method.name} costs more than {flops:.3g} FLOPs on {tokens} tokens at any ratio: allow more, or keep "
+            "fewer tokens at the ends (keep_first, keep_last)"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if replace(method, pruning_ratio=middle / 10_000).flops(shape, tokens) > flops:
+            low = middle + 1
+        else:
+            high = middle
+    return low / 10_000

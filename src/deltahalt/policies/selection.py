@@ -25,6 +25,20 @@ def evenly(m: int, count: int) -> torch.Tensor:
     return (2 * torch.arange(count) + 1) * m // (2 * max(count, 1))
 
 
+def evenly_in_chunks(m: int, count: int, chunk: int) -> torch.Tensor:
+    """Index of `count` of m tokens in contiguous chunks at even distances, ascending.
+
+    The last chunk that stays is cut where the exact count falls.
+    """
+    chunks = -(-m // chunk)
+    few = min(chunks, -(-count // chunk))
+    chosen = evenly(chunks, few)
+    if len(chosen) and chosen[-1] == chunks - 1 and few * chunk - (chunks * chunk - m) < count:  # it is a short one
+        chosen = evenly(chunks, few + 1)
+    index = (chosen[:, None] * chunk + torch.arange(chunk)).flatten()
+    return index[index < m][:count]
+
+
 def spread_over_chunks(scores: torch.Tensor, chunk: int) -> torch.Tensor:
     """Each of `scores` [m] replaced by the mean of its contiguous chunk of `chunk`; the last chunk may be shorter."""
     if chunk == 1:

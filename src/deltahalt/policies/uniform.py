@@ -1,27 +1,21 @@
-"""Uniform selection: every so-many-th token."""
+"""Uniform selection: tokens, or chunks, at even distances."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from deltahalt.errors import PolicyError
 from deltahalt.policies.base import LayerView, Policy
-from deltahalt.policies.selection import evenly
+from deltahalt.policies.selection import evenly, evenly_in_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Policy):
-    """Keep eligible tokens at even distances: the middles of `count` equal spans."""
+    """Keep eligible tokens at even distances: the middles of `count` equal spans; with `chunk`, whole chunks so."""
 
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "evenly spaced tokens stay active"
     source: ClassVar[str] = "baseline"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.chunk != 1:
-            raise PolicyError("uniform keeps lone tokens at even distances: leave chunk at 1")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -31,4 +25,5 @@ class Uniform(Policy):
         return torch.zeros(len(view.positions), device=view.positions.device)
 
     def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
-        return evenly(len(scores), count).to(scores.device)
+        index = evenly(len(scores), count) if self.chunk == 1 else evenly_in_chunks(len(scores), count, self.chunk)
+        return index.to(scores.device)

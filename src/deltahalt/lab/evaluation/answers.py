@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.answering.documents import encode_turn
+from deltahalt.lab.evaluation.encoding import sample_ids
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.loading.models import LoadedModel, end_tokens
 
@@ -19,8 +19,7 @@ def own_answers(loaded: LoadedModel, samples: Sequence[Sample], limit: int) -> l
     Raises InputError for a prompt longer than the model takes.
     """
     model: Any = loaded.model
-    encoded = (encode_turn(loaded.tokenizer, model.config, sample.text, sample.lead) for sample in samples)
-    prompts = [turn["input_ids"][0] for turn in encoded]
+    prompts = [sample_ids(loaded, sample) for sample in samples]
     ends = end_tokens(model)
     answers: dict[int, torch.Tensor] = {}
     for batch in _batches([len(prompt) for prompt in prompts]):

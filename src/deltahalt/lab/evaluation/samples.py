@@ -10,10 +10,12 @@ from types import NoneType
 from typing import Any
 
 from deltahalt.errors import InputError
+from deltahalt.lab.evaluation.shapes import ShapedPrompt, make_prompt, shape_names
 from deltahalt.lab.jsonl import Kinds, read_jsonl, spoken
 
-HINT = "give JSONL with task, prompt and answer, or generated:COUNT"
+HINT = "give JSONL with task, prompt and answer, generated:COUNT or shapes:COUNT"
 FIELDS: dict[str, Kinds] = {"task": str, "prompt": str, "answer": (str, NoneType)}
+SHAPED = ("shapes", "held-out-shapes")
 
 CHARACTERS = 12_000  # of a generated prompt, unless it is given
 MOST_CHARACTERS = 200_000_000  # of all generated prompts together, which are kept in memory
@@ -24,7 +26,7 @@ class Sample:
     """One question. prompt: what is read first; question: what is asked behind it, after a blank line.
 
     answer None: whatever the full model says is the answer. lead: words put into the model's mouth before its answer,
-    so that a talkative model comes to the point.
+    so that a talkative model comes to the point. shaped: the prompt as a chat, whose text `prompt` is.
     """
 
     task: str
@@ -32,6 +34,7 @@ class Sample:
     answer: str | None = None
     lead: str = ""
     question: str = ""
+    shaped: ShapedPrompt | None = None
 
     @property
     def text(self) -> str:
@@ -40,26 +43,53 @@ class Sample:
 
 
 def load_samples(data: str, *, characters: int | None = None, seed: int | None = None) -> list[Sample]:
-    """Samples named by `data`: a JSONL file, or "generated:COUNT".
+    """Samples named by `data`: a JSONL file, "generated:COUNT", or "shapes:COUNT", maybe with ":FOLDER" of texts.
 
-    characters, seed: of generated samples, by default `CHARACTERS` and 0. Raises InputError; also where they are given
-    for a file.
+    Shapes are those of `shape_samples`, "held-out-shapes" of its other half. characters, seed: of generated samples, by
+    default `CHARACTERS` and 0. Raises InputError; also where they are given for a file.
     """
-    kind, _, count = data.partition(":")
-    if kind != "generated":
+    kind, _, rest = data.partition(":")
+    if kind not in ("generated", *SHAPED):
         if characters is not None or seed is not None:
             raise InputError(
                 f"{data} has samples of its own: leave --characters and --seed out, or give generated:COUNT as the data"
             )
         return read_samples(Path(data))
-    if not count.isdecimal() or int(count[:12]) == 0:
-        raise InputError(f"data is {data!r}: give generated:COUNT with a count of 1 or more, or a JSONL file")
+    count, _, folder = rest.partition(":")
+    if not count.isdecimal() or int(count[:12]) == 0 or (folder and kind == "generated"):
+        raise InputError(
+            f"data is {data!r}: give generated:COUNT, shapes:COUNT or shapes:COUNT:FOLDER, with a count of 1 or more, "
+            "or a JSONL file"
+        )
     length = CHARACTERS if characters is None else characters
     if int(count[:12]) * length > MOST_CHARACTERS:
         raise InputError(
             f"{count} samples of {length:,} characters are more than {MOST_CHARACTERS:,} in all: give fewer or shorter"
         )
-    return generate_samples(int(count), length, seed or 0)
+    if kind == "generated":
+        return generate_samples(int(count), length, seed or 0)
+    texts = Path(folder) if folder else None
+    return shape_samples(int(count), length, 2 * (seed or 0) + SHAPED.index(kind), texts)
+
+
+def shape_samples(count: int, characters: int, seed: int = 0, folder: Path | None = None) -> list[Sample]:
+    """`count` prompts, the shapes in turn, each about `characters` long at four a token.
+
+    An even seed draws from the half for calibration, an odd one from the half that is held out (see `Draw`).
+    folder: texts of the user's. Raises as `make_prompt`.
+    """
+    names = shape_names()
+    first = 1_000 * (seed // 2) + seed % 2
+    made = [
+        make_prompt(names[number % len(names)], first + 2 * (number // len(names)), characters // 4, folder)
+        for number in range(count)
+    ]
+    return [shaped_sample(prompt) for prompt in made]
+
+
+def shaped_sample(prompt: ShapedPrompt) -> Sample:
+    """The sample that a prompt of a shape is."""
+    return Sample(prompt.shape, prompt.text, prompt.answer, shaped=prompt)
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import DynamicCache
 
-from deltahalt.answering.documents import context_ends, encode_turn, format_turn, shared_start
+from deltahalt.answering.documents import context_ends, format_turn
 from deltahalt.engine.cache import fork
 from deltahalt.engine.call import DecoderCall, prepare
 from deltahalt.engine.decoder import run_layers
@@ -25,6 +25,7 @@ from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, PolicyError
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
 from deltahalt.lab.bench.machine import number_format
+from deltahalt.lab.evaluation.encoding import sample_ids, shared_ids
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
 from deltahalt.loading.models import LoadedModel, end_tokens
@@ -265,12 +266,9 @@ def encode(loaded: LoadedModel, sample: Sample, way: Way) -> Encoded:
     Raises InputError for a prompt longer than the model takes, an empty answer, or no question where it must be apart.
     """
     model: Any = loaded.model
-    ids = _turn(loaded, sample.text, sample.lead)
-    end = len(ids)
-    if way.query_free:
-        if not sample.question:
-            raise InputError(f"a {sample.task} sample has no question: query-free needs it apart from the prompt")
-        end = shared_start(ids, _turn(loaded, sample.prompt, ""))
+    ids = sample_ids(loaded, sample)
+    shared = shared_ids(loaded, sample, query_free=way.query_free)
+    end = len(ids) if shared is None else shared
     answer = None
     if sample.answer is not None:
         answer = loaded.tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
@@ -278,11 +276,6 @@ def encode(loaded: LoadedModel, sample: Sample, way: Way) -> Encoded:
             raise InputError(f"a {sample.task} sample has an empty answer: give some text, or null for the model's own")
         answer = answer[: way.max_answer_tokens].to(model.device)
     return Encoded(ids[None, :end].to(model.device), ids[None, end:].to(model.device), answer)
-
-
-def _turn(loaded: LoadedModel, text: str, lead: str) -> torch.Tensor:
-    ids: torch.Tensor = encode_turn(loaded.tokenizer, loaded.model.config, text, lead)["input_ids"][0]
-    return ids
 
 
 def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Method, way: Way) -> Prefilled:
@@ -358,7 +351,7 @@ def sweep(
     """
     formats = number_format(loaded.model), ""
     known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
-    done = {(row.sample, _canonical(row.policy)): row for row in known if _way(row) == way and row.halted_kv == "drop"}
+    done = {(row.sample, canonical(row.policy)): row for row in known if _way(row) == way and row.halted_kv == "drop"}
     names = {text: format_method(method) for text, method in methods.items()}
     wanted: list[SweepRow] = []
     for sample in samples:
@@ -372,7 +365,7 @@ def sweep(
 
 
 @cache
-def _canonical(text: str) -> str:
+def canonical(text: str) -> str:
     """The canonical text of a method; one that this version does not have is left as it is."""
     try:
         return format_method(parse_method(text))
@@ -391,4 +384,7 @@ def read_sweep(path: Path) -> list[SweepRow]:
 
 def digest(sample: Sample) -> str:
     """What a sample is known by in rows."""
-    return hashlib.sha256(json.dumps(asdict(sample)).encode()).hexdigest()[:16]
+    fields = {name: value for name, value in vars(sample).items() if name != "shaped"}
+    if sample.shaped is not None:
+        fields["shaped"] = sample.shaped.said
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]

@@ -1,0 +1,116 @@
+"""Policies on prompts of shapes: real generation in the model's chat format, and NLL of the gold answer."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltahalt.flops import ModelShape
+from deltahalt.lab.bench.machine import number_format, ran_on
+from deltahalt.lab.evaluation.samples import shaped_sample
+from deltahalt.lab.evaluation.shapes.base import ShapedPrompt
+from deltahalt.lab.evaluation.shapes.row import ShapeRow
+from deltahalt.lab.evaluation.sweep import (
+    FULL,
+    PromptSweep,
+    Way,
+    canonical,
+    digest,
+    encode,
+    greedy_answer,
+    judge,
+    prefill,
+    reference_speedup,
+)
+from deltahalt.lab.rows.base import append_rows, rows_so_far
+from deltahalt.loading.models import LoadedModel
+from deltahalt.methods.applying import applying, speedup_bound
+from deltahalt.methods.base import Method
+from deltahalt.methods.halting import method_of
+from deltahalt.methods.registry import AnyMethod, format_method
+from deltahalt.policies.base import Stage
+
+WAY = Way(max_answer_tokens=128)
+
+
+def measure_prompts(
+    loaded: LoadedModel,
+    prompts: Iterable[ShapedPrompt],
+    methods: Mapping[str, AnyMethod],
+    rows: Path | None = None,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> list[ShapeRow]:
+    """Measure every method, by its text in the rows, on every prompt; what the full model does once a prompt.
+
+    rows: a JSONL file that rows are added to as they come; what is in it is not measured again, though under another
+    text of the same method. tick: called after each prompt. Raises what `measure_prompt` raises.
+    """
+    formats = number_format(loaded.model)
+    known = [] if rows is None else rows_so_far(rows, ShapeRow)
+    ours = (row for row in known if (row.model, row.dtype) == (loaded.name, formats))
+    done = {(row.sample, canonical(row.policy)): row for row in ours}
+    names = {text: format_method(method) for text, method in methods.items()}
+    wanted: list[ShapeRow] = []
+    for prompt in prompts:
+        sample = digest(shaped_sample(prompt))
+        missing = {text: one for text, one in methods.items() if (sample, names[text]) not in done}
+        for row in measure_prompt(loaded, prompt, missing) if missing else ():
+            done[sample, names[row.policy]] = row
+            if rows is not None:
+                append_rows(rows, [row])
+        wanted += [replace(done[sample, name], policy=text) for text, name in names.items()]
+        tick()
+    return wanted
+
+
+@torch.inference_mode()
+def measure_prompt(loaded: LoadedModel, prompt: ShapedPrompt, methods: Mapping[str, AnyMethod]) -> Iterator[ShapeRow]:
+    """The rows of methods, by their texts, on one prompt. The shallow layers run once for all policies.
+
+    Raises InputError for a prompt that is longer than the model takes, and what `applying` raises.
+    """
+    model: Any = loaded.model
+    decoder, sample = model.get_decoder(), shaped_sample(prompt)
+    encoded = encode(loaded, sample, WAY)
+    gold = encoded.answer
+    assert gold is not None
+    chosen = {text: method_of(method) for text, method in methods.items()}
+    layers, tokens = len(decoder.layers), encoded.prompt.shape[1]
+    plans = {text: method.stages(layers) for text, method in chosen.items()}
+    shared = PromptSweep(model, encoded.prompt, {stages[0].first for stages in plans.values() if stages})
+
+    def run(method: Method, plan: tuple[Stage, ...] | None) -> tuple[float | None, str, float]:
+        """Score and words of the generated answer, and the NLL of the gold one."""
+        state = prefill(loaded, sample, encoded, method, WAY) if plan is None else shared.finish(plan)
+        verdict = judge(model, state, encoded.rest, gold, method, loaded.tokenizer)
+        if prompt.scorer is None:
+            return None, "", verdict.nll
+        with applying(model, method, loaded.tokenizer):
+            answer = greedy_answer(model, state, encoded.rest, prompt.limit)
+        said = str(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+        return prompt.scorer(said), said, verdict.nll
+
+    full = run(method_of(FULL), ())
+    for text, method in chosen.items():
+        score, said, nll = full if method.is_dense else run(method, plans[text])
+        yield ShapeRow(
+            sample=digest(sample),
+            shape=prompt.shape,
+            seed=prompt.seed,
+            held_out=prompt.seed % 2 == 1,
+            model=loaded.name,
+            policy=text,
+            prompt=tokens,
+            answer_tokens=len(gold),
+            score=score,
+            full_score=full[0],
+            said=said,
+            nll=nll,
+            full_nll=full[2],
+            speedup=speedup_bound(ModelShape.of(decoder.config), method, tokens),
+            reference_speedup=reference_speedup(method, layers),
+            **ran_on(model),
+        )
