@@ -11,9 +11,9 @@ from typing import Any
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
-from deltahalt.policies.base import AnyPolicy, Policy, Progressive
+from deltahalt.policies.base import AnyPolicy, Policy
 from deltahalt.policies.options import options_of
-from deltahalt.policies.text import format_policy, parse_policy, read, replace_options, update, write
+from deltahalt.policies.text import format_policy, parse_policy, read, replace_options, require_policy, update, write
 from deltahalt.policies.usual import blind_default, safe_default
 
 AUTO = "auto"
@@ -247,22 +247,7 @@ def find_policy(wanted: AnyPolicy | str, decoder: Module, *, vision: bool = Fals
     """
     if isinstance(wanted, str):
         return parse_policy(policy_text(wanted, decoder, vision=vision))
-    if not isinstance(wanted, (Policy, Progressive)):
-        raise not_a_policy(wanted)
-    return wanted
-
-
-def not_a_policy(given: Any) -> PolicyError:
-    """The error for what is given in place of a policy: it says what to write."""
-    if isinstance(given, type):
-        advice = f"this is the class {given.__name__}: write {given.__name__}()"
-    elif isinstance(given, (list, tuple)):
-        advice = f"this is a {type(given).__name__}: write Progressive([...]) for several stages"
-    elif callable(getattr(given, "attached", None)):
-        advice = f"{type(given).__name__} is a method of another stage: use applying(model, method)"
-    else:
-        advice = f"this is {given!r}" if given is None else f"this is of type {type(given).__name__}"
-    return PolicyError(f"a policy is an object such as Dash(start=0.4), or a text such as 'auto' or 'dash'; {advice}")
+    return require_policy(wanted)
 
 
 def _choice(wanted: Wanted, decoder: Module, *, vision: bool, notes: list[str]) -> str:

@@ -45,7 +45,6 @@ from deltahalt.lab.evaluation.sweep import (
 )
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.loading.models import LoadedModel
-from deltahalt.methods.registry import parse_method
 from deltahalt.policies.base import AnyPolicy, LayerView, place
 from helpers.frozen import frozen, plain
 from helpers.methods import named

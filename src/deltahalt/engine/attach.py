@@ -15,7 +15,7 @@ from deltahalt.host.families import vision_family_of
 from deltahalt.host.families.base import Module
 from deltahalt.host.stand_in import replace
 from deltahalt.policies.base import AnyPolicy
-from deltahalt.profile import find_policy
+from deltahalt.policies.text import require_policy
 from deltahalt.vision.attach import halting_vision
 from deltahalt.vision.policy import VisionPolicy
 
@@ -36,7 +36,7 @@ FINE_IN_GENERATE = {
 @contextmanager
 def halting(
     model: nn.Module,
-    policy: AnyPolicy | str,
+    policy: AnyPolicy,
     *,
     min_prompt_tokens: int = 0,
     timed: bool = False,
@@ -46,26 +46,23 @@ def halting(
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
     model: a Hugging Face causal language model, or vision-language model, of a known family. policy: a Policy or
-    Progressive; or text, "auto" for what calibration found best for this model ("auto-query-free" where prompts come
-    without their question), a profile, or what `parse_policy` reads (see `deltahalt.profile`). For methods of other
-    stages see `deltahalt.methods.applying`.
+    Progressive; `deltahalt.halting` takes its text, too.
     min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
     vision: what leaves fewer visual tokens inside the ViT as well, as in `deltahalt.vision.halting_vision`.
 
     Yields the Halted model, whose `report` tells what the latest prefill did, and `vision_report` what the ViT did. On
     any exit the model is as before.
-    Raises UnsupportedError for a model that cannot be halted, PolicyError for a policy that does not fit it, and
-    InputError for a profile that is missing or of another model.
+    Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it.
     """
     decoder = find_decoder(model)
     base = find_base(model, decoder)
     handover = Handover(vision_family_of(base.config)) if base is not decoder else None
-    chosen = find_policy(policy, decoder, vision=handover is not None)
+    require_policy(policy)
     with ExitStack() as undo:
         halted = Halted(
             decoder,
-            chosen,
+            policy,
             min_prompt_tokens=min_prompt_tokens,
             timed=timed,
             depth=depth,

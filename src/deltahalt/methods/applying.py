@@ -1,16 +1,54 @@
-"""`applying(model, method)`: the one entry for whoever runs or measures a method, of whichever stage."""
+"""The front doors: `halting(model, policy)`, and `applying(model, method)` for methods of all stages."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
+from deltahalt.engine import attach
+from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.engine.halted import Halted
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.methods.base import Ends, Method, Prompts
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
+from deltahalt.policies.base import AnyPolicy
+from deltahalt.profile import find_policy
+from deltahalt.vision.policy import VisionPolicy
+
+
+def halting(
+    model: Any,
+    policy: AnyPolicy | str,
+    *,
+    min_prompt_tokens: int = 0,
+    timed: bool = False,
+    vision: VisionPolicy | str | None = None,
+) -> AbstractContextManager[Halted]:
+    """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
+
+    Args:
+        model: A Hugging Face causal language model, or vision-language model, of a known family.
+        policy: A Policy or Progressive; or its text, see `parse_policy`. "auto" is the policy that calibration found
+            best for this model, "auto-query-free" the one for prompts without their question, and a path to a profile
+            is what that chose.
+        min_prompt_tokens: Shorter prompts stay whole.
+        timed: Measure each prefill's seconds, which waits for the device.
+        vision: A policy of the ViT or its text, which leaves fewer visual tokens inside it as well.
+
+    Returns:
+        A context that yields the halted model, whose `report` has what the latest prefill did, and `vision_report`
+        what the ViT did. On any exit the model is as before.
+
+    Raises:
+        UnsupportedError: For a model that cannot be halted.
+        PolicyError: For what is not a policy, or does not fit the model. A method of another stage needs `applying`.
+        InputError: For a profile that is missing, of another model, or without a policy as fast.
+    """
+    decoder = find_decoder(model)
+    chosen = find_policy(policy, decoder, vision=sees_images(model, decoder))
+    return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, vision=vision)
 
 
 class Applied:

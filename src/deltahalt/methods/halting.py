@@ -9,10 +9,9 @@ from deltahalt.engine.halted import Halted
 from deltahalt.engine.prefill import refuse_halted_kv
 from deltahalt.flops import ModelShape, policy_loads, true_flops
 from deltahalt.methods.base import Method, scaled
-from deltahalt.policies import Dense, Policy, Progressive
+from deltahalt.policies import Dense
 from deltahalt.policies.base import AnyPolicy, Stage, place
-from deltahalt.policies.text import joined
-from deltahalt.profile import not_a_policy
+from deltahalt.policies.text import joined, require_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,7 @@ class Halting(Method):
     policy: AnyPolicy
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, (Policy, Progressive)):
-            raise not_a_policy(self.policy)
+        require_policy(self.policy)
 
     @property
     def is_dense(self) -> bool:
@@ -62,7 +60,5 @@ def method_of(given: Any) -> Method:
     match given:
         case Method():
             return given
-        case Policy() | Progressive():
-            return Halting(policy=given)
         case _:
-            raise not_a_policy(given)
+            return Halting(policy=given)

@@ -1,5 +1,6 @@
 """The policies, one a file. A file here that defines one is found by itself; its class can be imported from here."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,17 +52,21 @@ __all__ = [
 ]
 
 
+HOMES = {
+    **dict.fromkeys(("LayerView", "Policy", "Progressive"), "base"),
+    **dict.fromkeys(("format_policy", "override", "parse_policy"), "text"),
+}
+
+
 def __getattr__(name: str) -> Any:
     """POLICIES, which has the policies of other packages too; the base classes, the text functions, and any policy."""
     if name.startswith("_"):
         raise AttributeError(name)
-    from deltahalt.policies import base, text  # noqa: PLC0415 (they import this package)
-
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    text = import_module(f"{__name__}.text")  # which imports this package
     if name == "POLICIES":
         return text.known_policies()
-    for module in (base, text):
-        if name in __all__ and hasattr(module, name):
-            return getattr(module, name)
     by_class = {kind.__name__: kind for kind in text.known_policies().values()}
     if name not in by_class:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -101,6 +101,21 @@ def override(policy: AnyPolicy, **options: Any) -> AnyPolicy:
     return joined([replace_options(part, options) for part in parts])
 
 
+def require_policy(given: Any) -> AnyPolicy:
+    """What is given, where it is a policy of the decoder. Raises PolicyError, which says what to write, where not."""
+    if isinstance(given, (Policy, Progressive)):
+        return given
+    if isinstance(given, type):
+        advice = f"this is the class {given.__name__}: write {given.__name__}()"
+    elif isinstance(given, (list, tuple)):
+        advice = f"this is a {type(given).__name__}: write Progressive([...]) for several stages"
+    elif callable(getattr(given, "attached", None)):
+        advice = f"{type(given).__name__} is a method of another stage: use applying(model, method)"
+    else:
+        advice = f"this is {given!r}" if given is None else f"this is of type {type(given).__name__}"
+    raise PolicyError(f"a policy is an object such as Dash(start=0.4), or a text such as 'auto' or 'dash'; {advice}")
+
+
 def joined(stages: Sequence[Policy]) -> AnyPolicy:
     """One policy of several stages, or the only one as it is."""
     return stages[0] if len(stages) == 1 else Progressive(stages)

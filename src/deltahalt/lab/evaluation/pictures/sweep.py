@@ -22,7 +22,8 @@ from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.samples import Picture, Question, held_out_pictures
 from deltahalt.lab.rows.base import append_rows, rows_so_far
 from deltahalt.loading.models import LoadedVisionModel
-from deltahalt.policies import Dense
+from deltahalt.policies import Dense, parse_policy
+from deltahalt.policies.base import AnyPolicy
 from deltahalt.vision.attach import find_tower, halting_vision
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.report import VisionReport
@@ -100,7 +101,7 @@ def measure(
     reports: list[Report] = []
     kept = visual = 0
     for each in asked:
-        with halting(model, combination.policy or Dense()) as halted:
+        with halting(model, _policy(combination)) as halted:
             answers = _answers(loaded, each)
         reports.append(halted.report)
         for row, question in enumerate(each.questions):
@@ -153,7 +154,7 @@ def vision_sweep(
     wanted = list(dict.fromkeys([FULL, *chosen]))
     missing = [each for each in wanted if _key(each) not in done]
     for each in missing:
-        with halting(loaded.model, each.policy or Dense(), vision=each.vision_policy):
+        with halting(loaded.model, _policy(each), vision=each.vision_policy):
             pass  # refuses what does not fit this model before anything is measured
     asked = rounds(loaded, held_out_pictures(pictures)) if missing else []
     for vision in dict.fromkeys(each.vision_policy for each in missing):
@@ -164,6 +165,11 @@ def vision_sweep(
                     append_rows(rows, [done[_key(each)]])
                     tick()
     return [done[_key(each)] for each in wanted]
+
+
+def _policy(one: Combination) -> AnyPolicy:
+    """The policy in the decoder."""
+    return Dense() if one.policy is None else parse_policy(one.policy)
 
 
 def _key(one: Combination | VisionRow) -> tuple[str, float, str | None, str | None]:
