@@ -224,6 +224,19 @@ def resolve(text: str, decoder: Module, *, vision: bool = False, options: Mappin
     return Resolved(with_options(text, options))
 
 
+def default_text(text: str, layers: int) -> str:
+    """The policy that "auto" or "auto-query-free" stands for on an uncalibrated model of this many full layers.
+
+    Raises InputError for a profile in a file and for a speedup, which need the model itself.
+    """
+    wanted = Wanted.parse(text)
+    if wanted.is_file or wanted.speedup is not None:
+        raise InputError(f"{text!r} depends on the model, not on its shape alone: give the model, or write {AUTO}")
+    windows = (None,) * layers
+    blind = wanted.name == AUTO_QUERY_FREE
+    return format_policy(blind_default(windows) if blind else safe_default(windows, vision=False, offloaded=False))
+
+
 def with_options(text: str, options: Mapping[str, Any]) -> str:
     """The text of a policy or method with `options` on each stage. Raises PolicyError where it names one of them."""
     for stage in read(text) if options else ():

@@ -11,7 +11,7 @@ from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensO
 from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
-from deltahalt.profile import names_profile
+from deltahalt.profile import names_profile, with_options
 
 HALTING = "window-attention:scope=visual"
 
@@ -47,8 +47,9 @@ def look(
     if policy is not None and names_profile(policy):
         raise InputError(f"{policy} is for prompts of text: name a policy, such as {HALTING}")
     policy = policy or (HALTING if vision_policy is None else Dense.name)
-    given = {} if vision_retain is None else {"retain": vision_retain}
-    vision = None if vision_policy is None else parse_vision_policy(vision_policy, **given)
+    if vision_policy is not None and vision_retain is not None:
+        vision_policy = with_options(vision_policy, {"retain": vision_retain})
+    vision = None if vision_policy is None else parse_vision_policy(vision_policy)
     methods = {policy if vision_policy is None else f"{vision_policy}/{policy}": (parse_policy(policy), vision)}
     if compare:
         methods = {"full model": (Dense(), None if vision is None else UniformGroups(retain=1)), **methods}

@@ -22,8 +22,10 @@ class GemFilter(PromptMethod):
     Summed over heads, without softmax, and averaged over `kernel` neighbours. The layers before `start` run on the
     whole prompt; then the full model runs on the kept tokens alone, as a prompt of its own.
 
-    start: the filter layer r, as an index or as a fraction of the layers. count: keep so many eligible tokens, in place
-    of a share of them; 0 for the share. Raises PolicyError on settings out of range.
+    start: the filter layer r, as an index or as a fraction of the layers.
+    kernel: odd width of the window that the products are averaged over.
+    count: keep this number of eligible tokens, in place of a share of them; 0 for the share.
+    Raises PolicyError on settings out of range.
 
     The paper's settings, for models of 32 layers: start=13 or 19, count=1024, kernel=5, keep_first=0, keep_last=1.
     Ours is that the last token always stays, and the share.

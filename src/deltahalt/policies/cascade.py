@@ -10,7 +10,9 @@ from deltahalt.policies.base import Policy, Progressive
 class Cascade(Policy):
     """Three decisions of `rule`, each among the tokens still active; every ratio is a share of the whole prompt's.
 
-    start and pruning_ratio are those of the first decision. A subclass names its rule and gives the defaults.
+    second_start, third_start: the layers of the later decisions, as `start` is that of the first.
+    second_ratio, third_ratio: the shares of the prompt halted after them, as `pruning_ratio` is after the first.
+    A subclass names its rule and gives the defaults.
     """
 
     rule: ClassVar[type[Policy]]

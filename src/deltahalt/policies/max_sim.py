@@ -16,7 +16,8 @@ class MaxSim(Policy):
     """Keep the tokens around which the last `window` tokens find states most like their own.
 
     Asks for states alone: no queries, keys or deeper layers, so layers with a sliding window can decide, too.
-    window: in a scope without text, no more than the tokens behind the last that may halt: only kept tokens ask.
+    window: number of last tokens whose states are compared with all others; in a scope without text, no more than the
+        tokens after the last that may halt, since these tokens are kept.
     kernel: odd width of the surroundings, in tokens, in which a match counts for a token.
     power: 1 or more; the higher, the more a rare match outweighs many common ones.
     standardize: divide every dimension of the states by its standard deviation over the prompt first.

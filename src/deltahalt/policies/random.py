@@ -11,7 +11,10 @@ from deltahalt.policies.selection import drawn
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Policy):
-    """Keep tokens drawn at random. The same seed and length give the same tokens, whatever the device or batch."""
+    """Keep tokens drawn at random.
+
+    seed: draws the tokens. The same seed and length give the same tokens, whatever the device or batch.
+    """
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "a seeded random draw stays active"

@@ -18,9 +18,11 @@ from deltahalt.policies.late_interaction import AROUND, late_interaction
 class WindowAttention(Policy):
     """Keep the tokens that the last `window` tokens attend to most: SnapKV (pr.) of the DASH paper.
 
-    window: in a scope without text, no more than the tokens behind the last that may halt: only kept tokens ask.
+    window: number of last tokens whose attention is added up; in a scope without text, no more than the tokens after
+        the last that may halt, since these tokens are kept.
     kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
-    pooling, heads: "mean" or "max". layers: sum the scores of so many layers, ending at l_s.
+    pooling, heads: how scores of neighbours, and of attention heads, become one: their mean or their maximum.
+    layers: sum the scores of so many layers, ending at l_s.
     ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and take
         the scores there in. Deeper heads know better what an answer needs; asking them costs two projections a layer.
     across: whether a token's score is the sum or the maximum of those that l_s and the layers ahead give it.

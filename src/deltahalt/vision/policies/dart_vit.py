@@ -16,6 +16,8 @@ class DartViT(GroupHalting):
 
     Similarity is the cosine of states under the next block's norm, averaged over a group. The published code picks
     single patches, of which the merger then takes any four for a square; whole groups keep their coordinates.
+
+    pivots: number of groups that the others are compared with, 1 or more.
     """
 
     name: ClassVar[str] = "dart-vit"

@@ -21,6 +21,8 @@ class PruMergePlus(VisionPolicy):
     All blocks run in full; what shrinks is the tower's output. To each kept feature its `neighbours` nearest (cosine of
     raw keys, averaged over heads and patches) are added, each times its share of the image's attention. With more
     outliers than the budget, the most attended stay. Attention is the class token's, where the tower has one.
+
+    neighbours: number of groups whose features are added to each kept one, 0 or more.
     """
 
     name: ClassVar[str] = "prumerge-plus"

@@ -11,7 +11,10 @@ from deltahalt.vision.policy import GroupHalting, GroupView
 
 @dataclass(frozen=True, kw_only=True)
 class RandomGroups(GroupHalting):
-    """Keep groups drawn at random: the same ones in every image of a size, whatever the device or pack."""
+    """Keep groups drawn at random.
+
+    seed: draws the groups: the same ones in every image of a size, whatever the device or pack.
+    """
 
     name: ClassVar[str] = "random-groups"
     summary: ClassVar[str] = "a seeded random draw stays active"
