@@ -1,4 +1,4 @@
-"""The errors that deltahalt raises. Each message says what to do; the CLI shows it as one line."""
+"""The errors and warnings that deltahalt raises. Each message says what to do; the CLI shows it as one line."""
 
 
 class DeltahaltError(Exception):
@@ -19,3 +19,7 @@ class UnsupportedError(DeltahaltError, NotImplementedError):
 
 class ModelError(DeltahaltError):
     """A model could not be found, verified or loaded."""
+
+
+class UntestedVersionWarning(UserWarning):
+    """The installed transformers is newer than every version that deltahalt was tested with."""

@@ -14,12 +14,13 @@ from deltahalt.engine.masks import ATTENTION, attention_mask
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.host.compat import CACHE, version_error
 from deltahalt.host.families.base import Family, Module
 from deltahalt.kinds import DROPPED, TEXT
 from deltahalt.policies.base import Policy
 
-# Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
-IGNORED = {"cache_position", "return_dict", "is_causal"}
+# What hosts pass to a decoder that does nothing with it: bookkeeping of older versions, and the outer model's own.
+IGNORED = {"cache_position", "logits_to_keep"}
 Scored = dict[tuple[int, int, Policy], torch.Tensor]  # by layer, row and `Policy.scoring`: [n]
 Attention = tuple[torch.Tensor | None, AbstractContextManager[object]]  # the mask, and where it is to be used
 
@@ -30,9 +31,9 @@ class Call:
 
     past: what the cache held before, by run of layers; empty in a prefill. prompts: tokens in each row's prompt, in a
     prefill. behind: so many last columns of a prefill come after its prompts: they run along, no policy sees them and
-    none halts. width: columns of this call's input. seen: columns before it. extra: what the host's layers are given
-    besides. own: what the family's `after_layer` is given. kinds: [B, width] what each token is (see
-    `deltahalt.kinds`); None where all are text. dropped: whether some were gone before the first layer. blocks:
+    none halts. width: columns of this call's input. seen: columns before it. own: what the family's `after_layer` is
+    given. kinds: [B, width] what each token is (see `deltahalt.kinds`); None
+    where all are text. dropped: whether some were gone before the first layer. blocks:
     [B, width] number of the block within which a token sees what comes after it too; -1 for none. embeds: [B, width, D]
     what went into the first layer, where there are `kinds`. scored: where many runs begin with the same states, what
     their policies have scored of whole prompts.
@@ -49,7 +50,6 @@ class Call:
     width: int
     seen: int
     windows: tuple[int | None, ...]
-    extra: dict[str, Any]
     own: dict[str, Any]
     kinds: torch.Tensor | None
     dropped: bool
@@ -72,9 +72,8 @@ class Call:
             "attention_mask": mask,
             "position_embeddings": self.family.for_layer(rotary),
             "position_ids": None,  # the host would read gaps in them as packed sequences
-            "past_key_values": self.cache,
+            CACHE: self.cache,
             "use_cache": self.use_cache,
-            **self.extra,
         }
         return inputs, around
 
@@ -208,7 +207,6 @@ def prepare(
         width=width,
         seen=seen,
         windows=family.windows(config),
-        extra=extra,
         own=own,
         kinds=kinds,
         dropped=dropped,
@@ -265,13 +263,14 @@ def _refuse(config: Any, cache: Any, attention_mask: Any, extra: dict[str, Any])
     if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
         raise UnsupportedError("give attention_mask as [batch, tokens], 1 for a token and 0 for padding")
     for flag in ("output_hidden_states", "output_attentions"):
-        if extra.pop(flag, None) or getattr(config, flag, False):
+        value = extra.pop(flag, None)  # newer versions select hidden states by numbers, 0 among them
+        if (value is not None and value is not False) or getattr(config, flag, False):
             raise UnsupportedError(f"{flag} is not supported: deeper layers hold fewer tokens. Leave it off")
-    for name in IGNORED & extra.keys():
-        del extra[name]
-    for name, value in extra.items():
-        if isinstance(value, torch.Tensor):
-            raise UnsupportedError(f"{name} is not supported with halting: it would not follow the kept tokens")
+    if extra.pop("is_causal", None) is False:
+        raise UnsupportedError("is_causal=False is not supported: halting is for causal decoders. Leave it out")
+    for name in extra.keys() - IGNORED:
+        if extra[name] is not None:
+            raise version_error(f"{name} is not supported with halting: the engine does not know it. Leave it out")
 
 
 def _check_mask(attention_mask: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

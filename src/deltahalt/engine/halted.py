@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from deltahalt.clock import clock
-from deltahalt.engine.cache import HaltedCache, cache_bytes, untouched_on_error
+from deltahalt.engine.cache import HaltedCache, cache_bytes, refuse_unfilled, untouched_on_error
 from deltahalt.engine.call import Call, prepare
 from deltahalt.engine.decision import decide
 from deltahalt.engine.decoder import run_layers
@@ -18,6 +18,7 @@ from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.flops import ModelShape
+from deltahalt.host.compat import CACHE, decoder_arguments, decoder_output, refuse_unknown_host
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Stage, place
@@ -26,7 +27,6 @@ from deltahalt.vision.report import VisionReport
 
 HaltedKV = Literal["drop", "frozen"]
 Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
-POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 
 
 def freezes(halted_kv: str, shape: ModelShape, stages: Iterable[Stage]) -> bool:
@@ -62,6 +62,7 @@ class Halted:
         config: Any = decoder.config
         self.decoder, self.policy, self.handover, self.tower = decoder, policy, handover, tower
         self.family = family_of(config)
+        refuse_unknown_host(decoder)
         self.stages = place(policy, config.num_hidden_layers, vision=handover is not None)
         self.shape = ModelShape.of(config)
         self.freeze = freezes(halted_kv, self.shape, self.stages)
@@ -84,7 +85,7 @@ class Halted:
             )
         return self.tower.report
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Stand in for the decoder's forward, with the same arguments.
 
         After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens. Raises what
@@ -93,8 +94,10 @@ class Halted:
         begin = clock() if self.timed else None
         kwargs |= self.handover.take() if self.handover else {}
         wanted = kwargs.pop(WANTED, None)
-        kwargs |= dict(zip(POSITIONAL, args, strict=False))
-        stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **kwargs)
+        arguments = decoder_arguments(self.decoder, args, kwargs)
+        as_tuple = arguments.pop("return_dict", None) is False
+        arguments["past_key_values"] = arguments.pop(CACHE, None)
+        stream, call = prepare(self.decoder, self.family, freeze=self.freeze, **arguments)
         stages = tuple(stage for stage in self.stages if decide(stage, call, stream, self.min_prompt_tokens))
         if call.cache is None and any(stage.serves_halted for stage in stages):
             raise UnsupportedError("single-input-kv and forecast need a cache: leave use_cache on")
@@ -114,13 +117,16 @@ class Halted:
             stream, trace = run_layers(
                 layers, stages, stream, call, freeze=self.freeze, min_tokens=self.min_prompt_tokens
             )
+            if call.cache is not None:
+                refuse_unfilled(call.cache, (index for index, _ in layers))
         stream = stream.advance(self.decoder.norm(stream.hidden))
         if call.cache is not None:
             self._tell_cache(call.cache, call, stream, trace, compacted=compacted, tail=tail, skipped=skipped)
         hidden = stream.spread(call.seen, call.width) if compacted else stream.hidden
         if call.prompts:
             self._report = self._write_report(call, trace, begin)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=call.cache if call.use_cache else None)
+        output = decoder_output(hidden, call.cache if call.use_cache else None)
+        return output.to_tuple() if as_tuple else output
 
     def _skipped(self, call: Call) -> set[int]:
         """The layers that this call's token does not run through; none for a prompt, or any call of several tokens."""
