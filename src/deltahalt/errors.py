@@ -1,4 +1,4 @@
-"""The errors that deltahalt raises. Each message says what to do; the CLI shows it as one line."""
+"""The errors and warnings that deltahalt raises. Each message says what to do; the CLI shows it as one line."""
 
 
 class DeltahaltError(Exception):
@@ -27,6 +27,10 @@ class ModelError(DeltahaltError):
 
 class DeltahaltWarning(UserWarning):
     """Root of every warning that deltahalt gives. The CLI shows it as one line."""
+
+
+class UntestedVersionWarning(DeltahaltWarning):
+    """The installed transformers is newer than every version that deltahalt was tested with."""
 
 
 class RowsWarning(DeltahaltWarning):

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, InputError, KeyNorm, Policy, Progressive, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
+from deltahalt.host.compat import CACHE
 from helpers.frozen import frozen, plain
 from helpers.oracle import Feed, Oracle
 from helpers.tiny import FULL, VOCAB, WINDOW, prompts, tiny
@@ -65,8 +66,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 def test_the_callers_cache_becomes_the_halted_one(model: Any) -> None:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        output = model(prompts(40)[0], past_key_values=cache, logits_to_keep=1)
-    assert output.past_key_values is cache
+        output = model(prompts(40)[0], **{CACHE: cache}, logits_to_keep=1)
+    assert getattr(output, CACHE) is cache
     assert isinstance(cache, HaltedCache)
 
 
@@ -232,17 +233,17 @@ def test_a_question_that_fails_can_be_asked_again() -> None:
     ids, _ = prompts(40)
     cache = DynamicCache(config=model.config)
     with halting(model, DASH), torch.no_grad():
-        model(ids[:, :30], past_key_values=cache, logits_to_keep=1)
-        wanted = model(ids[:, 30:], past_key_values=copy.deepcopy(cache)).logits
+        model(ids[:, :30], **{CACHE: cache}, logits_to_keep=1)
+        wanted = model(ids[:, 30:], **{CACHE: copy.deepcopy(cache)}).logits
 
         def fails(*_: Any) -> None:
             raise KeyboardInterrupt
 
         hook = model.get_decoder().layers[4].register_forward_pre_hook(fails)
         with pytest.raises(KeyboardInterrupt):
-            model(ids[:, 30:], past_key_values=cache)
+            model(ids[:, 30:], **{CACHE: cache})
         hook.remove()
-        torch.testing.assert_close(model(ids[:, 30:], past_key_values=cache).logits, wanted)
+        torch.testing.assert_close(model(ids[:, 30:], **{CACHE: cache}).logits, wanted)
 
 
 def test_generate_in_turns_on_one_cache() -> None:
@@ -250,7 +251,7 @@ def test_generate_in_turns_on_one_cache() -> None:
     model = tiny()
     cache: Any = DynamicCache(config=model.config)
     first, more = prompts(40)[0], tokens(1, 4)
-    options = {"max_new_tokens": 3, "do_sample": False, "past_key_values": cache, "return_dict_in_generate": True}
+    options = {"max_new_tokens": 3, "do_sample": False, CACHE: cache, "return_dict_in_generate": True}
     with halting(model, DASH) as halted:
         answer = model.generate(first, output_logits=True, **options)
         second = torch.cat([answer.sequences, more], dim=1)
@@ -285,7 +286,7 @@ def test_the_stock_model_cannot_read_a_halted_cache(variant: str, attention: str
     with pytest.raises(UnsupportedError, match="go on with it inside `with halting"):
         feed(tokens(1, count))
     with pytest.raises(UnsupportedError, match="go on with it inside `with halting"):
-        model(tokens(1, count), past_key_values=feed.cache)
+        model(tokens(1, count), **{CACHE: feed.cache})
 
 
 # Beams and samples

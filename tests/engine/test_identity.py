@@ -7,6 +7,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltahalt import Dash, Dense, Policy, Progressive, WindowAttention, halting
+from deltahalt.host.compat import CACHE
 from deltahalt.host.families import family_of
 from helpers.oracle import Feed
 from helpers.tiny import VARIANTS, VOCAB, prompts, tiny
@@ -92,8 +93,8 @@ def test_a_continuation_that_names_no_positions() -> None:
 
     def second_turn(model: Any) -> torch.Tensor:
         with torch.no_grad():
-            cache = model(ids[:, :20]).past_key_values
-            return model(ids[:, 20:], past_key_values=cache).logits
+            cache = getattr(model(ids[:, :20]), CACHE)
+            return model(ids[:, 20:], **{CACHE: cache}).logits
 
     model = tiny()
     expected = second_turn(model)

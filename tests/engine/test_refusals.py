@@ -33,6 +33,7 @@ from deltahalt import (
     WindowAttention,
     halting,
 )
+from deltahalt.host.compat import CACHE
 from helpers.frozen import frozen
 from helpers.oracle import Feed
 from helpers.tiny import VOCAB, attributes, prompts, tiny
@@ -108,13 +109,11 @@ CALLS = {
     # caches
     "static cache": unsupported(
         "pass a DynamicCache, or none",
-        lambda model: model(**ONE, past_key_values=StaticCache(config=model.config, max_cache_len=64)),
+        lambda model: model(**ONE, **{CACHE: StaticCache(config=model.config, max_cache_len=64)}),
     ),
-    "other cache": unsupported(
-        "pass a DynamicCache, or none", lambda model: model(**ONE, past_key_values=OtherCache())
-    ),
+    "other cache": unsupported("pass a DynamicCache, or none", lambda model: model(**ONE, **{CACHE: OtherCache()})),
     "offloaded cache": unsupported(
-        "pass a plain DynamicCache", lambda model: model(**ONE, past_key_values=DynamicCache(offloading=True))
+        "pass a plain DynamicCache", lambda model: model(**ONE, **{CACHE: DynamicCache(offloading=True)})
     ),
     "frozen without a cache": unsupported(
         "needs a cache", lambda model: model(**ONE, use_cache=False), policy=frozen(DASH)
@@ -242,7 +241,7 @@ def test_a_refused_prefill_leaves_the_callers_cache_empty(name: str) -> None:
     inner = model.model
 
     def with_cache(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return args, kwargs | {"past_key_values": cache}
+        return args, kwargs | {CACHE: cache}
 
     with halting(model, case.policy, **case.options):
         hook = inner.register_forward_pre_hook(with_cache, with_kwargs=True)

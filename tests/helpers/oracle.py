@@ -14,7 +14,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from deltahalt import Report
-from deltahalt.host.compat import blocks_cross_windows, layer_output
+from deltahalt.host.compat import CACHE, blocks_cross_windows, layer_output
 from helpers.tiny import Windows
 
 
@@ -50,7 +50,7 @@ class Feed:
                 input_ids=ids,
                 attention_mask=self.mask,
                 position_ids=positions,
-                past_key_values=self.cache,
+                **{CACHE: self.cache},
                 use_cache=True,
                 **options,
             ).logits

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from deltahalt import PolicyError, UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
+from deltahalt.host.compat import CACHE
 from deltahalt.methods.applying import applying, speedup_bound
 from deltahalt.methods.gemfilter import GemFilter
 from helpers.tiny import FULL_VARIANTS, SLIDING_VARIANTS, attributes, prompts, tiny
@@ -70,7 +71,7 @@ def test_the_model_reads_them_as_a_prompt_of_their_own() -> None:
     model, method = tiny(), GemFilter(**PAPERS)
     with applying(model, method) as applied, torch.no_grad():
         short = applied.shorten({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        out = model.generate(**short, past_key_values=DynamicCache(), max_new_tokens=5, do_sample=False)
+        out = model.generate(**short, **{CACHE: DynamicCache()}, max_new_tokens=5, do_sample=False)
         shape = applied.halted.shape
         spent = true_flops(shape, dense_loads(LAYER, 60), 60) + true_flops(shape, dense_loads(6, 13), 13)
         assert applied.flops == spent

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, InputError, Policy, Progressive, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
+from deltahalt.host.compat import CACHE
 from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
 from helpers.oracle import Feed, Oracle
@@ -224,7 +225,7 @@ def test_generate_in_turns_on_one_cache(name: str) -> None:
     prompts = vision_prompts(model, name, BATCH)
     cache: Any = DynamicCache(config=model.config)
     with halting(model, HALF) as halted, marking(model, 0.4):
-        first = generated(model, prompts, past_key_values=cache)
+        first = generated(model, prompts, **{CACHE: cache})
         width = first.sequences.shape[1]
         second = torch.cat([first.sequences, more(2, 4)], dim=1)
         mask = torch.cat([prompts.mask, torch.ones(2, second.shape[1] - prompts.ids.shape[1], dtype=torch.long)], dim=1)
@@ -235,7 +236,7 @@ def test_generate_in_turns_on_one_cache(name: str) -> None:
         hook = model.get_decoder().register_forward_pre_hook(
             lambda _, args, kwargs: positions.append(kwargs["position_ids"]), with_kwargs=True
         )
-        follow_up = generated(model, longer, past_key_values=cache)
+        follow_up = generated(model, longer, **{CACHE: cache})
         hook.remove()
     oracle = oracle_of(name, model, prompts, halted)
     prompts.feed(oracle)
@@ -282,9 +283,9 @@ def test_generate_with_a_new_image_on_one_cache(name: str) -> None:
 
     def in_two_calls() -> list[torch.Tensor]:
         cache: Any = DynamicCache(config=model.config)
-        ids = torch.cat([generated(model, first, past_key_values=cache).sequences, after.ids], dim=1)
+        ids = torch.cat([generated(model, first, **{CACHE: cache}).sequences, after.ids], dim=1)
         logits: list[torch.Tensor] = generated(
-            model, Prompts(ids, torch.ones_like(ids), after.inputs), past_key_values=cache
+            model, Prompts(ids, torch.ones_like(ids), after.inputs), **{CACHE: cache}
         ).logits
         return logits
 

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from deltahalt.clock import clock
 from deltahalt.engine.cache import cache_bytes, fork
+from deltahalt.host.compat import CACHE
 from deltahalt.loading.models import end_tokens
 from deltahalt.methods.applying import Applied
 from deltahalt.methods.base import Ends, Prompts
@@ -48,7 +49,7 @@ def generate_timed(
     if applied is not None:
         prompts = applied.shorten(prompts, ends)
     cache = DynamicCache(config=model.config)
-    logits = model(**prompts, past_key_values=cache, logits_to_keep=1).logits
+    logits = model(**prompts, **{CACHE: cache}, logits_to_keep=1).logits
     sequence = torch.cat([prompts["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
     prefilled = clock()
     held = cache_bytes(cache)
@@ -66,11 +67,11 @@ def generate_each(model: Any, shared: torch.Tensor, rests: Sequence[torch.Tensor
     reading the rest. Raises what the model raises.
     """
     begin, cache = clock(), DynamicCache(config=model.config)
-    model(input_ids=shared, past_key_values=cache, logits_to_keep=1)
+    model(input_ids=shared, **{CACHE: cache}, logits_to_keep=1)
     prefilled, held, done = clock(), cache_bytes(cache), []
     for rest in rests:
         own, start = fork(cache), clock()
-        logits = model(input_ids=rest, past_key_values=own, logits_to_keep=1).logits
+        logits = model(input_ids=rest, **{CACHE: own}, logits_to_keep=1).logits
         prompt = torch.cat([shared, rest], dim=1)
         sequence = torch.cat([prompt, logits[:, -1:].argmax(dim=-1)], dim=1)
         sequence = _go_on(model, sequence, torch.ones_like(prompt), own, limit)
@@ -88,7 +89,7 @@ def _go_on(
     longer: torch.Tensor = model.generate(
         sequence,
         attention_mask=torch.nn.functional.pad(mask, (0, 1), value=1),
-        past_key_values=cache,
+        **{CACHE: cache},
         max_new_tokens=limit - 1,
         min_new_tokens=limit - 1 if forced else None,
         do_sample=False,

@@ -11,6 +11,7 @@ from torch import nn
 from deltahalt.engine.halted import Depth, Halted
 from deltahalt.engine.handover import WANTED, Handover
 from deltahalt.errors import UnsupportedError
+from deltahalt.host.compat import warn_if_untested
 from deltahalt.host.families import vision_family_of
 from deltahalt.host.families.base import Module
 from deltahalt.host.stand_in import replace
@@ -53,8 +54,10 @@ def halting(
 
     Yields the Halted model, whose `report` tells what the latest prefill did, and `vision_report` what the ViT did. On
     any exit the model is as before.
-    Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it.
+    Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
+    once if transformers is newer than every tested version.
     """
+    warn_if_untested()
     decoder = find_decoder(model)
     base = find_base(model, decoder)
     handover = Handover(vision_family_of(base.config)) if base is not decoder else None

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.host.compat import version_error
 
 
 @dataclass
@@ -33,6 +34,14 @@ def cache_bytes(cache: DynamicCache) -> int:
     """Bytes of all keys and values that the cache holds."""
     layers: list[Any] = cache.layers
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+def refuse_unfilled(cache: DynamicCache, layers: Iterable[int]) -> None:
+    """Raise UnsupportedError where one of the numbered layers ran without putting keys into the cache."""
+    held: list[Any] = cache.layers
+    for index in layers:
+        if index >= len(held) or held[index].keys is None:
+            raise version_error(f"layer {index} put no keys into the cache")
 
 
 @contextmanager

@@ -16,19 +16,20 @@ from deltahalt.engine.masks import Masks
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.host.compat import CACHE, version_error
 from deltahalt.host.families.base import Module
 from deltahalt.kinds import DROPPED, TEXT
 
-# Arguments of the host that change nothing here: flags that are off, and bookkeeping of older versions.
-IGNORED = {"cache_position", "return_dict", "is_causal"}
+# What hosts pass to a decoder that does nothing with it: bookkeeping of older versions, and the outer model's own.
+IGNORED = {"cache_position", "logits_to_keep"}
 
 
 @dataclass(frozen=True)
 class DecoderCall:
     """One call of a host's decoder: what every layer is given beside its tokens.
 
-    own: arguments for the family's `after_layer`. extra: further arguments for the host's layers. embeddings:
-    [B, width, D] input of the first layer, where some tokens are not text.
+    own: arguments for the family's `after_layer`. embeddings: [B, width, D] input of the first layer, where some tokens
+    are not text.
     """
 
     host: HostDecoder
@@ -37,7 +38,6 @@ class DecoderCall:
     cache: DynamicCache | None
     use_cache: bool
     own: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
     embeddings: torch.Tensor | None = None
 
     @property
@@ -54,9 +54,8 @@ class DecoderCall:
             "attention_mask": mask,
             "position_embeddings": self.host.family.for_layer(self._rotary(layer, stream)),
             "position_ids": None,  # the host would read gaps in them as packed sequences
-            "past_key_values": self.cache,
+            CACHE: self.cache,
             "use_cache": self.use_cache,
-            **self.extra,
         }
         return inputs, around
 
@@ -133,7 +132,7 @@ def prepare(
     )
     past = cache.segments if isinstance(cache, HaltedCache) else past
     embeddings = None if kinds is None else hidden
-    call = DecoderCall(host, layout, Masks(host, layout, past, cache), cache, use_cache, own, extra, embeddings)
+    call = DecoderCall(host, layout, Masks(host, layout, past, cache), cache, use_cache, own, embeddings)
     return _without_dropped(stream, kinds) if dropped and kinds is not None else stream, call
 
 
@@ -184,13 +183,14 @@ def _refuse(config: Any, cache: Any, attention_mask: Any, extra: dict[str, Any])
     if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
         raise UnsupportedError("give attention_mask as [batch, tokens], 1 for a token and 0 for padding")
     for flag in ("output_hidden_states", "output_attentions"):
-        if extra.pop(flag, None) or getattr(config, flag, False):
+        value = extra.pop(flag, None)  # newer versions select hidden states by numbers, 0 among them
+        if (value is not None and value is not False) or getattr(config, flag, False):
             raise UnsupportedError(f"{flag} is not supported: deeper layers hold fewer tokens. Leave it off")
-    for name in IGNORED & extra.keys():
-        del extra[name]
-    for name, value in extra.items():
-        if isinstance(value, torch.Tensor):
-            raise UnsupportedError(f"{name} is not supported with halting: it would not follow the kept tokens")
+    if extra.pop("is_causal", None) is False:
+        raise UnsupportedError("is_causal=False is not supported: halting is for causal decoders. Leave it out")
+    for name in extra.keys() - IGNORED:
+        if extra[name] is not None:
+            raise version_error(f"{name} is not supported with halting: the engine does not know it. Leave it out")
 
 
 def _check_mask(attention_mask: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -17,13 +17,13 @@ from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.flops import ModelShape
+from deltahalt.host.compat import CACHE, decoder_arguments, decoder_output, refuse_unknown_host
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Stage, place
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.report import VisionReport
 
 Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
-POSITIONAL = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 
 
 class Halted:
@@ -41,6 +41,7 @@ class Halted:
         tower: HaltedTower | None = None,
     ) -> None:
         self.host = HostDecoder.of(decoder)
+        refuse_unknown_host(decoder)
         self.policy, self.handover, self.tower = policy, handover, tower
         self.stages = place(policy, self.host.shape.layers, vision=handover is not None)
         refuse_halted_kv(self.host.shape, self.stages)
@@ -68,7 +69,7 @@ class Halted:
             )
         return self.tower.report
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Stand in for the decoder's forward, with the same arguments.
 
         After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens. Raises what
@@ -77,8 +78,10 @@ class Halted:
         begin = clock() if self.timed else None
         kwargs |= self.handover.take() if self.handover else {}
         wanted = kwargs.pop(WANTED, None)
-        kwargs |= dict(zip(POSITIONAL, args, strict=False))
-        stream, call = prepare(self.host, shortest=self.min_prompt_tokens, **kwargs)
+        arguments = decoder_arguments(self.host.module, args, kwargs)
+        as_tuple = arguments.pop("return_dict", None) is False
+        arguments["past_key_values"] = arguments.pop(CACHE, None)
+        stream, call = prepare(self.host, shortest=self.min_prompt_tokens, **arguments)
         stages = halting_stages(self.stages, stream, call)
         compacted = bool(stages) or call.layout.dropped
         tail = last_columns(stages, call)
@@ -93,7 +96,8 @@ class Halted:
         hidden = stream.spread(call.layout.seen, call.layout.width) if compacted else stream.hidden
         if call.layout.prompts:
             self._report = self._write_report(call, trace, begin)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=call.cache if call.use_cache else None)
+        output = decoder_output(hidden, call.cache if call.use_cache else None)
+        return output.to_tuple() if as_tuple else output
 
     def _run(self, stages: tuple[Stage, ...], stream: TokenStream, call: DecoderCall) -> tuple[TokenStream, Trace]:
         layers = list(enumerate(self.host.layers))

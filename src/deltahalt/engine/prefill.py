@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from deltahalt.engine.cache import HaltedCache
+from deltahalt.engine.cache import HaltedCache, refuse_unfilled
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.decision import decide
 from deltahalt.engine.decoder import run_layers
@@ -50,7 +50,7 @@ def prefill(
     tokens as they leave the last layer, before the final norm, and the trace of the run.
     Raises PolicyError for scores that are NaN.
     """
-    stream, trace = run_layers(layers, stages, stream, call)
+    stream, trace = _run(layers, stages, stream, call)
     trace.refuse_nan()
     layout = call.layout
     if call.cache is not None and (trace.stages or counted):
@@ -72,11 +72,22 @@ def continuation(
     skipped: Collection[int] = (),
 ) -> tuple[TokenStream, Trace]:
     """Run numbered layers on tokens that continue a cache; none of them halts. skipped: the layers left out."""
-    stream, trace = run_layers(layers, (), stream, call)
+    stream, trace = _run(layers, (), stream, call)
     cache, layout = call.cache, call.layout
     assert cache is not None  # what came before is in it
     if layout.dropped and not isinstance(cache, HaltedCache):
         HaltedCache.adopt(cache, call.masks.past, seen=layout.seen, tail=layout.seen)
     if isinstance(cache, HaltedCache):
         cache.extend(stream.slots, stream.padded, columns=layout.width, whole=not layout.dropped, skipped=skipped)
+    return stream, trace
+
+
+def _run(
+    layers: Iterable[tuple[int, Module]], stages: tuple[Stage, ...], stream: TokenStream, call: DecoderCall
+) -> tuple[TokenStream, Trace]:
+    """Run the layers, and refuse a host whose layers did not fill the cache."""
+    layers = list(layers)
+    stream, trace = run_layers(layers, stages, stream, call)
+    if call.cache is not None:
+        refuse_unfilled(call.cache, (index for index, _ in layers))
     return stream, trace

@@ -21,8 +21,9 @@ from transformers import Cache
 
 from deltahalt.engine.attach import halting
 from deltahalt.engine.cache import HaltedCache, Segment, fork
-from deltahalt.engine.halted import POSITIONAL, Halted
+from deltahalt.engine.halted import Halted
 from deltahalt.errors import UnsupportedError
+from deltahalt.host.compat import CACHE, decoder_arguments
 from deltahalt.host.families.base import Module
 from deltahalt.policies import Dash, DashLayer, Dense
 from deltahalt.policies.base import Policy
@@ -97,7 +98,7 @@ class DeltaPress(BasePress):
                         f"{type(press).__name__} is at work on the halting model: give it to the press that halts, "
                         "DeltaPress(then=...)"
                     )
-        mask = (dict(zip(POSITIONAL, args, strict=False)) | kwargs).get("attention_mask")
+        mask = decoder_arguments(decoder, args, kwargs).get("attention_mask")
         if self.then is not None and isinstance(mask, torch.Tensor) and not mask.all():
             raise UnsupportedError(f"{type(self.then).__name__} takes padding for tokens: run prompts one by one")
 
@@ -136,7 +137,7 @@ def _want_last_logits(model: Module, args: tuple[Any, ...], kwargs: dict[str, An
     kvpress's users call the model as it is, for the cache; halted tokens have no logits.
     """
     names = list(signature(type(model).forward).parameters)
-    cache = (dict(zip(names, (model, *args), strict=False)) | kwargs).get("past_key_values")
+    cache = (dict(zip(names, (model, *args), strict=False)) | kwargs).get(CACHE)
     if cache is None or cache.get_seq_length() == 0:
         kwargs = {"logits_to_keep": 1} | kwargs
     return args, kwargs
@@ -164,7 +165,7 @@ def _tell_phase(attention: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
     kvpress takes a call for the prefill if these are all there are.
     """
-    cache, hidden = kwargs["past_key_values"], kwargs["hidden_states"]
+    cache, hidden = kwargs[CACHE], kwargs["hidden_states"]
     if cache is None:
         raise UnsupportedError("a KV press has nothing to compress without a cache: leave use_cache on")
     past = cache.layers[attention.layer_idx].get_seq_length() if attention.layer_idx < len(cache.layers) else 0
@@ -176,7 +177,7 @@ def _account(decoder: Module, args: tuple[Any, ...], output: Any) -> None:
 
     Each head holds tokens of its own choice, all of them older than any to come; no tail is left that could be cropped.
     """
-    cache, (rows, width) = output.past_key_values, output.last_hidden_state.shape[:2]
+    cache, (rows, width) = getattr(output, CACHE), output.last_hidden_state.shape[:2]
     if cache.layers[0].keys.shape[-2] > width:
         return  # not a prefill: the layer holds more than this call's tokens
     if not isinstance(cache, HaltedCache):  # too short a prompt to halt tokens of

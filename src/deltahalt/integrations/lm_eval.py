@@ -22,6 +22,7 @@ from deltahalt.answering.documents import context_ends
 from deltahalt.clock import clock
 from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.rows.eval import Spent
 from deltahalt.loading.models import load
 from deltahalt.methods.applying import Applied, applying
@@ -243,7 +244,7 @@ def continue_prompts(
     ids, mask = applied.shorten({"input_ids": ids, "attention_mask": mask}, ends).values()
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    inputs = {"past_key_values": cache, "use_cache": True}
+    inputs = {CACHE: cache, "use_cache": True}
     logits = [model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **inputs).logits]  # [B, 1, V]
     # Shorter continuations are filled up on the right, where nothing that is judged reads.
     more = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in continuations], device=model.device)

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from deltahalt.host.compat import attention_output
+
 Module = Any  # a module of the host: its parts have the host's names, which a family file knows
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos, sin, each [B, n, d]
 
@@ -66,8 +68,7 @@ class Family:
 
     def attention(self, layer: Module, hidden: torch.Tensor, **call: Any) -> torch.Tensor:
         """Attention output before the residual addition: U of DASH Eq. 1."""
-        update: torch.Tensor = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **call)[0]
-        return update
+        return attention_output(layer.self_attn(hidden_states=layer.input_layernorm(hidden), **call))
 
     def add_attention(self, layer: Module, hidden: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         """Hidden states between the layer's attention and its FFN."""

@@ -24,6 +24,7 @@ from deltahalt.engine.prefill import refuse_halted_kv
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, PolicyError
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.bench.machine import number_format
 from deltahalt.lab.evaluation.encoding import sample_ids, shared_ids
 from deltahalt.lab.evaluation.samples import Sample
@@ -290,7 +291,7 @@ def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Metho
     cache = DynamicCache(config=model.config)
     with applying(model, method, loaded.tokenizer) as applied:
         short = applied.shorten(prompts, [ends])
-        state = model.get_decoder()(**short, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+        state = model.get_decoder()(**short, **{CACHE: cache}, use_cache=True).last_hidden_state[:, -1:]
     return Prefilled(cache, state)
 
 
@@ -309,7 +310,7 @@ def judge(
         cache = fork(prefilled.cache)
         with applying(model, method, tokenizer) as applied:
             calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
-            logits += [model(tokens, past_key_values=cache).logits[0] for tokens in calls if tokens.shape[1]]
+            logits += [model(tokens, **{CACHE: cache}).logits[0] for tokens in calls if tokens.shape[1]]
     judged = torch.cat(logits)[-len(answer) :]
     nll = torch.nn.functional.cross_entropy(judged.float(), answer)
     return Verdict(judged.argmax(dim=-1) == answer, float(nll))
@@ -320,11 +321,11 @@ def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: i
     ends, cache = end_tokens(model), fork(prefilled.cache)
     logits = model.get_output_embeddings()(prefilled.states)
     if rest.shape[1]:
-        logits = model(rest, past_key_values=cache).logits
+        logits = model(rest, **{CACHE: cache}).logits
     tokens = [int(logits[0, -1].argmax())]
     while len(tokens) < limit and tokens[-1] not in ends:
         step = torch.tensor([[tokens[-1]]], device=rest.device)
-        tokens.append(int(model(step, past_key_values=cache).logits[0, -1].argmax()))
+        tokens.append(int(model(step, **{CACHE: cache}).logits[0, -1].argmax()))
     return torch.tensor(tokens, device=rest.device)
 
 
