@@ -8,12 +8,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from deltahalt.errors import InputError, PolicyError, UnsupportedError
+from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Policy
 from deltahalt.policies.options import options_of
-from deltahalt.policies.text import format_policy, parse_policy, read, replace_options, require_policy, update, write
+from deltahalt.policies.text import (
+    format_policy,
+    parse_policy,
+    read,
+    replace_options,
+    require_policy,
+    update,
+    with_options,
+    write,
+)
 from deltahalt.policies.usual import blind_default, safe_default
 
 AUTO = "auto"
@@ -235,17 +244,6 @@ def default_text(text: str, layers: int) -> str:
     windows = (None,) * layers
     blind = wanted.name == AUTO_QUERY_FREE
     return format_policy(blind_default(windows) if blind else safe_default(windows, vision=False, offloaded=False))
-
-
-def with_options(text: str, options: Mapping[str, Any]) -> str:
-    """The text of a policy or method with `options` on each stage. Raises PolicyError where it names one of them."""
-    for stage in read(text) if options else ():
-        if both := [option for option in options if option in stage.options]:
-            raise PolicyError(
-                f"{both[0]} is given twice: as {stage.options[both[0]]} in {text!r}, and as {options[both[0]]} by an "
-                "option of its own; leave one out"
-            )
-    return write(update(read(text), options)) if options else text
 
 
 def policy_text(text: str, decoder: Module, *, vision: bool = False) -> str:

@@ -215,7 +215,7 @@ def test_a_missing_document_is_named(tiny_folder: Path, capsys: pytest.CaptureFi
         (["--policy", "dash", "--pruning-ratio", "1.5"], "pruning_ratio is 1.5"),
         (["--policy", "dash", "--start", "-3"], "start is -3"),
         (["--policy", "dash", "--start", "99"], "leaves no deeper layer"),
-        (["--policy", "dash", "--scope", "visual"], "needs a vision-language model"),
+        (["--policy", "dash:scope=visual"], "needs a vision-language model"),
         (["--policy", "dash+uniform", "--start", "0.2"], "several stages"),
         (["--policy", "d3", "--min-prompt-tokens", "9"], "d3 halts no tokens"),
         (["--policy", "d3", "--start", "3"], "d3 has no option 'start'"),

@@ -1,6 +1,6 @@
 """A halted run equals a full-length run of the stock model whose deeper layers may not read halted tokens."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ POLICIES = {
     "key-norm": KeyNorm(**HALF),
     "last-token-attention": LastTokenAttention(**HALF),
     "window-attention": WindowAttention(**HALF, window=3),
-    "window-attention-2-layers": WindowAttention(**HALF | {"start": 2}, window=3, layers=2, chunk=3, pooling="max"),
+    "window-attention-2-layers": WindowAttention(**HALF | {"start": 2}, window=3, layers=2, chunk=3),
     "max-sim": MaxSim(**HALF, window=3, kernel=5),
     "attention-and-max-sim": WindowAttention(**HALF, window=3, similar=1.0),
     "random": Random(**HALF),
@@ -151,12 +151,23 @@ def test_an_exit_reads_the_prompt_from_where_it_stopped(
     assert gap(variant, attention, EXITS[exit_], lengths) < TOLERANCE
 
 
+@dataclass(frozen=True, kw_only=True)
+class Penalized(Forecast):
+    """A forecast by a regression with another penalty."""
+
+    ridge: float
+
+    @property
+    def halted_states(self) -> Predicted:
+        return Predicted(self.ridge)
+
+
 TOLD = Forecast(start=2, keep_last=9)
 FORECASTS = {
     "alone": TOLD,
-    "inside": Forecast(start=2, keep_last=9, ridge=1.0, boundary="attention"),
+    "inside": Penalized(start=2, keep_last=9, ridge=1.0, boundary="attention"),
     "behind another": Progressive([Dash(**HALF | {"keep_last": 12}), TOLD]),
-    "in two steps": Progressive([Forecast(start=1, keep_last=9, pruning_ratio=0.5, ridge=0.02), TOLD]),
+    "in two steps": Progressive([Penalized(start=1, keep_last=9, pruning_ratio=0.5, ridge=0.02), TOLD]),
     "behind a shorter end": Progressive([Dash(**HALF | {"keep_last": 8}), TOLD]),
     "before a shorter end": Progressive([Forecast(start=1, keep_last=12, pruning_ratio=0.5), TOLD]),
 }

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from deltahalt import Forecast, PolicyError
 from deltahalt.engine.readable import Readable
 from deltahalt.engine.stream import TokenStream
 from deltahalt.policies.forecast import Predicted, ridge_weights
@@ -76,9 +75,3 @@ def test_without_a_penalty_they_stay_as_they_stopped() -> None:
     readable = Readable(halted, running, LastState())
     assert readable.as_of(running.advance(running.hidden + 1)) is halted
     assert readable.pairs(0) == 0
-
-
-@pytest.mark.parametrize("ridge", [0, -1.0, float("nan")])
-def test_a_penalty_is_positive(ridge: float) -> None:
-    with pytest.raises(PolicyError, match="ridge"):
-        Forecast(ridge=ridge)

@@ -65,7 +65,7 @@ def test_a_path_may_begin_at_home(tiny_folder: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("asked", "given"),
-    [("auto", torch.bfloat16), ("float32", torch.float32), (torch.float64, torch.float64)],
+    [("auto", torch.bfloat16), ("float32", torch.float32), (torch.float16, torch.float16)],
 )
 def test_dtype(tiny_folder: Path, asked: str | torch.dtype, given: torch.dtype) -> None:
     assert load(tiny_folder, dtype=asked).model.dtype is given
@@ -160,7 +160,7 @@ def test_remote_code_runs_only_when_allowed(altered: Path, monkeypatch: pytest.M
     (altered / "own_config.py").write_text(OWN_CONFIG)
     (altered / "own_model.py").write_text(OWN_MODEL)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(altered / "modules"))
-    with pytest.raises(ModelError, match=r"trust_remote_code=True \(--trust-remote-code\)"):
+    with pytest.raises(ModelError, match="trust_remote_code=True"):
         load(altered)
     assert type(load(altered, trust_remote_code=True).model).__name__ == "OwnForCausalLM"
 

@@ -101,31 +101,28 @@ def test_key_norm_keeps_small_keys() -> None:
 # --- attention ---
 
 
-def pool_naively(row: list[float], kernel: int, pooling: str) -> list[float]:
-    """Mean or max over the `kernel` neighbours of each token; beyond either end a mean counts zeros."""
+def pool_naively(row: list[float], kernel: int) -> list[float]:
+    """Mean over the `kernel` neighbours of each token; beyond either end it counts zeros."""
     half = kernel // 2
     around = [row[max(0, i - half) : i + half + 1] for i in range(len(row))]
-    return [sum(near) / kernel if pooling == "mean" else max(near) for near in around]
+    return [sum(near) / kernel for near in around]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_last_token_attention_is_the_mean_of_the_last_rows_of_the_matrix(rows: int) -> None:
+def test_last_token_attention_is_the_last_row_of_the_matrix() -> None:
     view = layer_view(40)
-    expected = attention_matrix(view)[:, -rows:].mean(dim=(0, 1))
-    torch.testing.assert_close(LastTokenAttention(rows=rows).score(view), expected)
+    torch.testing.assert_close(LastTokenAttention().score(view), attention_matrix(view)[:, -1].mean(dim=0))
 
 
 @pytest.mark.parametrize("heads", ["mean", "max"])
-@pytest.mark.parametrize("pooling", ["mean", "max"])
 @pytest.mark.parametrize(("window", "kernel"), [(4, 1), (4, 5), (7, 3), (1, 9)])
 def test_window_attention_is_the_pooled_mean_of_the_last_rows_of_the_matrix(
-    window: int, kernel: int, pooling: Any, heads: Any
+    window: int, kernel: int, heads: Any
 ) -> None:
     view = layer_view(40)
     received = attention_matrix(view)[:, -window:].mean(dim=1)  # [heads, n]
-    pooled = torch.tensor([pool_naively(row, kernel, pooling) for row in received[:, :-window].tolist()])
+    pooled = torch.tensor([pool_naively(row, kernel) for row in received[:, :-window].tolist()])
     expected = pooled.mean(dim=0) if heads == "mean" else pooled.max(dim=0).values
-    policy = WindowAttention(window=window, kernel=kernel, pooling=pooling, heads=heads)
+    policy = WindowAttention(window=window, kernel=kernel, heads=heads)
     torch.testing.assert_close(policy.score(view)[:-window], expected)  # the window's own tokens are kept in any case
 
 
@@ -137,15 +134,15 @@ def test_fastkv_s_token_selection_is_a_setting_of_window_attention(prompt: int) 
     )
     view = layer_view(prompt)
     received = attention_matrix(view)[:, -8:].sum(dim=(0, 1))[:-8]
-    pooled = torch.tensor(pool_naively(received.tolist(), 7, "mean"))
+    pooled = torch.tensor(pool_naively(received.tolist(), 7))
     best = pooled.topk(int(prompt * 0.2) - 8).indices
     expected = torch.cat([best.sort().values, torch.arange(prompt - 8, prompt)])
     assert isinstance(policy, WindowAttention)
     assert torch.equal(policy.active_set(policy.score(view), view), expected)
 
 
-@pytest.mark.parametrize("policy", [WindowAttention(window=4), LastTokenAttention(rows=4)])
-def test_attention_policies_ask_for_the_queries_of_their_window_only(policy: Policy) -> None:
+@pytest.mark.parametrize(("policy", "window"), [(WindowAttention(window=4), 4), (LastTokenAttention(), 1)])
+def test_attention_policies_ask_for_the_queries_of_their_window_only(policy: Policy, window: int) -> None:
     asked: list[int] = []
 
     def queries(last: int) -> torch.Tensor:
@@ -153,7 +150,7 @@ def test_attention_policies_ask_for_the_queries_of_their_window_only(policy: Pol
         return torch.ones(HEADS, last, HEAD_DIM)
 
     policy.score(replace(layer_view(40), queries=queries))
-    assert asked == [4]
+    assert asked == [window]
 
 
 @pytest.mark.parametrize("policy", [WindowAttention(window=4, kernel=1), LastTokenAttention()])
@@ -181,12 +178,6 @@ def test_the_refusal_counts_the_prompt_and_not_the_tokens_left_of_it() -> None:
         LastTokenAttention().score(view)
 
 
-@pytest.mark.parametrize("rows", [0, 5])
-def test_last_token_attention_averages_over_kept_tokens_only(rows: int) -> None:
-    with pytest.raises(PolicyError, match=f"rows is {rows}"):
-        LastTokenAttention(rows=rows, keep_last=4)
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -197,7 +188,6 @@ def test_last_token_attention_averages_over_kept_tokens_only(rows: int) -> None:
         ("kernel", -1),
         ("layers", 0),
         ("chunk", 0),
-        ("pooling", "sum"),
         ("heads", "sum"),
     ],
 )

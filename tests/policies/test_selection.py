@@ -35,7 +35,7 @@ POLICIES: list[Callable[..., Policy]] = [
     Dash,
     DashLayer,
     KeyNorm,
-    lambda **settings: LastTokenAttention(rows=1, **settings),
+    LastTokenAttention,
     lambda **settings: WindowAttention(window=1, **settings),
     lambda **settings: WindowAttention(window=1, chunk=7, **settings),
     lambda **settings: MaxSim(window=1, kernel=3, **settings),

@@ -192,10 +192,13 @@ def dart_naively(view: LayerView, count: int, pivots: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("ratio", "pivots"), [(0.778, 4), (0.5, 4), (0.3, 2), (0.6, 1), (0.9, 4), (0.1, 3)])
-def test_dart_keeps_pivots_and_what_is_least_like_them(ratio: float, pivots: int) -> None:
+def test_dart_keeps_pivots_and_what_is_least_like_them(
+    ratio: float, pivots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltahalt.policies.dart.PIVOTS", pivots)
     weight = torch.rand(HIDDEN, generator=torch.Generator().manual_seed(2))
     view = vision_view(final_norm=lambda states: states * weight)
-    policy = Dart(pruning_ratio=ratio, pivots=pivots)
+    policy = Dart(pruning_ratio=ratio)
     kept = [token for token in policy.active_set(policy.score(view), view).tolist() if KINDS[token] > TEXT]
     count = 29 - round(ratio * 29)
     assert len(kept) == count
@@ -221,7 +224,6 @@ def test_dart_picks_the_earlier_of_equal_tokens() -> None:
         ({"scope": "text"}, 'use scope="visual"'),
         ({"boundary": "attention"}, 'boundary="block"'),
         ({"chunk": 4}, "chunk=1"),
-        ({"pivots": 0}, "pivots is 0"),
     ],
 )
 def test_dart_refuses_settings_that_make_no_sense(settings: dict[str, Any], advice: str) -> None:

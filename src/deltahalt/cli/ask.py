@@ -18,7 +18,6 @@ from deltahalt.cli.base import (
     ModelOption,
     NewTokensOption,
     PolicyOption,
-    TrustOption,
     log,
     out,
 )
@@ -37,7 +36,6 @@ def run(
     start: Annotated[str | None, typer.Option(help="Layer that decides: an index, or a fraction such as 0.4.")] = None,
     keep_first: Annotated[int | None, typer.Option(help="Tokens at the beginning that never halt.")] = None,
     keep_last: Annotated[int | None, typer.Option(help="Tokens at the end that never halt, 1 or more.")] = None,
-    scope: Annotated[str | None, typer.Option(help="Which tokens may halt: all, visual or text.")] = None,
     boundary: Annotated[str | None, typer.Option(help="Halt after the whole layer (block) or its attention.")] = None,
     min_prompt_tokens: MinPromptOption = 0,
     max_new_tokens: NewTokensOption = 64,
@@ -47,7 +45,6 @@ def run(
     device: DeviceOption = None,
     device_map: DeviceMapOption = None,
     attention: AttentionOption = None,
-    trust_remote_code: TrustOption = False,
 ) -> None:
     """Answer questions about a document with halted prompt tokens, and show what it cost.
 
@@ -63,7 +60,6 @@ def run(
         "start": start,
         "keep_first": keep_first,
         "keep_last": keep_last,
-        "scope": scope,
         "boundary": boundary,
     }
     given = {name: value for name, value in settings.items() if value is not None}
@@ -79,7 +75,6 @@ def run(
         model,
         [method],
         device=device,
-        trust_remote_code=trust_remote_code,
         min_prompt_tokens=min_prompt_tokens,
     )
     require_short(text, config)
@@ -90,7 +85,6 @@ def run(
         device=device,
         device_map=device_map,
         attention=attention,
-        trust_remote_code=trust_remote_code,
     )
     chosen = resolve_policy(policy, loaded.model, given)
     wanted: dict[str, AnyMethod | None] = {"full model": None} if compare else {}

@@ -23,7 +23,6 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one.")]
 DeviceMapOption = Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")]
 AttentionOption = Annotated[str | None, typer.Option(help="sdpa, eager, or flash_attention_2, _3 or _4.")]
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
 MinPromptOption = Annotated[int, typer.Option(min=0, max=MOST_TOKENS, help="Leave shorter prompts whole.")]
 NewTokensOption = Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Longest answer.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, max=MOST_SAMPLES, help="Use the first samples only.")]

@@ -17,7 +17,6 @@ def check_text_model(
     methods: Iterable[Method | None],
     *,
     device: str | None = None,
-    trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
     """The configuration of a text model that each of `methods` can run on; None stands for one that is not known yet.
@@ -27,7 +26,7 @@ def check_text_model(
     from deltahalt.loading.models import find_device, load_config, require_causal
 
     find_device(device)
-    config = load_config(model, trust_remote_code=trust_remote_code)
+    config = load_config(model)
     require_causal(config, model)
     family_of(config.get_text_config())
     for method in methods:

@@ -18,7 +18,6 @@ from deltahalt.cli.base import (
     MinPromptOption,
     ModelOption,
     PolicyOption,
-    TrustOption,
     log,
     out,
 )
@@ -57,7 +56,6 @@ def evaluate(
     device: DeviceOption = None,
     device_map: DeviceMapOption = None,
     attention: AttentionOption = None,
-    trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
     names = [name.strip() for name in tasks.split(",")]
@@ -90,7 +88,6 @@ def evaluate(
         model,
         [method],
         device=device,
-        trust_remote_code=trust_remote_code,
         min_prompt_tokens=min_prompt_tokens,
     )
     if max_length is not None and max_length > context_size(config):
@@ -101,7 +98,7 @@ def evaluate(
         data=data,
         lengths=sizes,
         model=model,
-        tokenizer=load_tokenizer(model, trust_remote_code=trust_remote_code),
+        tokenizer=load_tokenizer(model),
         bertscore=bertscore,
     )
     lm = DeltahaltLM(
@@ -112,7 +109,6 @@ def evaluate(
         device=device,
         device_map=device_map,
         attention=attention,
-        trust_remote_code=trust_remote_code,
         batch_size=batch_size,
         max_length=max_length,
     )

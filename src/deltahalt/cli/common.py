@@ -9,7 +9,8 @@ from deltahalt.cli.base import MOST_TOKENS, log
 from deltahalt.errors import InputError
 from deltahalt.methods.base import Method
 from deltahalt.methods.registry import parse_method
-from deltahalt.profile import check_profile, names_profile, resolve, with_options
+from deltahalt.policies.text import with_options
+from deltahalt.profile import check_profile, names_profile, resolve
 
 
 def load_model(name: str, **options: Any) -> Any:

@@ -11,7 +11,8 @@ from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensO
 from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
-from deltahalt.profile import names_profile, with_options
+from deltahalt.policies.text import with_options
+from deltahalt.profile import names_profile
 
 HALTING = "window-attention:scope=visual"
 

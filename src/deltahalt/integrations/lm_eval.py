@@ -28,7 +28,8 @@ from deltahalt.loading.models import load
 from deltahalt.methods.applying import Applied, applying
 from deltahalt.methods.base import Ends
 from deltahalt.methods.registry import parse_method
-from deltahalt.profile import check_profile, names_profile, resolve, with_options
+from deltahalt.policies.text import with_options
+from deltahalt.profile import check_profile, names_profile, resolve
 
 # What HFLM takes beside a model that is loaded already; other settings of the model go to the policy.
 HARNESS_OPTIONS = {

@@ -22,7 +22,8 @@ from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
 from deltahalt.host.stand_in import replace
 from deltahalt.policies import parse_policy
-from deltahalt.profile import check_profile, names_profile, resolve, with_options
+from deltahalt.policies.text import with_options
+from deltahalt.profile import check_profile, names_profile, resolve
 from deltahalt.vision import halting_vision
 from deltahalt.vision.policies import parse_vision_policy
 
@@ -64,7 +65,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
         else:
             parse_policy(with_options(policy, options))  # refuses what is not a policy before the model is loaded
         typed = {name.removeprefix(OF_VISION): value for name, value in vision.items()}
-        self.vision_policy = None if vision_policy is None else parse_vision_policy(vision_policy, **typed)
+        self.vision_policy = None if vision_policy is None else parse_vision_policy(with_options(vision_policy, typed))
         self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
         super().__init__(pretrained, **own)
         decoder = find_decoder(self.model)

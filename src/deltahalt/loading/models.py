@@ -29,7 +29,7 @@ from deltahalt.loading import bundled
 from deltahalt.loading.bars import loading_bars
 from deltahalt.loading.gguf_tokenizer import load_gguf_tokenizer
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32")
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -240,7 +240,7 @@ def _told_as_model_error(name: str, gguf: str | None) -> Iterator[None]:
     except Exception as error:
         reason = _first_line(error)
         if "trust_remote_code" in str(error):
-            reason = "it brings its own code: read it, then pass trust_remote_code=True (--trust-remote-code)"
+            reason = "it brings its own code: read it, then call load(..., trust_remote_code=True)"
         elif gguf is not None:
             reason = f"{_first_line(_root(error))}. If the file may be damaged, download it again"
         elif isinstance(error, OSError) and not Path(name).expanduser().exists():

@@ -10,12 +10,14 @@ from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.base import LayerView, Policy, Scope
 
+PIVOTS = 4  # of the visual tokens, and of the text tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dart(Policy):
     """Keep pivots, the visual tokens with the largest keys, and for each pivot those that are least like it.
 
-    pivots: so many visual tokens, and as many text tokens, with the largest L1 norm of their keys at layer l_s. Each
+    Pivots are the `PIVOTS` visual tokens, and as many text tokens, with the largest L1 norm of their keys at l_s. Each
     in turn, visual ones first, takes an equal share of the count from the visual tokens left: those whose states after
     l_s, normed as before the logits, have the lowest cosine similarity to its own. Takes as many as the ratio says,
     where the original rounds down to 4 + 8 k; ties go to the earlier token, where the original iterates over a set.
@@ -29,7 +31,6 @@ class Dart(Policy):
     start: float | int = 1
     pruning_ratio: float = 0.778
     scope: Scope = "visual"
-    pivots: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,8 +38,6 @@ class Dart(Policy):
             raise PolicyError(f'dart chooses among visual tokens, not in scope="{self.scope}": use scope="visual"')
         if self.boundary != "block" or self.chunk != 1:
             raise PolicyError('dart compares single tokens after the whole block: use boundary="block" and chunk=1')
-        if self.pivots < 1:
-            raise PolicyError(f"pivots is {self.pivots}; it must be 1 or more")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -51,7 +50,7 @@ class Dart(Policy):
         eligible, count = self.eligible_and_count(view)
         states = F.normalize(view.final_norm(view.hidden_out).float().to(eligible.device), dim=-1)  # [n, D]
         sizes = view.keys().float().abs().sum(dim=(0, 2)).to(eligible.device)  # [n]
-        own, others = (_largest(sizes, among, self.pivots) for among in (eligible, ~view.visual))
+        own, others = (_largest(sizes, among, PIVOTS) for among in (eligible, ~view.visual))
         taken, left = own, eligible.index_fill(0, own, False)
         share = -(-max(count - len(own), 0) // max(len(own) + len(others), 1))
         for pivot in torch.cat([own, others]):

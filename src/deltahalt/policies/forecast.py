@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from deltahalt.errors import PolicyError
 from deltahalt.policies.halted_states import LastState
 from deltahalt.policies.single_input_kv import SingleInputKV
+
+RIDGE = 0.1  # penalty of the regression; with a large one all tokens change by the mean of the latest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,25 +19,17 @@ class Forecast(SingleInputKV):
     The latest tokens run through all layers, so their change is known at every layer. A halted token changes by a
     weighted mean of these changes, with weights from a ridge regression on the states where it stopped. The policy
     does not read the question.
-    ridge: penalty of the regression, more than 0. With a large one all tokens change by the mean of the latest.
 
-    Raises PolicyError as SingleInputKV, and for a penalty that is not positive.
+    Raises PolicyError as SingleInputKV.
     """
 
     name: ClassVar[str] = "forecast"
     summary: ClassVar[str] = "the latest stay active; deeper layers read K/V of the others' predicted states"
     source: ClassVar[str] = "ours, after SwiftKV's SingleInputKV (arXiv 2410.03960)"
 
-    ridge: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.ridge > 0:
-            raise PolicyError(f"ridge is {self.ridge!r}; it must be more than 0")
-
     @property
     def halted_states(self) -> "Predicted":
-        return Predicted(self.ridge)
+        return Predicted(RIDGE)
 
 
 @dataclass(frozen=True)

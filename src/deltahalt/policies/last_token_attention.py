@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.errors import PolicyError
 from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policies.base import LayerView, Policy
 
@@ -15,23 +14,15 @@ class LastTokenAttention(Policy):
     """Keep the tokens that the last prompt token attends to most at layer l_s, averaged over heads.
 
     FastV reads one row of the attention matrix, so q of one token is enough and the result is exact.
-    rows: how many last tokens to average over (FastV: 1).
     """
 
     name: ClassVar[str] = "last-token-attention"
     summary: ClassVar[str] = "most attended by the last token stays active (FastV)"
     source: ClassVar[str] = "FastV (arXiv 2403.06764), adapted to text as in DASH, App. C.1"
 
-    rows: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.rows <= self.keep_last:
-            raise PolicyError(f"rows is {self.rows}; it must lie between 1 and keep_last ({self.keep_last})")
-
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"queries", "keys"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        return received_attention(view, self.rows).mean(dim=0)
+        return received_attention(view, 1).mean(dim=0)

@@ -101,6 +101,17 @@ def override(policy: AnyPolicy, **options: Any) -> AnyPolicy:
     return joined([replace_options(part, options) for part in parts])
 
 
+def with_options(text: str, options: Mapping[str, Any]) -> str:
+    """The text of a policy or method with `options` on each stage. Raises PolicyError where it names one of them."""
+    for stage in read(text) if options else ():
+        if both := [option for option in options if option in stage.options]:
+            raise PolicyError(
+                f"{both[0]} is given twice: as {stage.options[both[0]]} in {text!r}, and as {options[both[0]]} by an "
+                "option of its own; leave one out"
+            )
+    return write(update(read(text), options)) if options else text
+
+
 def require_policy(given: Any) -> AnyPolicy:
     """What is given, where it is a policy of the decoder. Raises PolicyError, which says what to write, where not."""
     if isinstance(given, (Policy, Progressive)):

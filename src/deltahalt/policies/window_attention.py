@@ -20,8 +20,8 @@ class WindowAttention(Policy):
 
     window: number of last tokens whose attention is added up; in a scope without text, no more than the tokens after
         the last that may halt, since these tokens are kept.
-    kernel: odd width of the pooling that lets neighbours of an attended token survive with it; 1 for none.
-    pooling, heads: how scores of neighbours, and of attention heads, become one: their mean or their maximum.
+    kernel: odd width of the mean that lets neighbours of an attended token survive with it; 1 for none.
+    heads: how scores of attention heads become one: their mean or their maximum.
     layers: sum the scores of so many layers, ending at l_s.
     ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and take
         the scores there in. Deeper heads know better what an answer needs; asking them costs two projections a layer.
@@ -35,7 +35,6 @@ class WindowAttention(Policy):
 
     window: int = 32
     kernel: int = 5
-    pooling: Literal["mean", "max"] = "mean"
     heads: Literal["mean", "max"] = "mean"
     layers: int = 1
     ahead: int = 0
@@ -78,9 +77,8 @@ class WindowAttention(Policy):
     def _attended(self, view: LayerView, window: int) -> torch.Tensor:
         """Pooled attention that each token receives at one layer, [n]."""
         received = received_attention(view, window)  # [heads, n]
-        pool = F.avg_pool1d if self.pooling == "mean" else F.max_pool1d
         before = received[None, :, :-window]  # the window itself is kept in any case
-        pooled = pool(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
+        pooled = F.avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
         return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, window))
 
 
