@@ -7,7 +7,7 @@ FULL_MODEL = 2  # runs of the full model on a sample cost about as much as this 
 
 
 class Share:
-    """The share done of several rounds, which never falls. planned: policies and samples that each is expected to have."""
+    """The share done of several rounds, which never falls. planned: policies and samples expected in each."""
 
     def __init__(self, planned: Sequence[tuple[int, int]], tick: Tick) -> None:
         self.planned = [_work(policies, samples) for policies, samples in planned]
