@@ -64,15 +64,16 @@ def test_the_command_takes_a_method_and_a_share_for_the_vit(
     asked = ("look", "--model", SMALL, "--image", tmp_path / "picture.png", "--question", QUESTION, "--json")
     vision = ("--vision-policy", "uniform-groups", "--vision-retain", "0.25")
     assert deltahalt(*asked, *vision, "--compare") == 0
-    full, halved = json.loads(capsys.readouterr().out).items()
-    assert (full[0], halved[0]) == ("full model", "uniform-groups/dense")
+    full, halved = json.loads(capsys.readouterr().out)["answers"]
+    assert (full["policy"], full["ran"]) == ("full model", "dense")
+    assert (halved["policy"], halved["question"]) == ("uniform-groups:retain=0.25/dense", QUESTION)
     methods = {"": (Dense(), UniformGroups(retain=0.25)), "full": (Dense(), UniformGroups(retain=1))}
     expected = ask_about_pictures(small, [picture.convert("RGB")], QUESTION, methods)
-    assert (halved[1]["lengths"], halved[1]["flops"]) == ([*expected[""].lengths], expected[""].flops)
-    assert full[1]["flops"] == expected["full"].flops
+    assert (halved["lengths"], halved["flops"]) == ([*expected[""].lengths], expected[""].flops)
+    assert full["flops"] == expected["full"].flops
     assert deltahalt(*asked) == 0
-    (name,) = json.loads(capsys.readouterr().out)
-    assert name == "window-attention:scope=visual"
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert answer["ran"] == "window-attention:scope=visual"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ def test_the_command_takes_a_method_and_a_share_for_the_vit(
         (("--policy", "auto"), "auto is for prompts of text"),
         (("--vision-policy", "magic"), "no policy 'magic'"),
         (("--vision-policy", "visionzip", "--vision-retain", "2"), "retain is 2"),
+        (("--vision-policy", "visionzip:retain=0.3", "--vision-retain", "0.5"), "retain is given twice"),
         (("--policy", "snapkv"), "no policy 'snapkv'"),
     ],
 )

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -37,6 +38,11 @@ def document(tmp_path: Path) -> str:
     return str(path)
 
 
+def answers_in(shown: str) -> list[dict[str, Any]]:
+    """The list of answers that --json prints."""
+    return list(json.loads(shown)["answers"])
+
+
 def run(folder: Path, document: str, *options: str) -> int:
     question = ["--question", "What is a module?", "--max-new-tokens", "3"]
     return deltahalt("run", "--model", str(folder), "--document", document, *question, *options)
@@ -44,8 +50,10 @@ def run(folder: Path, document: str, *options: str) -> int:
 
 def test_run_answers_with_the_policy(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tiny_folder, document, *DASH, "--json") == 0
-    (answer,) = json.loads(capsys.readouterr().out).values()
+    (answer,) = answers_in(capsys.readouterr().out)
     assert answer["new_tokens"] <= 3
+    assert (answer["question"], answer["policy"]) == ("What is a module?", "dash")
+    assert answer["ran"] == "dash:keep_first=4,keep_last=8"
     assert answer["lengths"][0] == answer["prompt_tokens"] > answer["lengths"][-1]
 
 
@@ -53,7 +61,7 @@ def test_compare_puts_the_full_model_beside_it(
     tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_folder, document, *DASH, "--compare", "--json") == 0
-    full, halted = json.loads(capsys.readouterr().out).values()
+    full, halted = answers_in(capsys.readouterr().out)
     assert set(full["lengths"]) == {full["prompt_tokens"]}
     assert halted["flops"] < full["flops"]
     assert halted["cache_bytes"] < full["cache_bytes"]
@@ -67,7 +75,7 @@ def test_methods_of_other_stages_run_by_the_same_option(
 ) -> None:
     """GemFilter drops half of the document's tokens, and none of the question's."""
     assert run(tiny_folder, document, "--policy", policy, "--compare", "--json") == 0
-    full, other = json.loads(capsys.readouterr().out).values()
+    full, other = answers_in(capsys.readouterr().out)
     assert other["prompt_tokens"] == full["prompt_tokens"]
     words = len(TEXT.strip()) - TEXT.count("th") - TEXT.count("in")  # tokens of a byte, save for two
     dropped = round(kept * words) if kept else 0
@@ -79,9 +87,11 @@ def test_several_questions_are_answered_after_one_prefill_that_sees_none(
 ) -> None:
     more = ["--question", "Who wrote it?", "--compare", "--json"]
     assert run(tiny_folder, document, *DASH, *more) == 0
-    full, halted = json.loads(capsys.readouterr().out).values()
+    shown = answers_in(capsys.readouterr().out)
+    full, halted = shown[:2], shown[2:]
+    assert [answer["question"] for answer in shown] == ["What is a module?", "Who wrote it?"] * 2
     assert run(tiny_folder, document, *DASH, "--json") == 0
-    (alone,) = json.loads(capsys.readouterr().out).values()
+    (alone,) = answers_in(capsys.readouterr().out)
     assert len(full) == len(halted) == 2
     assert full[0]["prompt_tokens"] == halted[1]["prompt_tokens"] < alone["prompt_tokens"]
     assert {answer["lengths"][-1] for answer in halted} == {halted[0]["lengths"][-1]}
@@ -95,7 +105,7 @@ def test_for_several_questions_auto_is_query_free(
     tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_folder, document, "--question", "Who wrote it?", "--json") == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["auto-query-free"]
+    assert {answer["policy"] for answer in answers_in(capsys.readouterr().out)} == {"auto-query-free"}
 
 
 def test_a_method_that_needs_the_question_is_refused_several(
@@ -124,7 +134,7 @@ def test_what_took_longer_is_said_to_be_more(capsys: pytest.CaptureFixture[str])
 
 def test_options_of_a_policy_reach_it(tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tiny_folder, document, *DASH, "--start", "1", "--pruning-ratio", "0.5", "--json") == 0
-    (answer,) = json.loads(capsys.readouterr().out).values()
+    (answer,) = answers_in(capsys.readouterr().out)
     prompt = answer["prompt_tokens"]
     kept = prompt - round(0.5 * (prompt - 12))
     assert answer["lengths"] == [prompt, prompt, kept, kept, kept, kept]
@@ -152,7 +162,7 @@ def test_options_override_what_a_profile_chose_and_the_output_says_so(
     )
     assert run(tiny_folder, document, "--policy", policy, *given, "--json") == 0
     shown = capsys.readouterr()
-    (answer,) = json.loads(shown.out).values()
+    (answer,) = answers_in(shown.out)
     prompt = answer["prompt_tokens"]
     assert answer["lengths"] == [prompt] * 2 + [prompt - round(0.5 * (prompt - 36))] * 4
     assert f"{policy}: pruning_ratio=0.5 replaces 0.35" in shown.err
@@ -185,7 +195,7 @@ def test_a_document_comes_from_standard_input(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
     assert run(tiny_folder, "-", *DASH, "--json") == 0
-    (answer,) = json.loads(capsys.readouterr().out).values()
+    (answer,) = answers_in(capsys.readouterr().out)
     assert answer["prompt_tokens"] > 100
 
 
@@ -217,7 +227,7 @@ def test_a_missing_document_is_named(tiny_folder: Path, capsys: pytest.CaptureFi
         (["--policy", "dash", "--start", "99"], "leaves no deeper layer"),
         (["--policy", "dash:scope=visual"], "needs a vision-language model"),
         (["--policy", "dash+uniform", "--start", "0.2"], "several stages"),
-        (["--policy", "d3", "--min-prompt-tokens", "9"], "d3 halts no tokens"),
+        (["--policy", "d3", "--min-prompt-tokens", "9"], "d3 does not halt tokens"),
         (["--policy", "d3", "--start", "3"], "d3 has no option 'start'"),
     ],
 )
@@ -331,7 +341,7 @@ def test_bench_of_a_shape_needs_no_model(tmp_path: Path, capsys: pytest.CaptureF
 def test_demo_answers_right_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     assert EXPECTED in FACT
     assert deltahalt("demo", "--json") == 0
-    full, halted = json.loads(capsys.readouterr().out).values()
+    full, halted = answers_in(capsys.readouterr().out)
     assert full["prompt_tokens"] >= 4000
     assert EXPECTED in full["text"]
     assert EXPECTED in halted["text"]
@@ -389,7 +399,7 @@ def test_a_profile_is_written_and_then_used(
     (choice,) = json.loads(profile.read_text())["choices"]
     assert run(tiny_folder, document, "--policy", str(profile), "--json") == 0
     said = capsys.readouterr()
-    assert list(json.loads(said.out)) == [str(profile)]
+    assert [answer["policy"] for answer in answers_in(said.out)] == [str(profile)]
     assert f"{profile}: {choice['policy']}" in said.err
     assert run(tiny_folder, document, "--policy", "no-such.json") == 2
     assert "no-such.json" in capsys.readouterr().err
@@ -400,7 +410,7 @@ def test_a_model_without_a_profile_gets_the_cautious_default(
 ) -> None:
     assert run(tiny_folder, document, "--json") == 0
     said = capsys.readouterr()
-    assert list(json.loads(said.out)) == ["auto"]
+    assert [answer["policy"] for answer in answers_in(said.out)] == ["auto"]
     assert "auto: max-sim:start=0,pruning_ratio=0.35" in said.err
 
 

@@ -275,9 +275,9 @@ def test_a_profile_is_what_was_measured(
     loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "ROUNDS", (1, 1))
-    said: list[str] = []
+    said: list[tuple[str, float]] = []
     rows = tmp_path / "rows.jsonl"
-    profile = calibrate(loaded_tiny, SAMPLES, [1.7], rows, tick=said.append)
+    profile = calibrate(loaded_tiny, SAMPLES, [1.7], rows, tick=lambda *what: said.append(what))
     (choice,) = profile.choices
     tried = profile.evidence["tried"]
     assert {line["policy"] for line in tried} == {row.policy for row in read_sweep(rows)}
@@ -287,7 +287,10 @@ def test_a_profile_is_what_was_measured(
     assert line.pop("samples") == len(SAMPLES)
     assert Choice(**line) == choice
     assert choice in {one.choice for one in rate([row for row in read_sweep(rows) if row.policy == choice.policy])}
-    assert said[:2] == ["what the full model answers", "1.7x: 4 policies on 1 samples"]
+    assert said[:2] == [("what the full model answers", 0.0), ("1.7x: 4 policies on 1 samples", 0.0)]
+    shares = [done for _, done in said]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
     profile.write(tmp_path / "profile.json")
     assert Profile.parse((tmp_path / "profile.json").read_text(), "profile.json") == profile
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from deltahalt.cli.base import (
@@ -135,7 +135,9 @@ def calibrate(
         characters = characters or length
     samples = load_samples(data, characters=characters, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device)
-    with log.status("calibrating") as status:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=log, transient=True) as progress:
+        task = progress.add_task("calibrating", total=1.0)
         found = run_calibration(
             loaded,
             samples,
@@ -144,7 +146,7 @@ def calibrate(
             max_loss=max_loss,
             layers=numbers,
             query_free=query_free,
-            tick=status.update,
+            tick=lambda what, done: progress.update(task, description=what, completed=done),
         )
     found.write(profile)
     table = Table(Column("policy", overflow="fold"), "7B, 16K", "NLL change", "same answers")

@@ -1,9 +1,7 @@
 """Ask about a document: `run` and `demo`."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -23,8 +21,11 @@ from deltahalt.cli.base import (
 )
 from deltahalt.cli.common import check_policy, load_model, resolve_policy
 from deltahalt.errors import InputError
-from deltahalt.methods.registry import AnyMethod, parse_method
+from deltahalt.methods.registry import parse_method
+from deltahalt.policies import Dense
 from deltahalt.profile import AUTO, Wanted, names_profile
+
+FULL = "full model"
 
 
 def run(
@@ -87,12 +88,12 @@ def run(
         attention=attention,
     )
     chosen = resolve_policy(policy, loaded.model, given)
-    wanted: dict[str, AnyMethod | None] = {"full model": None} if compare else {}
+    ran = {FULL: Dense.name} if compare else {}
     _answer_all(
         loaded,
         text,
         question,
-        wanted | {policy: parse_method(chosen)},
+        ran | {policy: chosen},
         as_json=as_json,
         max_new_tokens=max_new_tokens,
         min_prompt_tokens=min_prompt_tokens,
@@ -111,7 +112,7 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
         loaded,
         demo_document(loaded.tokenizer),
         [QUESTION],
-        {"full model": None, policy: parse_method(chosen)},
+        {FULL: Dense.name, policy: chosen},
         as_json=as_json,
         max_new_tokens=32,
     )
@@ -125,13 +126,16 @@ def _answer_all(
     loaded: Any,
     document: str,
     questions: list[str],
-    policies: dict[str, AnyMethod | None],
+    ran: dict[str, str],
     *,
     as_json: bool,
     max_new_tokens: int,
     **options: Any,
 ) -> dict[str, list[Any]]:
-    """Answer with each policy in turn and show the answers; returns them by name, one for each question."""
+    """Answer with each policy in turn and show the answers; returns them by name, one for each question.
+
+    ran: the text of each policy by its name; `FULL` is the plain model.
+    """
     from deltahalt.answering.ask import ask, ask_each, together, warm_up
     from deltahalt.answering.documents import (
         build_prompt,
@@ -141,6 +145,7 @@ def _answer_all(
         shared_start,
         to_device,
     )
+    from deltahalt.cli.answer_json import answers_json
     from deltahalt.cli.answer_table import show_answers
 
     config, tokenizer, device = loaded.model.config, loaded.tokenizer, loaded.model.device
@@ -148,15 +153,16 @@ def _answer_all(
     inputs = to_device(prompts[0], device)
     tokens = inputs["input_ids"].shape[1]
     if len(questions) == 1:
-        text = format_turn(tokenizer, f"{document}\n\n{questions[0]}")
-        ends = context_ends(tokenizer, text, document, tokens)
+        whole = format_turn(tokenizer, f"{document}\n\n{questions[0]}")
+        ends = context_ends(tokenizer, whole, document, tokens)
     else:
         rows = [prompt["input_ids"].to(device) for prompt in prompts]
         alone = encode_turn(tokenizer, config, document)["input_ids"][0].to(device)
         end = min(shared_start(row[0], alone) for row in rows)
     answers = {}
     warm_up(loaded, inputs)
-    for name, policy in policies.items():
+    for name, text in ran.items():
+        policy = None if name == FULL else parse_method(text)
         with _status(f"reading {tokens:,} tokens and answering: {name}"):
             if len(questions) == 1:
                 answers[name] = [ask(loaded, inputs, policy, ends=ends, max_new_tokens=max_new_tokens, **options)]
@@ -166,10 +172,7 @@ def _answer_all(
                     loaded, rows[0][:, :end], rests, policy, max_new_tokens=max_new_tokens, **options
                 )
     if as_json:
-        shown = {name: [asdict(answer) for answer in given] for name, given in answers.items()}
-        typer.echo(
-            json.dumps({name: given[0] if len(given) == 1 else given for name, given in shown.items()}, indent=2)
-        )
+        typer.echo(answers_json(loaded.name, questions, answers, ran))
     else:
         show_answers(out, {name: together(given) for name, given in answers.items()})
     return answers

@@ -1,12 +1,11 @@
 """Ask about pictures: `look`."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from deltahalt.cli.ask import FULL
 from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensOption, log, out
 from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
@@ -38,6 +37,7 @@ def look(
     """Answer a question about pictures on fewer visual tokens, and show what it cost."""
     from deltahalt.answering.documents import check_question
     from deltahalt.answering.pictures import ask_about_pictures
+    from deltahalt.cli.answer_json import answers_json
     from deltahalt.cli.answer_table import show_answers
     from deltahalt.cli.before import check_answer, check_vision_model
     from deltahalt.vision import UniformGroups
@@ -53,7 +53,7 @@ def look(
     vision = None if vision_policy is None else parse_vision_policy(vision_policy)
     methods = {policy if vision_policy is None else f"{vision_policy}/{policy}": (parse_policy(policy), vision)}
     if compare:
-        methods = {"full model": (Dense(), None if vision is None else UniformGroups(retain=1)), **methods}
+        methods = {FULL: (Dense(), None if vision is None else UniformGroups(retain=1)), **methods}
     check_question(question)
     config = check_vision_model(model, methods.values(), device=device)
     check_answer(max_new_tokens, config)
@@ -62,6 +62,7 @@ def look(
     with log.status("looking and answering"):
         answers = ask_about_pictures(loaded, pictures, question, methods, max_new_tokens=max_new_tokens)
     if as_json:
-        typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
+        ran = {name: Dense.name if name == FULL else name for name in answers}
+        typer.echo(answers_json(loaded.name, [question], {name: [own] for name, own in answers.items()}, ran))
     else:
         show_answers(out, answers)

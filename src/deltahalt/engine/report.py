@@ -1,10 +1,18 @@
 """What the latest prefill did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from deltahalt.flops import LayerLoad, ModelShape, dense_loads, true_flops
+
+
+def in_short(numbers: Sequence[int]) -> str:
+    """A few numbers in words; of more than three how many, and their range."""
+    if len(numbers) > 3:
+        return f"{min(numbers):,} to {max(numbers):,} ({len(numbers)})"
+    return " and ".join(f"{number:,}" for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,14 @@ class Report:
     cache_bytes: int
     full_cache_bytes: int
     seconds: float | None
+
+    def __repr__(self) -> str:
+        kept = [len(positions) for positions in self.kept]
+        layers = " and ".join(str(layer) for layer, _ in self.stages)
+        halted = f"{in_short(kept)} active after layer {layers}" if kept != list(self.prompts) else "none halted"
+        gain = f"{self.speedup_bound:.2f}x fewer FLOPs"
+        cache = f"K/V {self.cache_bytes / 1e6:.1f} of {self.full_cache_bytes / 1e6:.1f} MB"
+        return f"Report(prompts of {in_short(self.prompts)} tokens, {halted}, {gain}, {cache})"
 
     @property
     def kept(self) -> tuple[torch.Tensor, ...]:

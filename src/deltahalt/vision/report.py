@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deltahalt.engine.report import in_short
 from deltahalt.vision.flops import BlockLoad, TowerShape, tower_flops
 
 
@@ -22,6 +23,10 @@ class VisionReport:
     loads: tuple[BlockLoad, ...]
     full_loads: tuple[BlockLoad, ...]
     left: int
+
+    def __repr__(self) -> str:
+        kept = [len(places) for places in self.kept]
+        return f"VisionReport(images of {in_short(self.groups)} visual tokens, {in_short(kept)} kept)"
 
     @property
     def flops(self) -> int:

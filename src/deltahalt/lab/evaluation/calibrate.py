@@ -26,6 +26,7 @@ from deltahalt.lab.evaluation.candidates import (
     usual_policies,
     varied,
 )
+from deltahalt.lab.evaluation.progress import Share, Tick
 from deltahalt.lab.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.evaluation.sweep import Way, digest, sweep
@@ -35,6 +36,7 @@ from deltahalt.policies.text import format_policy
 from deltahalt.profile import Profile, Signature
 
 ROUNDS = (12, 36)  # samples of all rounds but the last: one and three of each kind that is generated
+Fields = dict[float, list[AnyPolicy]]  # by target speedup
 FEWEST = 4  # policies that a round leaves, where there are as many
 
 
@@ -47,7 +49,7 @@ def calibrate(
     max_loss: float | None = None,
     layers: Sequence[int] | None = None,
     query_free: bool = False,
-    tick: Callable[[str], None] = lambda _: None,
+    tick: Tick = lambda _what, _done: None,
 ) -> Profile:
     """Choose a policy for each target speedup by successive halving: see docs/calibration.md.
 
@@ -58,8 +60,8 @@ def calibrate(
 
     targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
     fastest of the last that loses no more. layers: only these decide early. query_free: no policy sees the question.
-    rows: JSONL that every measurement goes to; a calibration that was cut short goes on from it. tick: told what is
-    measured, before each sample.
+    rows: JSONL that every measurement goes to; a calibration that was cut short goes on from it. tick: called
+    with what is measured and the share of all work that is done, before each sample.
 
     Raises InputError for no samples, where no policy reaches a target or keeps the loss, or a layer cannot decide.
     """
@@ -72,33 +74,45 @@ def calibrate(
     tried: dict[AnyPolicy, Rated] = {}
     begin = perf_counter()
 
-    def measure(fields: dict[float, list[AnyPolicy]], count: int) -> dict[float, list[AnyPolicy]]:
+    def measure(fields: Fields, count: int) -> Fields:
         """The policies of each target, best on the first `count` samples first."""
         wanted = {format_policy(policy): policy for policy in _distinct(chain(*fields.values()))}
         some = own[:count]
         what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {len(some)} samples"
-        tick(what)
-        found = sweep(loaded, some, wanted, rows, way, own=answers, tick=lambda: tick(what))
+        advance = share.begin(len(wanted), len(some), what)
+        found = sweep(loaded, some, wanted, rows, way, own=answers, tick=advance)
         tried.update((one.policy, one) for one in rate(found))
         return {target: sorted(field, key=lambda policy: tried[policy].loss) for target, field in fields.items()}
+
+    def halve(fields: Fields, measure: Callable[[Fields, int], Fields]) -> Fields:
+        """The last policies of each target, by rounds of which `measure` ranks each."""
+        best = {target: better_third(field) for target, field in measure(fields, few).items()}
+        fields = {
+            target: _distinct([*kept[target], *field, *varied(field, target, windows, search)])
+            for target, field in best.items()
+        }
+        for count in (few, more):
+            ranked = measure(fields, count)
+            fields = {target: _distinct([*kept[target], *better_third(field)]) for target, field in ranked.items()}
+        return measure(fields, len(own))
+
+    def plan(fields: Fields, count: int) -> Fields:
+        """Note how much a round is, if the policies do as well as they come."""
+        planned.append((len(_distinct(chain(*fields.values()))), min(count, len(own))))
+        return fields
 
     if not samples:
         raise InputError("there are no samples to calibrate on: give one or more")
     fields, usual = first_fields(layers, targets, windows, search, all_needed=max_loss is None)
-    tick("what the full model answers")
-    said = own_answers(loaded, own, way.max_answer_tokens)
-    answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     # Which exit is usual for this model is for the rounds to tell.
     kept = {target: [policy for policy in some if exit_of(policy) is None] for target, some in usual.items()}
-    best = {target: better_third(field) for target, field in measure(fields, few).items()}
-    fields = {
-        target: _distinct([*kept[target], *field, *varied(field, target, windows, search)])
-        for target, field in best.items()
-    }
-    for count in (few, more):
-        ranked = measure(fields, count)
-        fields = {target: _distinct([*kept[target], *better_third(field)]) for target, field in ranked.items()}
-    fields = measure(fields, len(own))
+    planned: list[tuple[int, int]] = []
+    halve(fields, plan)
+    share = Share(planned, tick)
+    share.say("what the full model answers")
+    said = own_answers(loaded, own, way.max_answer_tokens)
+    answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
+    fields = halve(fields, measure)
 
     return Profile(
         model=loaded.name,
