@@ -36,10 +36,10 @@ class Forecast(SingleInputKV):
 
     @property
     def halted_states(self) -> "Predicted":
-        return Predicted(self.ridge)
+        return Predicted(penalty=self.ridge, in_order=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predicted(LastState):
     """Deeper layers compute K and V of a halted token from the state that a ridge regression predicts."""
 
