@@ -59,7 +59,7 @@ def test_the_length_of_a_state_does_not_count() -> None:
 
 def test_halted_tokens_change_with_the_running_ones_of_their_own_row() -> None:
     halted, running = stream(states(2, 5, 8), (5, 2)), stream(states(2, 4, 8, seed=1), (4, 4))
-    readable = Readable(halted, running, Predicted(0.1))
+    readable = Readable(halted, running, Predicted(penalty=0.1))
     assert [readable.pairs(row) for row in range(2)] == [20, 8]
     assert readable.as_of(running).hidden.equal(halted.hidden)
     moved = running.hidden.clone()

@@ -12,7 +12,6 @@ from deltahalt.engine.readable import Readable
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.engine.views import view_layer
-from deltahalt.errors import UnsupportedError
 from deltahalt.host.families.base import Module
 from deltahalt.host.stand_in import within_hook
 
@@ -67,23 +66,10 @@ class OpenedLayer:
         stream, states = whole.keep(active), decision.stage.halted_states
         if states is not None:
             halted = prompts.keep([_complement(kept, n) for kept, n in zip(active, prompts.lengths, strict=True)])
-            if self.call.host.attention.startswith("flash"):
-                _refuse_out_of_order(halted, stream)
             self.trace.readable.append(Readable(halted, stream.prompt.last(decision.stage.running), states))
         self.trace.halt(self.index, stream, decision.row_scores())
         self.trace.nan_checks += decision.nan_checks()
         return stream
-
-
-def _refuse_out_of_order(halted: TokenStream, stream: TokenStream) -> None:
-    """Raise UnsupportedError where a halted token that stays readable comes after an active one."""
-    for row in range(len(halted.lengths)):
-        stopped, active = (part.slots[row, part.row(row)] for part in (halted, stream))
-        if len(stopped) and stopped[-1] > active[0]:
-            raise UnsupportedError(
-                "FlashAttention needs keys in the prompt's order, and this policy keeps K/V of halted tokens between "
-                "active ones: load the model with sdpa or eager attention"
-            )
 
 
 def _complement(index: torch.Tensor, length: int) -> torch.Tensor:

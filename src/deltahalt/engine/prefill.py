@@ -29,9 +29,15 @@ def halting_stages(stages: Iterable[Stage], stream: TokenStream, call: DecoderCa
     rows = call.layout.active_rows(stream)
     halting = tuple(stage for stage in stages if decide(stage, rows))
     for stage in halting:
-        if stage.halted_states is not None and call.cache is None:
+        if stage.halted_states is None:
+            continue
+        name = stage.policies[0].name
+        if call.cache is None:
+            raise UnsupportedError(f"{name} keeps K/V of halted tokens, which needs a cache: leave use_cache on")
+        if not stage.halted_states.in_order and call.host.attention.startswith("flash"):
             raise UnsupportedError(
-                f"{stage.policies[0].name} keeps K/V of halted tokens, which needs a cache: leave use_cache on"
+                f"{name} keeps K/V of halted tokens between active ones, and FlashAttention needs keys in the prompt's "
+                "order: load the model with sdpa or eager attention"
             )
     return halting
 

@@ -29,10 +29,10 @@ class Forecast(SingleInputKV):
 
     @property
     def halted_states(self) -> "Predicted":
-        return Predicted(RIDGE)
+        return Predicted(penalty=RIDGE, in_order=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predicted(LastState):
     """Deeper layers compute K and V of a halted token from the state that a ridge regression predicts."""
 

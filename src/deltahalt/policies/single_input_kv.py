@@ -42,7 +42,7 @@ class SingleInputKV(Policy):
 
     @property
     def halted_states(self) -> LastState:
-        return LastState()
+        return LastState(in_order=True)
 
     def score(self, view: LayerView) -> torch.Tensor:
         return view.positions.float()
