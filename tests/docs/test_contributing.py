@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 12
+TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
 
 
 def section(title: str) -> str:
