@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensOption, log, out
+from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensOption, out, status
 from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
@@ -58,7 +58,7 @@ def look(
     check_answer(max_new_tokens, config)
     pictures = [read_image(file) for file in image]
     loaded = load_vision_model(model, dtype=dtype, device=device)
-    with log.status("looking and answering"):
+    with status("looking and answering"):
         answers = ask_about_pictures(loaded, pictures, question, methods, max_new_tokens=max_new_tokens)
     if as_json:
         typer.echo(json.dumps({name: asdict(answer) for name, answer in answers.items()}, indent=2))
