@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "ArrowUp": 38, "End": 35, "Home": 36, "Tab": 9, "Enter": 13}
+KEYS = {
+    "ArrowRight": 39,
+    "ArrowLeft": 37,
+    "ArrowDown": 40,
+    "ArrowUp": 38,
+    "End": 35,
+    "Home": 36,
+    "Tab": 9,
+    "Enter": 13,
+    "PageDown": 34,
+}
 
 END = b"\0"  # of a message
 # The browser reads the protocol from descriptor 3 and writes it to 4.
@@ -83,9 +93,24 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
-    def move(self, x: float, y: float) -> None:
-        """Move the mouse there."""
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    def move(self, x: float, y: float, *, pressed: bool = False) -> None:
+        """Move the mouse there, with its left button pressed or not."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=int(pressed))
+
+    def click(self, x: float, y: float) -> None:
+        """Press and release the left mouse button there."""
+        self.drag((x, y), (x, y))
+
+    def drag(self, begin: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the left mouse button at one place and release it at another."""
+        self.move(*begin)
+        self._button("mousePressed", *begin)
+        if end != begin:
+            self.move(*end, pressed=True)
+        self._button("mouseReleased", *end)
+
+    def _button(self, kind: str, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def photograph(self, out: Path) -> None:
         """Write what is seen as a PNG."""

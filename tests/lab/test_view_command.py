@@ -72,3 +72,15 @@ def test_the_command_refuses_a_page_it_cannot_write_before_it_reads_anything(
     asked = ("view", given, "none", "--question", "?", "--model", "no/such", "--out", "/dev/null/page.html")
     assert deltahalt(*asked) == 2
     assert "cannot write to /dev/null/page.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("longest", [0, 3])
+def test_the_command_writes_answers_as_long_as_wanted(
+    longest: int, deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path
+) -> None:
+    document, page = tmp_path / "document.txt", tmp_path / "page.html"
+    document.write_text(DOCUMENT)
+    asked = ("view", "--model", tiny_folder, "--document", document, "--question", QUESTION, "--out", page)
+    assert deltahalt(*asked, "--policies", DASH, "--max-new-tokens", longest) == 0
+    assert page.read_text(encoding="utf-8").count('"tokens":3,"cut":true') == (2 if longest else 0)
+    assert deltahalt(*asked, "--max-new-tokens", -1) == 2

@@ -3,14 +3,30 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deltahalt.lab.viewer.page import render
-from deltahalt.lab.viewer.record import PolicyRecord, PromptRecord, StageRecord
+from deltahalt.lab.viewer.record import AnswerRecord, PromptRecord
 from helpers.browser import Page
-from helpers.viewing import DOCUMENT, POLICIES, QUESTION, choose, fates, here, said, spans
+from helpers.viewing import (
+    DOCUMENT,
+    POLICIES,
+    QUESTION,
+    box,
+    choose,
+    contrast,
+    fates,
+    here,
+    is_seen,
+    long_record,
+    luminance,
+    said,
+    shown,
+    spans,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +55,7 @@ def test_the_page_needs_nothing_from_elsewhere(file: Path, record: PromptRecord)
 def test_every_column_is_the_prompt_word_for_word(page: Page, record: PromptRecord) -> None:
     for column in range(len(POLICIES)):
         assert spans(page, column, "e.textContent") == record.tokens
-    assert "asked: When is the tide in, </script>?" in page.run("document.body.innerText")
+    assert "Question When is the tide in, </script>?" in page.run("document.body.innerText")
 
 
 def test_a_token_looks_halted_from_its_layer_on(page: Page, record: PromptRecord) -> None:
@@ -49,8 +65,8 @@ def test_a_token_looks_halted_from_its_layer_on(page: Page, record: PromptRecord
             done = [stage.layer <= layer for stage in policy.stages]
             wanted = [f"stage-{stage + 1}" if stage >= 0 and done[stage] else "kept" for stage in policy.halted]
             assert fates(page, column) == wanted
-            shown = page.run(f"document.querySelectorAll('#names h2')[{column}].textContent")
-            assert shown.startswith(f"{wanted.count('kept')} of {len(wanted)} active")
+            shown = page.run(f"document.querySelectorAll('#strip-names button')[{column}].textContent")
+            assert shown.startswith(f"{'ABCD'[column]} {wanted.count('kept')} active")
 
 
 def test_a_higher_score_has_no_lighter_shade(page: Page, record: PromptRecord) -> None:
@@ -111,15 +127,16 @@ def test_a_token_that_stays_is_protected_or_kept_by_its_score_or_chosen(page: Pa
         for token in (token for token, stage in enumerate(policy.halted) if stage < 0):
             wanted = kept if begin <= token < end else "protected, as the prompt's ends are"
             assert f"active in all layers: {wanted}\n" in said(page, column, token)
-    assert said(page, 3, 0) == "active in all layers"
+    assert said(page, 3, 0) == "D: active in all layers"
 
 
 def test_the_keyboard_reaches_every_control_and_walks_the_text(page: Page, record: PromptRecord) -> None:
     reached = []
-    for _ in range(9):
+    for _ in range(15):
         page.press("Tab")
-        reached.append(page.run("document.activeElement.id"))
-    assert reached[:8] == ["layer", "show", "shade", "find", "previous", "next", "theme", "text"]
+        reached.append(page.run("document.activeElement.id || document.activeElement.parentElement.id"))
+    controls = ["layer", "pair", "show", "shade", "find", "previous", "next", "theme"]
+    assert reached[:14] == [*controls, *["strip-names"] * len(POLICIES), "overview", "text"]
     page.run("document.getElementById('text').focus()")
     page.press("Home")
     assert here(page) == 0
@@ -180,34 +197,46 @@ def test_the_histogram_counts_eligible_tokens_and_cuts_where_the_policy_does(pag
     begin, end = stage.eligible[0]
     scores = stage.scores[begin:end]
     drawn = page.run(
-        "{const svg = document.querySelector('article svg'); const sum = (name) => [...svg.querySelectorAll(name)]"
+        "{const svg = document.querySelector('article svg:has(.cut)');"
+        "const sum = (name) => [...svg.querySelectorAll(name)]"
         ".reduce((all, bar) => all + Number(bar.getAttribute('height')), 0);"
         "[sum('.kept'), sum('.halted'), Number(svg.querySelector('.cut').getAttribute('x1'))]}"
     )
     stays = sum(halted < 0 for halted in own.halted[begin:end])
     assert drawn[0] / drawn[1] == pytest.approx(stays / (len(scores) - stays))
     assert drawn[2] == pytest.approx(60 * (stage.cut - min(scores)) / (max(scores) - min(scores)), abs=1e-6)
-    captions = page.run("[...document.querySelectorAll('figcaption')].map((e) => e.textContent)")
+    captions = page.run("[...document.querySelectorAll('figure:not(.layers) figcaption')].map((e) => e.textContent)")
     assert captions[0].endswith(f"eligible tokens halt after layer 1, cut at {stage.cut:.4g}")
     assert captions[-1].endswith("after layer 2, with no single cut")
 
 
 def test_a_page_of_16_thousand_tokens_can_be_walked_and_searched(browser: Page, tmp_path: Path) -> None:
     count, place = 16_384, 12_000
-    tokens = [" mist"] * count
-    tokens[place] = " bell"
-    stage = StageRecord(1, [(0, count)], [(4, count - 8)], [float(at % 97) for at in range(count)], None, 48.0)
-    policies = [PolicyRecord("dash", 1.7, [0 if at % 2 else -1 for at in range(count)], [stage])] * 2
-    (tmp_path / "page.html").write_text(
-        render(PromptRecord("tiny", 4, QUESTION, tokens, policies, [])), encoding="utf-8"
-    )
-    browser.open(tmp_path / "page.html")
-    for column in range(2):
-        assert len(spans(browser, column, "0")) == count
-    choose(browser, "find", "bell")
-    assert spans(browser, 1, "e.classList.contains('hit')").index(True) == place
-    assert "at layer 1: 24, rank" in said(browser, 0, 16_029)  # 16,029 leaves 24
-    assert browser.errors == []
+    for long in shown(browser, long_record(count, place), tmp_path):
+        for column in range(2):
+            assert len(spans(long, column, "0")) == count
+        choose(long, "find", "bell")
+        assert spans(long, 1, "e.classList.contains('hit')").index(True) == place
+        assert "at layer 1: 24, rank" in said(long, 0, 16_029)  # 16,029 leaves 24
+        left, top, width, _ = box(long, "#overview")
+        long.click(left + width / 2, top + 8)
+        assert here(long) == pytest.approx(count / 2, abs=count / width)
+        assert is_seen(long, here(long))
+
+
+def test_text_of_the_record_is_never_read_as_html(browser: Page, record: PromptRecord, tmp_path: Path) -> None:
+    name, question, answer = (f"<img src=x onerror=none({n})> &amp; <!-- {n}" for n in range(3))
+    policies = [replace(policy, policy=name, answer=AnswerRecord(answer, 3, True)) for policy in record.policies]
+    hostile = replace(record, model=name, question=question, policies=policies, answer=AnswerRecord("", 1, False))
+    for page in shown(browser, hostile, tmp_path):
+        choose(page, "pair", "0 1", "change")
+        assert page.run("document.images.length") == 0
+        assert page.run("document.title").startswith(name)
+        text = page.run("document.body.textContent")
+        for part in ("#policies", "#names", "#answers"):
+            assert name in page.run(f"document.querySelector('{part}').textContent")
+        assert question in text
+        assert answer in page.run("document.querySelector('#answers').innerText")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -218,13 +247,6 @@ def test_text_can_be_read_in_light_and_dark(scheme: str, page: Page) -> None:
     assert (paper > 0.5) == (scheme == "light")
     for name in (".cell .halted", ".cell .stage-2", ".cell .kept", "#facts"):
         ink = luminance(page.run(f"getComputedStyle(document.querySelector('{name}')).color"))
-        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
+        assert contrast(ink, paper) >= 4.5
     page.run("document.getElementById('theme').click()")
     assert (luminance(page.run("getComputedStyle(document.body).backgroundColor")) > 0.5) == (scheme == "dark")
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance (WCAG) of a CSS colour such as rgb(1, 2, 3)."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from PIL import Image
 
 from deltahalt import halting
 from deltahalt.answering.picture_inputs import picture_inputs
-from deltahalt.lab.viewer.page import render
-from deltahalt.lab.viewer.record import PromptRecord, record_pictures
+from deltahalt.answering.pictures import ask_about_pictures
+from deltahalt.lab.viewer.record import PromptRecord, record_pictures, split_stages
 from deltahalt.loading.models import LoadedVisionModel, load_vision
+from deltahalt.policies import Dense, parse_policy
+from deltahalt.vision.policies import parse_vision_policy
 from helpers.browser import Page
-from helpers.viewing import GRIDS, SEEN, SMALL, choose, here, said, spans
+from helpers.viewing import GRIDS, SEEN, SMALL, choose, here, runs_in, said, shown, spans
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +28,12 @@ def small() -> LoadedVisionModel:
 
 @pytest.fixture(scope="module")
 def album(small: LoadedVisionModel, scenes: list[Image.Image]) -> PromptRecord:
-    return record_pictures(small, scenes, "", "What is the number?", SEEN)
+    return record_pictures(small, scenes, "", "What is the number?", SEEN, max_new_tokens=6)
 
 
 @pytest.fixture
 def pictured(browser: Page, album: PromptRecord, tmp_path: Path) -> Iterator[Page]:
-    (tmp_path / "page.html").write_text(render(album), encoding="utf-8")
-    browser.open(tmp_path / "page.html")
-    yield browser
-    assert browser.errors == []
+    yield from shown(browser, album, tmp_path)
 
 
 def visual(album: PromptRecord) -> list[int]:
@@ -51,6 +51,19 @@ def test_a_picture_s_tokens_have_no_text_and_the_text_around_them_stays(
     assert "What is the number?" in "".join(album.tokens)
     shown = Image.open(io.BytesIO(base64.b64decode(album.images[1].uri.partition(",")[2])))
     assert shown.tobytes() == scenes[1].tobytes()
+
+
+def test_answers_are_those_of_look(album: PromptRecord, small: LoadedVisionModel, scenes: list[Image.Image]) -> None:
+    methods: dict[str, Any] = {}
+    for seen in SEEN:
+        vision, policy = split_stages(seen)
+        methods[seen] = (parse_policy(policy), None if vision is None else parse_vision_policy(vision))
+    full = {"full model": (Dense(), None)}
+    wanted = ask_about_pictures(small, scenes, "What is the number?", full | methods, max_new_tokens=6)
+    got = [album.answer, *(policy.answer for policy in album.policies)]
+    assert [(answer.text, answer.tokens) for answer in got] == [
+        (answer.text, answer.new_tokens) for answer in wanted.values()
+    ]
 
 
 def test_which_visual_tokens_halt_in_the_vit_and_in_the_decoder_is_what_both_stages_report(
@@ -113,6 +126,26 @@ def test_a_patch_is_dimmed_from_its_layer_on(pictured: Page, album: PromptRecord
             wanted = [stage >= 0 and policy.stages[stage].layer <= layer for stage in policy.halted]
             seen = spans(pictured, column, dimmed)
             assert [seen[at] for at in visual(album)] == [wanted[at] for at in visual(album)]
+
+
+def test_a_patch_that_halted_in_the_vit_runs_in_no_layer(pictured: Page, album: PromptRecord) -> None:
+    own = album.policies[1].halted
+    for stage, running in ((0, [False] * 12), (1, [True] * 5 + [False] * 7), (-1, [True] * 12)):
+        assert runs_in(pictured, 1, own.index(stage), album.layers) == running
+
+
+def test_the_difference_dims_patches_that_both_halted_and_hatches_those_that_one_did(
+    pictured: Page, album: PromptRecord
+) -> None:
+    choose(pictured, "pair", "0 2", "change")
+    last = len(album.policies)
+    hatched = spans(pictured, last, "getComputedStyle(e, '::after').backgroundImage.match(/-?45deg/)?.[0] ?? ''")
+    dimmed = spans(pictured, last, "getComputedStyle(e, '::after').content !== 'none'")
+    halted = [album.policies[column].halted for column in (0, 2)]
+    marks = {(True, True): "", (True, False): "45deg", (False, True): "-45deg", (False, False): ""}
+    for at in visual(album):
+        stays = tuple(own[at] < 0 for own in halted)
+        assert (hatched[at], dimmed[at]) == (marks[stays], stays != (True, True))
 
 
 def test_details_of_a_patch_say_where_it_lies_and_where_it_halted(pictured: Page, album: PromptRecord) -> None:

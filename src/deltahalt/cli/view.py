@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, ForceOption, ModelOption, log, status
+from deltahalt.cli.base import MOST_TOKENS, DeviceOption, DtypeOption, ForceOption, ModelOption, log, status
 from deltahalt.cli.common import load_model, load_vision_model, parse_names, read_image, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.files import require_output, write_whole
@@ -31,11 +31,17 @@ def view(
             help="Policies, separated by blanks, side by side; ViT/LLM for both. By default two that suit the prompt."
         ),
     ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, max=MOST_TOKENS, help="Longest answer of the full model and of each policy; 0 leaves answers out."
+        ),
+    ] = 48,
     force: ForceOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Write a page that shows a prompt with each token's score, and at which layer it halts."""
+    """Write a page that shows which tokens of a prompt halt under each policy, at which layer, and what it answers."""
     from deltahalt.answering.documents import check_question, read_document, require_short
     from deltahalt.cli.before import check_text_model, check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import split_stages
@@ -66,13 +72,13 @@ def view(
         require_short(text, check_vision_model(model, pairs, device=device))
         seen = load_vision_model(model, dtype=dtype, device=device)
         with status(f"looking at the image with {len(named)} policies"):
-            record = record_pictures(seen, pictures, text, question, named)
+            record = record_pictures(seen, pictures, text, question, named, max_new_tokens=max_new_tokens)
     else:
         methods = [None if known is None else method_of(known) for known, _ in pairs]
         require_short(text, check_text_model(model, methods, device=device))
         loaded = load_model(model, dtype=dtype, device=device)
         chosen = [resolve_policy(policy, loaded.model) for policy in named]
         with status(f"reading the document with {len(chosen)} policies"):
-            record = record_prompt(loaded, text, question, chosen)
+            record = record_prompt(loaded, text, question, chosen, max_new_tokens=max_new_tokens)
     write_whole(page, render(record).encode())
     log.print(f"{page}: {len(record.tokens):,} tokens")
