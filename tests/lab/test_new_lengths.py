@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltahalt.cli import main
-from deltahalt.lab.bench import measure
+from deltahalt.lab.bench import measure, shape
 from deltahalt.lab.bench.new_lengths import NewLengthsRow, markdown
 from deltahalt.lab.rows.base import read_rows
 
@@ -75,6 +75,6 @@ def test_the_table_sets_both_beside_each_other() -> None:
 def test_what_it_cannot_measure_is_refused_before_a_model_is_built(
     options: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measure, "random_model", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr(shape, "random_model", lambda *_, **__: pytest.fail("built"))
     assert run(*options, monkeypatch=monkeypatch) == 2
     assert complaint in " ".join(capsys.readouterr().err.split())
