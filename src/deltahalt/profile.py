@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.files import write_whole
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Policy
@@ -92,9 +93,21 @@ class Profile:
     query_free: bool = False
 
     def write(self, path: Path) -> None:
-        """Write the profile as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        """Write the profile as JSON. Raises OutputError."""
+        write_whole(path, (json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> "Profile":
+        """The profile in a file. Raises InputError for a file that is missing or is not a profile."""
+        if not path.is_file():
+            raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"cannot read the profile {path} ({error}): make one with `deltahalt calibrate`"
+            ) from error
+        return cls.parse(text, str(path))
 
     @classmethod
     def parse(cls, text: str, source: str) -> "Profile":
@@ -106,7 +119,7 @@ class Profile:
             signature = Signature(**fields["signature"] | {"norm": tuple(fields["signature"]["norm"])})
             choices = tuple(Choice(**choice) for choice in fields["choices"])
             return cls(fields["model"], signature, choices, fields["evidence"], fields.get("query_free", False))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{source} is no profile: make one with `deltahalt calibrate`") from error
@@ -177,10 +190,7 @@ class Wanted:
 
     def read(self) -> Profile:
         """The profile in the user's file. Raises InputError where it is missing or broken."""
-        path = Path(self.name)
-        if not path.is_file():
-            raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
-        return Profile.parse(path.read_text(encoding="utf-8"), str(path))
+        return Profile.read(Path(self.name))
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,15 @@ class Resolved:
 
     text: str
     notes: tuple[str, ...] = ()
+
+
+def is_profile(file: Path) -> bool:
+    """Whether a file is a profile."""
+    try:
+        Profile.read(file)
+    except InputError:
+        return False
+    return True
 
 
 def names_profile(text: str) -> bool:

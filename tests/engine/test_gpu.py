@@ -63,7 +63,7 @@ def test_halting_agrees_with_the_masking_oracle(policy: Policy) -> None:
 def test_the_bench_sees_what_memory_was_held() -> None:
     model = tiny("qwen2").cuda()
     policies: dict[str, Any] = {"dash": Dash(start=1, keep_first=2, keep_last=8)}
-    (row,) = measure(model, "tiny", policies, random_prompts(model, 200, 2, seed=0), new_tokens=3, repeats=1)
+    ((row,),) = measure(model, "tiny", policies, random_prompts(model, 200, 2, seed=0), new_tokens=3, repeats=1)
     assert row.full.peak_bytes is not None
     assert row.halted.peak_bytes is not None
     assert row.full.peak_bytes > sum(weight.nbytes for weight in model.parameters()) + row.full.kv_bytes

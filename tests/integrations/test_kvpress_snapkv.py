@@ -61,7 +61,7 @@ def test_snapkv_in_an_answer_a_sweep_and_the_bench(loaded_tiny: LoadedModel, tmp
     assert row.nll != row.full_nll
     assert row.speedup == 1
     given = random_prompts(loaded_tiny.model, 60, 2, seed=0)
-    (benched,) = measure(loaded_tiny.model, "tiny", {text: parse_method(text)}, given, new_tokens=3, repeats=1)
+    ((benched,),) = measure(loaded_tiny.model, "tiny", {text: parse_method(text)}, given, new_tokens=3, repeats=1)
     assert benched.gain.flops == 1
     assert benched.gain.kv_bytes == 2
 

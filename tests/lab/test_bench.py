@@ -36,7 +36,7 @@ def row(**fields: Any) -> BenchRow:
 
 
 def measured(model: Any, given: Prompts, **options: Any) -> BenchRow:
-    (only,) = bench.measure(model, "tiny", {DASH: parse_policy(DASH)}, given, **{"repeats": 1} | options)
+    *_, (only,) = bench.measure(model, "tiny", {DASH: parse_policy(DASH)}, given, **{"repeats": 1} | options)
     return only
 
 
@@ -99,7 +99,8 @@ def test_runs_take_turns_and_ratios_are_paired(monkeypatch: pytest.MonkeyPatch) 
     options: dict[str, Any] = {"new_tokens": 9, "repeats": 3}
     ticks: list[None] = []
     given = random_prompts(model, 30, 1, seed=0)
-    rows = bench.measure(model, "tiny", policies, given, **options, tick=lambda: ticks.append(None))
+    *earlier, rows = bench.measure(model, "tiny", policies, given, **options, tick=lambda: ticks.append(None))
+    assert [[row.repeats for row in found] for found in (*earlier, rows)] == [[1, 1], [2, 2], [3, 3]]
     assert len(ticks) == bench.runs(len(policies), 3) == 16
     assert [limit for _, limit in seen] == [2, 1, 2, 2] + [9, 1, 9, 9] * 3
     assert len({context for context, _ in seen}) == 4

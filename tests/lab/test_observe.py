@@ -157,10 +157,10 @@ def test_samples_already_in_the_rows_are_not_run_again(
     loaded_tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, other = tmp_path / "rows.jsonl", replace(SAMPLE, question="Where?")
-    first = observe(loaded_tiny, [SAMPLE], rows)
+    first = list(observe(loaded_tiny, [SAMPLE], rows))
     run = []
     monkeypatch.setattr(module, "observe_sample", lambda *given: run.append(given[1]) or observe_sample(*given))
-    both = observe(loaded_tiny, [SAMPLE, other, other], rows)
+    both = list(observe(loaded_tiny, [SAMPLE, other, other], rows))
     assert run == [other]
     assert both[0] == first[0]
     assert both[1] == both[2]

@@ -58,7 +58,7 @@ def test_the_command_refuses_no_policy_and_an_unknown_one_before_it_loads_a_mode
 ) -> None:
     asked = ("view", "--model", "no/such", "--document", "-", "--question", "?", "--out", tmp_path / "page.html")
     assert deltahalt(*asked, "--policies", " ") == 2
-    assert "no policy is named" in capsys.readouterr().err
+    assert "--policies is ' ': give one or more" in capsys.readouterr().err
     assert deltahalt(*asked, "--policies", "dash magic") == 2
     assert "no policy 'magic'" in capsys.readouterr().err
     assert deltahalt(*asked, "--policies", "gemfilter") == 2

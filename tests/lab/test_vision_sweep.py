@@ -147,7 +147,7 @@ def test_rows_are_what_one_question_at_a_time_gives(
     small: LoadedVisionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "BATCH", 2)
-    full, both, llm = vision_sweep(small, combinations([BOTH, "dash:start=4"], [0.25]), 3, tmp_path / "rows.jsonl")
+    full, llm, both = vision_sweep(small, combinations([BOTH, "dash:start=4"], [0.25]), 3, tmp_path / "rows.jsonl")
     assert both.right == one_by_one(small, 3, str(both.policy), both.vision_policy)
     assert sum(both.right.values()) < sum(full.right.values()) >= 14
     assert full.asked == both.asked == llm.asked
@@ -185,7 +185,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(
     small: LoadedVisionModel, tmp_path: Path
 ) -> None:
     with pytest.raises(PolicyError, match="tome cannot come down to retain"):
-        vision_sweep(small, combinations(["uniform-groups", "tome"], [0.1]), 2, tmp_path / "rows.jsonl")
+        list(vision_sweep(small, combinations(["uniform-groups", "tome"], [0.1]), 2, tmp_path / "rows.jsonl"))
     assert not (tmp_path / "rows.jsonl").exists()
 
 

@@ -239,7 +239,7 @@ def test_the_bench_has_a_row_for_each_method(batch: int, texts: list[str], loade
     model = loaded_tiny.model
     methods = {text: parse_method(text) for text in texts}
     given = random_prompts(model, 200, batch, seed=0)
-    rows = measure(model, "tiny", methods, given, tokenizer=loaded_tiny.tokenizer, new_tokens=4, repeats=1)
+    (rows,) = measure(model, "tiny", methods, given, tokenizer=loaded_tiny.tokenizer, new_tokens=4, repeats=1)
     assert [row.policy for row in rows] == texts
     for row in rows:
         bound = speedup_bound(ModelShape.of(model.config), methods[row.policy], 200)
@@ -249,4 +249,4 @@ def test_the_bench_has_a_row_for_each_method(batch: int, texts: list[str], loade
 def test_the_bench_refuses_words_where_there_are_none(texts: list[str], loaded_tiny: LoadedModel) -> None:
     given = random_prompts(loaded_tiny.model, 200, 1, seed=0)
     with pytest.raises(InputError, match="give a --model"):
-        measure(loaded_tiny.model, "tiny", {texts[2]: parse_method(texts[2])}, given, repeats=1)
+        next(measure(loaded_tiny.model, "tiny", {texts[2]: parse_method(texts[2])}, given, repeats=1))

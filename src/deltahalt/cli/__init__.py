@@ -1,6 +1,10 @@
 """The command `deltahalt`: one file a group of commands."""
 
+import io
+import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -9,8 +13,9 @@ from typer.core import TyperGroup
 from deltahalt import __version__
 from deltahalt.cli import accuracy, ask, benchmarks, describe, look, observe, shapes, show, speed, view, vision
 from deltahalt.cli.base import log, out
-from deltahalt.errors import DeltahaltError
+from deltahalt.errors import DeltahaltError, DeltahaltWarning
 
+INTERRUPTED = 130  # the exit status after Ctrl-C, as Typer returns it
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer has no public name for it
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Ask": (ask.run, ask.demo, look.look, view.view),
@@ -50,7 +55,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"deltahalt {__version__}", markup=False, highlight=False)
+        out.print(f"deltahalt {__version__}")
         raise typer.Exit
 
 
@@ -74,19 +79,33 @@ for panel, commands in PANELS.items():
 
 
 def main() -> None:
-    """Run the command; a DeltahaltError or a wrong option becomes one line on stderr and exit status 2."""
+    """Run the command; an error or a wrong option becomes one line on stderr and exit status 2, Ctrl-C 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of an answer
     try:
-        status = app(standalone_mode=False, prog_name="deltahalt")
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            status = app(standalone_mode=False, prog_name="deltahalt")
     except DeltahaltError as error:
         _fail(str(error), error)
     except UsageError as error:
         command = "deltahalt" if error.ctx is None else error.ctx.command_path
         _fail(f"{error.format_message()} (see {command} --help)", error)
+    if status == INTERRUPTED:
+        log.print("deltahalt: interrupted", style="red")
     raise SystemExit(status or 0)
 
 
 def _fail(message: str, error: Exception) -> None:
-    """Show one line on stderr, control characters and lone surrogates escaped, and exit with status 2."""
-    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message.replace("\n", " "))
-    log.print(f"deltahalt: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+    """Show one line on stderr, and exit with status 2."""
+    log.print(f"deltahalt: {message}".replace("\n", " "), style="red", soft_wrap=True)
     raise SystemExit(2) from error
+
+
+def _show_warning(usual: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any) -> None:
+    """Show our own warnings as one line on stderr, and others as usual."""
+    if issubclass(kind, DeltahaltWarning):
+        log.print(f"deltahalt: {message}".replace("\n", " "), style="yellow", soft_wrap=True)
+    else:
+        usual(message, kind, *where)

@@ -1,27 +1,35 @@
 """Accuracy at speed: `sweep` and `calibrate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from deltahalt.cli.base import (
     MOST_CHARACTERS,
     MOST_TOKENS,
+    REFERENCE,
     CharactersOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     LimitOption,
     ModelOption,
     SampleSeedOption,
-    log,
     out,
+    progress,
 )
-from deltahalt.cli.common import check_policy, load_model, parse_numbers, parse_speedups, resolve_policy
-from deltahalt.files import require_writable
-from deltahalt.profile import names_profile
+from deltahalt.cli.common import (
+    check_policy,
+    load_model,
+    parse_names,
+    parse_numbers,
+    parse_speedups,
+    resolve_policy,
+)
+from deltahalt.files import require_apart, require_output
+from deltahalt.profile import is_profile, names_profile
 
 QueryFreeOption = Annotated[
     bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
@@ -50,45 +58,60 @@ def sweep(
     from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.grid import variants
     from deltahalt.lab.evaluation.samples import load_samples
-    from deltahalt.lab.evaluation.summary import summarize
-    from deltahalt.lab.evaluation.sweep import Way
-    from deltahalt.lab.evaluation.sweep import sweep as run_sweep
-    from deltahalt.lab.figures.house import check_plot
+    from deltahalt.lab.evaluation.sweep import SweepRow, Way, sweeping
+    from deltahalt.lab.figures.house import check_plot, is_plot
     from deltahalt.lab.figures.pareto import pareto
+    from deltahalt.lab.rows.base import require_rows
 
+    named = parse_names(policies, "--policies")
+    settings = parse_names(starts, "--starts", ","), parse_names(ratios, "--ratios", ",")
     if plot is not None:
         check_plot(plot)
-    require_writable(rows)
+        require_output(plot, is_plot, inputs=[rows, data, model, *named], force=None)
+    require_apart(rows, [data, model, *named])
+    require_rows(rows, SweepRow)
     way = Way(query_free, max_answer_tokens)
-    named = policies.split()
     for policy in named:
         check_policy(policy)
-    texts = [policy for policy in named if not names_profile(policy)]
-    given = variants(texts, starts.split(","), ratios.split(","))
+    given = variants([policy for policy in named if not names_profile(policy)], *settings)
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
     check_text_model(model, given.values(), device=device)
     loaded = load_model(model, dtype=dtype, device=device)
     resolved = [resolve_policy(policy, loaded.model) for policy in named]
-    chosen = variants(resolved, starts.split(","), ratios.split(","))
-    with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
-        measured = run_sweep(loaded, samples, chosen, rows, way, tick=lambda: progress.advance(task))
+    chosen = variants(resolved, *settings)
+    measured: list[SweepRow] = []
+    try:
+        with progress() as bar:
+            task = bar.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
+            measured.extend(sweeping(loaded, samples, chosen, rows, way, tick=lambda: bar.advance(task)))
+    finally:
+        if measured:
+            _show(measured)
+    if plot is not None:
+        pareto(measured, plot)
+
+
+def _show(rows: list[Any]) -> None:
+    """A line for each policy of a sweep's rows."""
+    from deltahalt.lab.evaluation.summary import OWN_SPEEDUP, SPEEDUP, summarize
+
+    heads = "samples", "exact (full)", "NLL change", "agreement", SPEEDUP, OWN_SPEEDUP
     table = Table(
-        Column("policy", overflow="fold"), "samples", "exact (full)", "NLL change", "agreement", "speedup", "7B, 16K"
+        Column("policy", overflow="fold"),
+        *heads,
+        caption=f"{REFERENCE}; {OWN_SPEEDUP}: on this model and these prompts",
     )
-    for line in summarize(measured):
+    for line in summarize(rows):
         table.add_row(
             line.policy,
             f"{line.samples}",
             f"{line.exact:.2f} ({line.full_exact:.2f})",
             f"{line.nll_change:+.3f}",
             f"{line.agreement:.2f}",
-            f"{line.speedup:.2f}x",
             f"{line.reference_speedup:.2f}x",
+            f"{line.speedup:.2f}x",
         )
     out.print(table)
-    if plot is not None:
-        pareto(measured, plot)
 
 
 def calibrate(
@@ -114,6 +137,7 @@ def calibrate(
     ] = None,
     seed: SampleSeedOption = None,
     rows: Annotated[Path | None, typer.Option(help="Every measurement; by default beside the profile.")] = None,
+    force: ForceOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
@@ -122,22 +146,25 @@ def calibrate(
     from deltahalt.lab.evaluation.calibrate import calibrate as run_calibration
     from deltahalt.lab.evaluation.calibrate import check_targets, default_samples
     from deltahalt.lab.evaluation.samples import load_samples
+    from deltahalt.lab.evaluation.sweep import SweepRow
+    from deltahalt.lab.rows.base import require_rows
     from deltahalt.loading.models import find_device
 
-    targets = parse_speedups(target_speedup or ("1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"))
-    numbers = parse_numbers(layers, least=0) if layers else None
+    usual_targets = "1.7" if max_loss is None else "1.3,1.5,1.7,2.0,2.5"
+    targets = parse_speedups(usual_targets if target_speedup is None else target_speedup)
+    numbers = None if layers is None else parse_numbers(layers, least=0)
     kept = profile.with_suffix(".rows.jsonl") if rows is None else rows
-    for file in (profile, kept):
-        require_writable(file)
+    require_output(profile, is_profile, inputs=[kept, data, model], force=force)
+    require_apart(kept, [data, model])
+    require_rows(kept, SweepRow)
     check_targets(check_text_model(model, [], device=device), targets, numbers, max_loss, query_free=query_free)
     if data is None:
         data, length = default_samples(find_device(device))
         characters = characters or length
     samples = load_samples(data, characters=characters, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=log, transient=True) as progress:
-        task = progress.add_task("calibrating", total=1.0)
+    with progress() as bar:
+        task = bar.add_task("calibrating", total=1.0)
         found = run_calibration(
             loaded,
             samples,
@@ -146,14 +173,14 @@ def calibrate(
             max_loss=max_loss,
             layers=numbers,
             query_free=query_free,
-            tick=lambda what, done: progress.update(task, description=what, completed=done),
+            tick=lambda what, done: bar.update(task, description=what, completed=done),
         )
-    found.write(profile)
-    table = Table(Column("policy", overflow="fold"), "7B, 16K", "NLL change", "same answers")
+    table = Table(Column("policy", overflow="fold"), "speedup", "NLL change", "same answers", caption=REFERENCE)
     for choice in found.choices:
         change = f"{choice.loss:+.3f} ± {choice.error:.3f}"
         table.add_row(choice.policy, f"{choice.speedup:.2f}x", change, f"{choice.exact:.2f}")
     out.print(table)
     evidence = found.evidence
     what = f"{len(evidence['tried'])} policies, {evidence['measurements']} measurements in {evidence['seconds']} s"
-    out.print(f"{what}: {profile}", highlight=False)
+    out.print(f"{what}: {profile}")
+    found.write(profile)

@@ -1,7 +1,5 @@
 """Ask about a document: `run` and `demo`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +16,7 @@ from deltahalt.cli.base import (
     PolicyOption,
     log,
     out,
+    status,
 )
 from deltahalt.cli.common import check_policy, load_model, resolve_policy
 from deltahalt.errors import InputError
@@ -116,7 +115,7 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
         as_json=as_json,
         max_new_tokens=32,
     )
-    log.print(f"Asked: {QUESTION} Right where the answer holds: {EXPECTED}.", highlight=False)
+    log.print(f"Asked: {QUESTION} Right where the answer holds: {EXPECTED}.")
     wrong = [name for name, (answer,) in answers.items() if EXPECTED not in answer.text]
     if wrong:
         raise InputError(f"wrong answer from: {', '.join(wrong)}. Try another --policy or a larger --model")
@@ -163,7 +162,7 @@ def _answer_all(
     warm_up(loaded, inputs)
     for name, text in ran.items():
         policy = None if name == FULL else parse_method(text)
-        with _status(f"reading {tokens:,} tokens and answering: {name}"):
+        with status(f"reading {tokens:,} tokens and answering: {name}"):
             if len(questions) == 1:
                 answers[name] = [ask(loaded, inputs, policy, ends=ends, max_new_tokens=max_new_tokens, **options)]
             else:
@@ -176,10 +175,3 @@ def _answer_all(
     else:
         show_answers(out, {name: together(given) for name, given in answers.items()})
     return answers
-
-
-@contextmanager
-def _status(what: str) -> Iterator[None]:
-    """A spinner on stderr while something long goes on."""
-    with log.status(what):
-        yield

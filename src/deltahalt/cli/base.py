@@ -1,11 +1,43 @@
-"""What the commands share: two consoles, and options that several commands have."""
+"""What the commands share: two consoles, progress on them, and options that several commands have."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.status import Status
+from rich.text import Text
 
-out, log = Console(), Console(stderr=True)
+# Control characters but tab and line feed, and lone surrogates.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class LiteralConsole(Console):
+    """A console that prints every string as it is, in tables too: no markup, no emoji codes, no terminal controls."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text; what cannot be printed is shown as an escape, such as \\x1b."""
+        shown = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+        return super().render_str(shown, **options | {"markup": False, "emoji": False, "highlight": False})
+
+
+out, log = LiteralConsole(), LiteralConsole(stderr=True)
+
+
+def status(what: str) -> Status:
+    """A spinner on stderr while something long goes on."""
+    return log.status(log.render_str(what))
+
+
+def progress() -> Progress:
+    """A progress bar on stderr, gone when it is done."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=log, transient=True)
+
+
+# What a column `speedup` holds in every table of policies.
+REFERENCE = "speedup: ratio of FLOPs on Qwen2.5-7B's shape at 16K tokens"
 
 # Bounds of what is counted: far above any use, so that a slip of the keyboard is refused before anything runs.
 MOST_TOKENS, MOST_SAMPLES, MOST_REPEATS, MOST_BATCH = 10_000_000, 1_000_000, 1_000, 4_096
@@ -33,3 +65,4 @@ SampleSeedOption = Annotated[
     int | None, typer.Option(min=0, max=MOST_SEED, help="Draws the generated samples; by default 0.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite a file that this command did not write.")]

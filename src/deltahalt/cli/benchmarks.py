@@ -21,10 +21,10 @@ from deltahalt.cli.base import (
     log,
     out,
 )
-from deltahalt.cli.common import check_policy, parse_numbers
+from deltahalt.cli.common import check_policy, parse_names, parse_numbers
 from deltahalt.cli.shapes import shapes
 from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.files import require_apart
 from deltahalt.profile import AUTO
 
 SHAPES = "shapes"  # the task that is not lm-eval's
@@ -58,7 +58,7 @@ def evaluate(
     attention: AttentionOption = None,
 ) -> None:
     """Score a policy on benchmarks, by lm-evaluation-harness (see docs/evaluate.md)."""
-    names = [name.strip() for name in tasks.split(",")]
+    names = parse_names(tasks, "--tasks", ",")
     if SHAPES in names:
         if len(names) > 1:
             raise InputError(f"{tasks!r} names shapes and other tasks: run shapes by themselves, --tasks shapes")
@@ -77,13 +77,15 @@ def evaluate(
 
     from deltahalt.answering.documents import context_size
     from deltahalt.cli.before import check_text_model
-    from deltahalt.lab.rows.base import append_rows
+    from deltahalt.lab.figures.tables import KINDS
+    from deltahalt.lab.rows.base import append_rows, require_rows
     from deltahalt.loading.models import load_tokenizer
 
     sizes = parse_numbers(lengths)
     method = check_policy(policy)
     if rows is not None:
-        require_writable(rows)
+        require_apart(rows, [model, policy])
+        require_rows(rows, *KINDS)
     config = check_text_model(
         model,
         [method],
@@ -92,7 +94,7 @@ def evaluate(
     )
     if max_length is not None and max_length > context_size(config):
         raise InputError(f"--max-length is {max_length:,}, but the model takes {context_size(config):,} tokens")
-    log.print(f"loading {model}", markup=False, highlight=False)
+    log.print(f"loading {model}")
     found = find_tasks(
         names,
         data=data,
@@ -113,11 +115,13 @@ def evaluate(
         max_length=max_length,
     )
     table = Table(Column("task", overflow="fold"), "metric", "value", "stderr", "samples", "seconds")
-    for row in run_tasks(lm, found, limit=limit, chat_template=chat_template, seed=seed):
-        if rows is not None:
-            append_rows(rows, [row])
-        stderr = "" if row.stderr is None else f"{row.stderr:.4f}"
-        table.add_row(row.task, row.metric, f"{row.value:.4f}", stderr, f"{row.samples}", f"{row.seconds:.1f}")
+    try:
+        for row in run_tasks(lm, found, limit=limit, chat_template=chat_template, seed=seed):
+            stderr = "" if row.stderr is None else f"{row.stderr:.4f}"
+            table.add_row(row.task, row.metric, f"{row.value:.4f}", stderr, f"{row.samples}", f"{row.seconds:.1f}")
+            if rows is not None:
+                append_rows(rows, [row])
+    finally:
+        if table.row_count:
+            out.print(table)
     lm.close()
-    if lm.rank == 0:
-        out.print(table)

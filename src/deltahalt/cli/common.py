@@ -17,7 +17,7 @@ def load_model(name: str, **options: Any) -> Any:
     """Load a model, under the host's own progress bars."""
     from deltahalt.loading.models import load
 
-    log.print(f"loading {name}", markup=False, highlight=False)
+    log.print(f"loading {name}")
     return load(name, **options)
 
 
@@ -32,7 +32,7 @@ def load_vision_model(name: str, **options: Any) -> Any:
     require_pillow()
     from deltahalt.loading.models import load_vision
 
-    log.print(f"loading {name}", markup=False, highlight=False)
+    log.print(f"loading {name}")
     return load_vision(name, **options)
 
 
@@ -75,8 +75,17 @@ def resolve_policy(policy: str, model: Any, options: Mapping[str, Any] = {}) -> 
     resolved = resolve(policy, decoder, vision=sees_images(model, decoder), options=options)
     parse_method(resolved.text)  # options may not fit what a profile chose
     for line in (*resolved.notes, resolved.text) if resolved.text != policy else ():
-        log.print(f"{policy}: {line}", markup=False, highlight=False, soft_wrap=True)
+        log.print(f"{policy}: {line}", soft_wrap=True)
     return resolved.text
+
+
+def parse_names(text: str, option: str, sep: str | None = None) -> list[str]:
+    """Names with blanks between, or `sep`. Raises InputError, which says `option`, where there is none."""
+    names = [name.strip() for name in text.split(sep)]
+    if not names or not all(names):
+        between = "blanks" if sep is None else "commas"
+        raise InputError(f"{option} is {text!r}: give one or more, with {between} between")
+    return names
 
 
 def parse_numbers(text: str, most: int = MOST_TOKENS, *, least: int = 1) -> list[int]:

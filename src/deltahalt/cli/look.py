@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from deltahalt.cli.ask import FULL
-from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensOption, log, out
+from deltahalt.cli.base import DeviceOption, DtypeOption, JsonOption, NewTokensOption, out, status
 from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
@@ -59,7 +59,7 @@ def look(
     check_answer(max_new_tokens, config)
     pictures = [read_image(file) for file in image]
     loaded = load_vision_model(model, dtype=dtype, device=device)
-    with log.status("looking and answering"):
+    with status("looking and answering"):
         answers = ask_about_pictures(loaded, pictures, question, methods, max_new_tokens=max_new_tokens)
     if as_json:
         ran = {name: Dense.name if name == FULL else name for name in answers}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from deltahalt.cli.base import (
@@ -16,13 +15,13 @@ from deltahalt.cli.base import (
     LimitOption,
     ModelOption,
     SampleSeedOption,
-    log,
     out,
+    progress,
 )
 from deltahalt.cli.before import check_text_model, check_vision_model
 from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
 from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.files import require_apart
 
 PICTURES = "pictures:"  # before a number of them, drawn from seeds
 
@@ -40,11 +39,13 @@ def observe(
     device: DeviceOption = None,
 ) -> None:
     """Measure how much attention updates each token, and how much it gets; draw it with `deltahalt plot --figure`."""
-    from deltahalt.lab.evaluation.observe import columns
+    from deltahalt.lab.evaluation.observe import Observation
     from deltahalt.lab.evaluation.observe import observe as run_observation
     from deltahalt.lab.evaluation.samples import load_samples
+    from deltahalt.lab.rows.base import require_rows
 
-    require_writable(rows)
+    require_apart(rows, [data, model])
+    require_rows(rows, Observation)
     if data.startswith(PICTURES):
         if characters is not None or seed is not None:
             raise InputError(f"{data} are the same pictures always: leave --characters and --seed out")
@@ -57,10 +58,21 @@ def observe(
         samples = load_samples(data, characters=characters, seed=seed)[:limit]
         check_text_model(model, [], device=device)
         look, total = partial(run_observation, load_model(model, dtype=dtype, device=device), samples), len(samples)
-    with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(f"{total} samples", total=total)
-        seen = look(rows, tick=lambda: progress.advance(task))
-    numbers = columns(seen)
+    seen: list[Observation] = []
+    try:
+        with progress() as bar:
+            task = bar.add_task(f"{total} samples", total=total)
+            seen.extend(look(rows, tick=lambda: bar.advance(task)))
+    finally:
+        if seen:
+            _show(seen)
+
+
+def _show(rows: list[Any]) -> None:
+    """The rows in numbers."""
+    from deltahalt.lab.evaluation.observe import columns
+
+    numbers = columns(rows)
     table = Table(*numbers)
     for line in zip(*numbers.values(), strict=True):
         table.add_row(*line)

@@ -1,15 +1,14 @@
 """Prompts of many shapes: `shapes`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Column, Table
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log, out
-from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
-from deltahalt.files import require_writable
+from deltahalt.cli.base import REFERENCE, DeviceOption, DtypeOption, ModelOption, out, progress
+from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.files import require_apart
 from deltahalt.methods.registry import parse_method
 from deltahalt.profile import AUTO
 
@@ -20,7 +19,7 @@ def shapes(
     ] = None,
     model: ModelOption = "smollm2-135m",
     policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = AUTO,
-    shapes: Annotated[str, typer.Option(help="Shapes, separated by commas; by default all.")] = "",
+    shapes: Annotated[str | None, typer.Option(help="Shapes, separated by commas; by default all.")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each shape.")] = 3,
     tokens: Annotated[str, typer.Option(help="Lengths of prompts, about, which take turns.")] = "2000,4000,8000",
     data: Annotated[
@@ -34,21 +33,35 @@ def shapes(
 ) -> None:
     """Measure policies on prompts as people write them, beside the full model (see docs/accuracy.md)."""
     from deltahalt.lab.evaluation.shapes import calibration_seeds, held_out_seeds, make_prompts, shape_names
-    from deltahalt.lab.evaluation.shapes.measure import measure_prompts
-    from deltahalt.lab.evaluation.shapes.summary import difference, summarize
+    from deltahalt.lab.evaluation.shapes.measure import measuring_prompts
+    from deltahalt.lab.evaluation.shapes.row import ShapeRow
+    from deltahalt.lab.rows.base import require_rows
 
+    named = parse_names(policies, "--policies")
     if rows is not None:
-        require_writable(rows)
-    named = policies.split()
+        require_apart(rows, [model, *named])
+        require_rows(rows, ShapeRow)
     for policy in named:
         check_policy(policy)
     seeds = calibration_seeds(prompts) if calibration else held_out_seeds(prompts)
-    made = make_prompts(shape_names(shapes), seeds, parse_numbers(tokens), data)
+    wanted = shape_names("" if shapes is None else ",".join(parse_names(shapes, "--shapes", ",")))
+    made = make_prompts(wanted, seeds, parse_numbers(tokens), data)
     loaded = load_model(model, dtype=dtype, device=device)
     chosen = {text: parse_method(text) for text in (resolve_policy(policy, loaded.model) for policy in named)}
-    with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(f"{len(chosen)} policies on {len(made)} prompts", total=len(made))
-        measured = measure_prompts(loaded, made, chosen, rows, tick=lambda: progress.advance(task))
+    measured: list[ShapeRow] = []
+    try:
+        with progress() as bar:
+            task = bar.add_task(f"{len(chosen)} policies on {len(made)} prompts", total=len(made))
+            measured.extend(measuring_prompts(loaded, made, chosen, rows, tick=lambda: bar.advance(task)))
+    finally:
+        if measured:
+            _show(measured)
+
+
+def _show(rows: list[Any]) -> None:
+    """A line for each policy and shape."""
+    from deltahalt.lab.evaluation.shapes.summary import difference, summarize
+
     table = Table(
         Column("policy", overflow="fold"),
         "shape",
@@ -57,9 +70,10 @@ def shapes(
         "policy's %",
         "difference",
         "NLL change",
-        "7B, 16K",
+        "speedup",
+        caption=REFERENCE,
     )
-    for line in summarize(measured):
+    for line in summarize(rows):
         table.add_row(
             line.policy,
             line.shape,

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from deltahalt.cli.base import ForceOption
 from deltahalt.errors import InputError
+from deltahalt.files import require_output
 
 
 def plot(
@@ -19,14 +21,18 @@ def plot(
             "delta-attention or sparsity."
         ),
     ] = "pareto",
+    force: ForceOption = False,
 ) -> None:
     """Draw rows already measured: accuracy against speed, or another figure; needs the extra `plot`."""
+    from deltahalt.lab.figures.house import check_plot, is_plot
     from deltahalt.lab.rows.base import read_rows
 
     figures = _figures()
     if figure not in figures:
         raise InputError(f"there is no figure {figure!r}; choose one of {', '.join(figures)}")
     kind, draw = figures[figure]
+    check_plot(picture)
+    require_output(picture, is_plot, inputs=rows, force=force)
     draw([row for file in rows for row in read_rows(file, kind)], picture)
 
 
@@ -64,5 +70,8 @@ def report(
 
     if frontier:
         typer.echo(markdown(on_frontier([row for file in rows for row in read_rows(file, SweepRow)])))
-    else:
-        typer.echo(markdown([row for file in rows for row in read_rows(file, *KINDS)]))
+        return
+    found = [row for file in rows for row in read_rows(file, *KINDS)]
+    if not found:
+        raise InputError(f"there are no rows in {', '.join(map(str, rows))}: give files of rows that were measured")
+    typer.echo(markdown(found))

@@ -1,11 +1,11 @@
 """Speed: `bench`."""
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from deltahalt.cli.base import (
@@ -16,12 +16,12 @@ from deltahalt.cli.base import (
     AttentionOption,
     DeviceOption,
     DtypeOption,
-    log,
     out,
+    progress,
 )
-from deltahalt.cli.common import check_policy, load_model, parse_numbers, resolve_policy
+from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
 from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.files import require_apart
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import cells
 from deltahalt.methods.base import Method
@@ -59,16 +59,18 @@ def bench(
     from deltahalt.cli.before import check_text_model
     from deltahalt.lab.bench.measure import measure, require_room, runs
     from deltahalt.lab.bench.prompts import random_prompts, text_prompts
-    from deltahalt.lab.rows.base import append_rows
+    from deltahalt.lab.figures.tables import KINDS
+    from deltahalt.lab.rows.base import require_rows
 
     if model is not None and shape is not None:
         raise InputError("give either --shape or --model")
     if text is not None and shape is not None:
         raise InputError("random weights have no tokenizer: leave --text out, or give a --model")
-    named = policies.split()
+    named = parse_names(policies, "--policies")
     known = [check_policy(policy) for policy in named]
     if rows is not None:
-        require_writable(rows)
+        require_apart(rows, [model, text, *named])
+        require_rows(rows, *KINDS)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes, MOST_BATCH)
     longest = max(sizes)
     if new_lengths:
@@ -88,16 +90,16 @@ def bench(
     if new_lengths:
         _bench_new_lengths(network, name, chosen, sizes, rows, tokenizer=tokenizer, new_tokens=new_tokens, runs=repeats)
         return
-    with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
+    with progress() as bar:
+        task = bar.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
         for batch, size in product(batches, sizes):
-            progress.update(task, description=f"{name}, {batch} x {size:,} tokens")
+            bar.update(task, description=f"{name}, {batch} x {size:,} tokens")
             prompts = (
                 random_prompts(network, size, batch, seed)
                 if words is None
                 else text_prompts(network, tokenizer, words, size, batch)
             )
-            measured = measure(
+            rounds = measure(
                 network,
                 name,
                 chosen,
@@ -106,12 +108,26 @@ def bench(
                 new_tokens=new_tokens,
                 repeats=repeats,
                 seed=seed,
-                tick=lambda: progress.advance(task),
+                tick=lambda: bar.advance(task),
             )
-            if rows is not None:
-                append_rows(rows, measured)
-            _show(measured)
-    out.print(f"{measured[0].machine}; {measured[0].dtype}; medians of {repeats} runs in turn", highlight=False)
+            measured = _show_and_keep(rounds, rows)
+    out.print(f"{measured[0].machine}; {measured[0].dtype}; medians of {repeats} runs in turn")
+
+
+def _show_and_keep(rounds: Iterator[list[BenchRow]], file: Path | None) -> list[BenchRow]:
+    """Show the rows of the last round, or of the last one before an interruption, then write them; returns them."""
+    from deltahalt.lab.rows.base import append_rows
+
+    rows: list[BenchRow] = []
+    try:
+        for rows in rounds:  # noqa: B007
+            pass
+    finally:
+        if rows:
+            _show(rows)
+            if file is not None:
+                append_rows(file, rows)
+    return rows
 
 
 def _refuse_what_does_not_fit(network: Any, chosen: dict[str, Any], tokenizer: Any) -> None:
@@ -141,12 +157,12 @@ def _bench_new_lengths(
     from deltahalt.lab.rows.base import append_rows
 
     for measured in measure_new_lengths(network, name, chosen, sizes, **options):
-        if rows is not None:
-            append_rows(rows, measured)
         table = Table(f"{measured[0].prompt:,} tokens", "attention", "prefill s", "ms a token")
         for row in measured:
             table.add_row(row.policy, row.attention, f"{row.prefill:.3f}", f"{1000 * row.token:.1f}")
         out.print(table)
+        if rows is not None:
+            append_rows(rows, measured)
 
 
 def _random(

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, log
-from deltahalt.cli.common import load_model, load_vision_model, read_image, resolve_policy
+from deltahalt.cli.base import DeviceOption, DtypeOption, ForceOption, ModelOption, log, status
+from deltahalt.cli.common import load_model, load_vision_model, parse_names, read_image, resolve_policy
 from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.files import require_output, write_whole
 from deltahalt.methods.halting import method_of
 from deltahalt.policies import parse_policy
 from deltahalt.policies.base import AnyPolicy
@@ -31,6 +31,7 @@ def view(
             help="Policies, separated by blanks, side by side; ViT/LLM for both. By default two that suit the prompt."
         ),
     ] = None,
+    force: ForceOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
@@ -38,7 +39,7 @@ def view(
     from deltahalt.answering.documents import check_question, read_document, require_short
     from deltahalt.cli.before import check_text_model, check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import split_stages
-    from deltahalt.lab.viewer.page import render
+    from deltahalt.lab.viewer.page import is_page, render
     from deltahalt.lab.viewer.record import record_pictures, record_prompt
     from deltahalt.vision.policies import parse_vision_policy
 
@@ -46,9 +47,7 @@ def view(
         raise InputError("there is nothing to ask about: give --document, --image, or both")
     if policies is None:
         policies = IMAGE_POLICIES if image else TEXT_POLICIES
-    named = list(dict.fromkeys(policies.split()))
-    if not named:
-        raise InputError("no policy is named: give one or more in --policies, separated by blanks")
+    named = list(dict.fromkeys(parse_names(policies, "--policies")))
     pairs: list[tuple[AnyPolicy | None, VisionPolicy | None]] = []
     for policy in named:
         vision, decoding = split_stages(policy)
@@ -59,22 +58,21 @@ def view(
         # A method of another stage halts nothing in the layers.
         known = None if decoding is None or names_profile(decoding) else parse_policy(decoding)
         pairs.append((known, parse_vision_policy(vision) if vision else None))
-    require_writable(page)
+    require_output(page, is_page, inputs=[document, model, *(image or ()), *named], force=force)
     check_question(question)
     text = "" if document is None else read_document(document)
     if image:
         pictures = [read_image(file) for file in image]
         require_short(text, check_vision_model(model, pairs, device=device))
         seen = load_vision_model(model, dtype=dtype, device=device)
-        with log.status(f"looking at the image with {len(named)} policies"):
+        with status(f"looking at the image with {len(named)} policies"):
             record = record_pictures(seen, pictures, text, question, named)
     else:
         methods = [None if known is None else method_of(known) for known, _ in pairs]
         require_short(text, check_text_model(model, methods, device=device))
         loaded = load_model(model, dtype=dtype, device=device)
         chosen = [resolve_policy(policy, loaded.model) for policy in named]
-        with log.status(f"reading the document with {len(chosen)} policies"):
+        with status(f"reading the document with {len(chosen)} policies"):
             record = record_prompt(loaded, text, question, chosen)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(record), encoding="utf-8")
-    log.print(f"{page}: {len(record.tokens):,} tokens", markup=False, highlight=False)
+    write_whole(page, render(record).encode())
+    log.print(f"{page}: {len(record.tokens):,} tokens")

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
-from deltahalt.cli.base import MOST_SAMPLES, DeviceOption, log
-from deltahalt.cli.common import parse_shares
+from deltahalt.cli.base import MOST_SAMPLES, DeviceOption, log, progress
+from deltahalt.cli.common import parse_names, parse_shares
 from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.files import require_apart
 
 EVERY = (
     "dash dash-layer fastv dart v2drop sparsevlm random uniform window-attention key-norm "
@@ -32,7 +31,9 @@ def vision_sweep(
     """Measure what fewer visual tokens cost in answers, on pictures drawn from seeds; needs the extra `vision`."""
     from deltahalt.cli.before import check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import combinations
+    from deltahalt.lab.evaluation.pictures.row import VisionRow
     from deltahalt.lab.evaluation.pictures.table import markdown
+    from deltahalt.lab.rows.base import require_rows
     from deltahalt.loading.models import load_vision
     from deltahalt.policies import parse_policy
     from deltahalt.vision.policies import parse_vision_policy
@@ -42,8 +43,9 @@ def vision_sweep(
     except ModuleNotFoundError as error:
         raise InputError(f"pictures need {error.name}: pip install 'deltahalt[vision]'") from error
 
-    chosen = combinations(methods.split(), parse_shares(retains))
-    require_writable(rows)
+    chosen = combinations(parse_names(methods, "--methods"), parse_shares(retains))
+    require_apart(rows, [model])
+    require_rows(rows, VisionRow)
     stages = [
         (
             None if each.policy is None else parse_policy(each.policy),
@@ -52,9 +54,13 @@ def vision_sweep(
         for each in chosen
     ]
     check_vision_model(model, stages, device=device)
-    log.print(f"loading {model}", markup=False, highlight=False)
+    log.print(f"loading {model}")
     loaded = load_vision(model, dtype=dtype, device=device)
-    with Progress(console=log, transient=True) as progress:
-        task = progress.add_task(f"{len(chosen)} combinations on {pictures} pictures", total=len(chosen) + 1)
-        measured = run_sweep(loaded, chosen, pictures, rows, tick=lambda: progress.advance(task))
-    typer.echo(markdown(measured))
+    measured: list[VisionRow] = []
+    try:
+        with progress() as bar:
+            task = bar.add_task(f"{len(chosen)} combinations on {pictures} pictures", total=len(chosen) + 1)
+            measured.extend(run_sweep(loaded, chosen, pictures, rows, tick=lambda: bar.advance(task)))
+    finally:
+        if measured:
+            typer.echo(markdown(measured))

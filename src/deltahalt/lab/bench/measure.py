@@ -1,6 +1,6 @@
 """The plain host, the engine with nothing halted, and policies: run in turn on the same prompts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -34,8 +34,11 @@ def measure(
     repeats: int = 5,
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
-) -> list[BenchRow]:
-    """A row for each policy by name, all measured `repeats` times in turn with the full model, after one warm-up.
+) -> Iterator[list[BenchRow]]:
+    """Measure all policies `repeats` times in turn with the full model, after one warm-up.
+
+    Yields a row for each policy by name after each of these rounds, of all rounds so far: the last ones are the result,
+    and those before are what is left of an interrupted measurement.
 
     tokenizer: the model's, for methods that read text. seed: what the prompts were drawn with. tick: called after each
     run, `runs(...)` times. Raises InputError where prompts and answers are longer than the model takes, or do not fit
@@ -53,28 +56,27 @@ def measure(
             if run:
                 costs[way].append(cost)
             tick()
-    full = costs[FULL]
-    overhead = median_gains(costs[NOTHING_HALTED], full).prefill - 1
-    rows = []
-    for text in policies:
-        gain = median_gains(full, costs[text])
-        row = BenchRow(
-            model=name,
-            policy=text,
-            prompt=prompts.length,
-            batch=prompts.batch,
-            new_tokens=new_tokens,
-            full=medians(full),
-            halted=medians(costs[text]),
-            gain=gain,
-            overhead=overhead,
-            share=gain.prefill / gain.flops,
-            repeats=repeats,
-            seed=seed,
-            **ran_on(model),
-        )
-        rows.append(row)
-    return rows
+        if run:
+            ran = {"new_tokens": new_tokens, "repeats": run, "seed": seed, **ran_on(model)}
+            yield [_row(name, policy, prompts, costs, ran) for policy in policies]
+
+
+def _row(name: str, policy: str, prompts: Prompts, costs: dict[str, list[Cost]], ran: dict[str, Any]) -> BenchRow:
+    """The row of a policy. costs: of each round, by way."""
+    full, halted = costs[FULL], costs[policy]
+    gain = median_gains(full, halted)
+    return BenchRow(
+        model=name,
+        policy=policy,
+        prompt=prompts.length,
+        batch=prompts.batch,
+        full=medians(full),
+        halted=medians(halted),
+        gain=gain,
+        overhead=median_gains(costs[NOTHING_HALTED], full).prefill - 1,
+        share=gain.prefill / gain.flops,
+        **ran,
+    )
 
 
 def require_room(config: Any, name: str, length: int, new_tokens: int) -> None:

@@ -93,10 +93,10 @@ def observe_prompt(
 
 def observe(
     loaded: LoadedModel, samples: Iterable[Sample], rows: Path, *, tick: Callable[[], None] = lambda: None
-) -> list[Observation]:
+) -> Iterator[Observation]:
     """Observe the model on every sample; rows are added to the JSONL file as they come, and those in it are kept.
 
-    tick: called after each sample. Returns all rows of this model and these samples.
+    tick: called after each sample. Yields all rows of this model and these samples, each before it is written.
     """
     wanted = [(digest(sample), partial(observe_sample, loaded, sample)) for sample in samples]
     return observe_missing(loaded.name, wanted, rows, tick=tick)
@@ -108,19 +108,16 @@ def observe_missing(
     rows: Path,
     *,
     tick: Callable[[], None] = lambda: None,
-) -> list[Observation]:
+) -> Iterator[Observation]:
     """As `observe`; wanted: each sample's digest, and what observes it."""
     known = [row for row in rows_so_far(rows, Observation) if row.model == model]
-    seen: list[Observation] = []
     for sample, look in wanted:
         found = [row for row in known if row.sample == sample]
-        if not found:
-            found = look()
-            append_rows(rows, found)
-            known += found
-        seen += found
+        new = [] if found else look()
+        yield from found or new
+        append_rows(rows, new)
+        known += new
         tick()
-    return seen
 
 
 def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:

@@ -11,6 +11,9 @@ from deltahalt.lab.rows.markdown import differing, table
 # What rows must have in common for one line: the model, and how it was run.
 subject = attrgetter("model", "halted_kv", "query_free", "max_answer_tokens", "dtype")
 
+# Heads of the two true-FLOPs ratios, in every table: `reference_speedup`, and that on the model and prompts measured.
+SPEEDUP, OWN_SPEEDUP = "speedup", "own speedup"
+
 SUBJECT: dict[str, Callable[[SweepRow], str]] = {
     "model": lambda row: row.model,
     "halted K/V": lambda row: row.halted_kv,
@@ -64,7 +67,7 @@ def markdown(rows: Sequence[SweepRow]) -> str:
         {
             **differing({head: [cell(own[0]) for own in lines] for head, cell in SUBJECT.items()}),
             "policy": [f"`{own[0].policy}`" for own in lines],
-            "speedup": [f"{own[0].reference_speedup:.2f}x" for own in lines],
+            SPEEDUP: [f"{own[0].reference_speedup:.2f}x" for own in lines],
             **differing({"samples": [f"{len(own)}" for own in lines]}),
             **{task: [_cell(own, task) for own in lines] for task in sorted({row.task for row in rows})},
         }

@@ -350,19 +350,37 @@ def sweep(
     the full model that are known. tick: called after each sample. Returns all rows of this model in its number format,
     samples, methods and way; rows that do not say their format count as of any.
     """
+    return list(sweeping(loaded, samples, methods, rows, way, own=own, tick=tick))
+
+
+def sweeping(
+    loaded: LoadedModel,
+    samples: Iterable[Sample],
+    methods: Mapping[str, AnyMethod],
+    rows: Path,
+    way: Way = Way(),
+    *,
+    own: Mapping[str, torch.Tensor] = {},
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[SweepRow]:
+    """The rows of `sweep` one by one, each before it is written, so that a full disk does not lose it."""
     formats = number_format(loaded.model), ""
     known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
     done = {(row.sample, canonical(row.policy)): row for row in known if _way(row) == way and row.halted_kv == "drop"}
     names = {text: format_method(method) for text, method in methods.items()}
-    wanted: list[SweepRow] = []
+    first = {name: next(text for text in names if names[text] == name) for name in names.values()}
     for sample in samples:
-        missing = {text: one for text, one in methods.items() if (digest(sample), names[text]) not in done}
-        for row in sweep_sample(loaded, sample, missing, way, own.get(digest(sample))) if missing else ():
-            done[row.sample, names[row.policy]] = row
-            append_rows(rows, [row])
-        wanted += [replace(done[digest(sample), name], policy=text) for text, name in names.items()]
+        number = digest(sample)
+        missing = {text: methods[text] for name, text in first.items() if (number, name) not in done}
+        measured = sweep_sample(loaded, sample, missing, way, own.get(number))
+        for text, name in names.items():
+            if (number, name) in done:
+                yield replace(done[number, name], policy=text)
+            else:
+                row = done[number, name] = next(measured)
+                yield row
+                append_rows(rows, [row])
         tick()
-    return wanted
 
 
 @cache

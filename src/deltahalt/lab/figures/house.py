@@ -1,5 +1,6 @@
 """What all figures share: file formats, style, colours, and the look of a method."""
 
+import io
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltahalt.errors import InputError
-from deltahalt.files import require_writable
+from deltahalt.files import head, require_writable, write_whole
 from deltahalt.lab.figures.names import method
 from deltahalt.methods.registry import known_methods
 from deltahalt.vision.policies import known_vision_policies
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 # Nothing of the machine, the day or the library goes into a file, so that a redrawn figure is the same file.
-FORMATS: dict[str, dict[str, None]] = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
+MAKER = "deltahalt plot"
+FORMATS: dict[str, dict[str, str | None]] = {".svg": {"Date": None, "Creator": MAKER}, ".png": {"Software": MAKER}}
+MARKS = f"<dc:title>{MAKER}</dc:title>".encode(), f"tEXtSoftware\0{MAKER}".encode()  # where these formats have it
 DPI = 200
 LETTERS = 11  # of a title, that fit into an inch
 STYLE = {
@@ -61,9 +64,9 @@ def drawn(out: Path, title: str, size: tuple[float, float]) -> "Iterator[Figure]
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         figure.suptitle(textwrap.fill(title, int(LETTERS * size[0])), fontsize=11)
         yield figure
-        out.parent.mkdir(parents=True, exist_ok=True)
-        kind = out.suffix.lower()
-        figure.savefig(out, format=kind[1:], dpi=DPI, metadata=FORMATS[kind])
+        kind, file = out.suffix.lower(), io.BytesIO()
+        figure.savefig(file, format=kind[1:], dpi=DPI, metadata=FORMATS[kind])
+        write_whole(out, file.getvalue())
 
 
 def check_plot(out: Path) -> None:
@@ -73,6 +76,11 @@ def check_plot(out: Path) -> None:
     require_writable(out)
     if find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib, which the extra `plot` brings: pip install 'deltahalt[plot]'")
+
+
+def is_plot(file: Path) -> bool:
+    """Whether a file is a figure that `drawn` wrote."""
+    return any(mark in head(file) for mark in MARKS)
 
 
 def looks(policies: Iterable[str]) -> "dict[str, Line2D]":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deltahalt.answering.documents import read_document
 from deltahalt.errors import InputError
 from deltahalt.lab.harness.local import in_turn
 
@@ -21,7 +22,7 @@ def needle_rows(folder: Path, tokenizer: Any, lengths: Sequence[int]) -> list[di
     essays = sorted((folder / "essays").glob("*.txt"))
     if not essays:
         raise InputError(f"there are no essays in {folder / 'essays'}: put .txt files there, the needle's haystack")
-    ids = tokenizer("\n\n".join(essay.read_text(encoding="utf-8") for essay in essays), add_special_tokens=False)
+    ids = tokenizer("\n\n".join(read_document(str(essay)) for essay in essays), add_special_tokens=False)
     draw, rows = random.Random(0), []
     for length in lengths:
         if length <= ROOM:

@@ -4,10 +4,13 @@ import json
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 
+from deltahalt.files import head
 from deltahalt.lab.viewer.record import PromptRecord
 
+MARK = b'<meta name="generator" content="deltahalt view">'
 PARTS = ("page.html", "page.css", "page.js")
 
 
@@ -21,3 +24,8 @@ def render(record: PromptRecord) -> str:
         script=parts["page.js"],
         record=data.replace("<", "\\u003c"),  # so that no text of the prompt can end the script element
     )
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that `render` wrote."""
+    return MARK in head(file)

@@ -1,7 +1,7 @@
 """What visual and text tokens do in the full model, on pictures drawn from seeds (Fig. 1-3)."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from deltahalt.loading.models import LoadedVisionModel
 
 def observe_pictures(
     loaded: LoadedVisionModel, pictures: Sequence[Picture], rows: Path, *, tick: Callable[[], None] = lambda: None
-) -> list[Observation]:
+) -> Iterator[Observation]:
     """Observe the model on every picture and the first question about it; rows as in `observe`."""
     wanted = [(_digest(picture), partial(_observe, loaded, picture)) for picture in pictures]
     return observe_missing(loaded.name, wanted, rows, tick=tick)

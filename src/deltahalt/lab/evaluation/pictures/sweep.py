@@ -143,11 +143,12 @@ def vision_sweep(
     rows: Path,
     *,
     tick: Callable[[], None] = lambda: None,
-) -> list[VisionRow]:
+) -> Iterator[VisionRow]:
     """Measure the full model and every combination on the first held-out pictures.
 
     Rows are added to the JSONL file as they come, and those in it are not measured again. tick: called after each.
-    Returns all rows of this model, these combinations and pictures. Raises what both seams raise.
+    Yields all rows of this model, these combinations and pictures, each before it is written; those that were in the
+    file come first. Raises what both seams raise.
     """
     known = rows_so_far(rows, VisionRow)
     done = {_key(row): row for row in known if (row.model, row.pictures) == (loaded.name, pictures)}
@@ -156,15 +157,16 @@ def vision_sweep(
     for each in missing:
         with halting(loaded.model, _policy(each), vision=each.vision_policy):
             pass  # refuses what does not fit this model before anything is measured
+    yield from (done[_key(each)] for each in wanted if _key(each) in done)
     asked = rounds(loaded, held_out_pictures(pictures)) if missing else []
     for vision in dict.fromkeys(each.vision_policy for each in missing):
         with seeing_once(loaded.model, vision) as seen:
             for each in missing:
                 if each.vision_policy == vision:
-                    done[_key(each)] = measure(loaded, asked, each, seen, pictures)
-                    append_rows(rows, [done[_key(each)]])
+                    row = measure(loaded, asked, each, seen, pictures)
+                    yield row
+                    append_rows(rows, [row])
                     tick()
-    return [done[_key(each)] for each in wanted]
 
 
 def _policy(one: Combination) -> AnyPolicy:

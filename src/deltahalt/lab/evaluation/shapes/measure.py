@@ -48,22 +48,37 @@ def measure_prompts(
     rows: a JSONL file that rows are added to as they come; what is in it is not measured again, though under another
     text of the same method. tick: called after each prompt. Raises what `measure_prompt` raises.
     """
+    return list(measuring_prompts(loaded, prompts, methods, rows, tick=tick))
+
+
+def measuring_prompts(
+    loaded: LoadedModel,
+    prompts: Iterable[ShapedPrompt],
+    methods: Mapping[str, AnyMethod],
+    rows: Path | None = None,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[ShapeRow]:
+    """The rows of `measure_prompts` one by one, each before it is written, so that a full disk does not lose it."""
     formats = number_format(loaded.model)
     known = [] if rows is None else rows_so_far(rows, ShapeRow)
     ours = (row for row in known if (row.model, row.dtype) == (loaded.name, formats))
     done = {(row.sample, canonical(row.policy)): row for row in ours}
     names = {text: format_method(method) for text, method in methods.items()}
-    wanted: list[ShapeRow] = []
+    first = {name: next(text for text in names if names[text] == name) for name in names.values()}
     for prompt in prompts:
         sample = digest(shaped_sample(prompt))
-        missing = {text: one for text, one in methods.items() if (sample, names[text]) not in done}
-        for row in measure_prompt(loaded, prompt, missing) if missing else ():
-            done[sample, names[row.policy]] = row
+        missing = {text: methods[text] for name, text in first.items() if (sample, name) not in done}
+        measured = measure_prompt(loaded, prompt, missing)
+        for text, name in names.items():
+            if (sample, name) in done:
+                yield replace(done[sample, name], policy=text)
+                continue
+            row = done[sample, name] = next(measured)
+            yield row
             if rows is not None:
                 append_rows(rows, [row])
-        wanted += [replace(done[sample, name], policy=text) for text, name in names.items()]
         tick()
-    return wanted
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import metadata
@@ -11,8 +10,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from deltahalt.answering.documents import read_document
 from deltahalt.errors import InputError
 from deltahalt.lab.evaluation.shapes.draw import Draw
+from deltahalt.lab.jsonl import read_jsonl
 
 # Packages that deltahalt needs in any case, so that they are there wherever it runs.
 PACKAGES = ("json", "asyncio", "email", "http", "logging", "unittest", "xml", "multiprocessing", "accelerate", "rich")
@@ -88,7 +89,8 @@ def essays(draw: Draw, folder: Path) -> Iterator[str]:
 def folder_texts(folder: Path) -> tuple[str, ...]:
     """The texts in a folder: essays/*.txt, or *.txt. Raises InputError where there are fewer than two."""
     files = sorted([*folder.glob("essays/*.txt"), *folder.glob("*.txt")])
-    texts = tuple(text for file in files if len(text := file.read_text(encoding="utf-8").strip()) > 1_000)
+    long = [file for file in files if file.stat().st_size > 1_000]
+    texts = tuple(text for file in long if len(text := read_document(str(file)).strip()) > 1_000)
     if len(texts) < 2:
         raise InputError(
             f"there are {len(texts)} texts in {folder}: put two or more files of 1,000 characters and more into "
@@ -98,11 +100,11 @@ def folder_texts(folder: Path) -> tuple[str, ...]:
 
 
 @cache
-def jsonl_rows(file: Path) -> tuple[dict[str, Any], ...]:
-    """The objects of a JSONL file; none if there is no file."""
+def longbench_rows(file: Path) -> tuple[dict[str, Any], ...]:
+    """The rows of one of LongBench's files; none if there is no file."""
     if not file.is_file():
         return ()
-    return tuple(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    return tuple(row for _, row in read_jsonl(file, fields={"context": str, "answers": list}))
 
 
 def _folder(package: str) -> Path:

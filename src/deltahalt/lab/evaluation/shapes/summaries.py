@@ -7,7 +7,7 @@ from deltahalt.lab.evaluation.shapes.draw import count_tokens
 from deltahalt.lab.evaluation.shapes.facts import different
 from deltahalt.lab.evaluation.shapes.names import MONTHS
 from deltahalt.lab.evaluation.shapes.scorers import NamesAll
-from deltahalt.lab.evaluation.shapes.sources import jsonl_rows
+from deltahalt.lab.evaluation.shapes.sources import longbench_rows
 
 DECISIONS = (
     "the {0} goes to {1}",
@@ -51,7 +51,7 @@ def minutes_summary(order: Order) -> Made:
 
 def news_summary(order: Order) -> Made:
     """News from the user's folder, longbench/multi_news.jsonl, with a summary by hand; minutes where there is none."""
-    rows = () if order.folder is None else jsonl_rows(order.folder / "longbench" / "multi_news.jsonl")
+    rows = () if order.folder is None else longbench_rows(order.folder / "longbench" / "multi_news.jsonl")
     sizes = {number: count_tokens(row["context"]) for number, row in enumerate(rows)}
     fitting = [number for number, size in sizes.items() if order.tokens / 2 < size < order.tokens]
     if len(fitting) < 2:
