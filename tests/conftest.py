@@ -4,15 +4,13 @@ import importlib
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -21,15 +19,29 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deltahalt import cli
 from deltahalt.errors import ModelError
-from deltahalt.lab.evaluation.pictures.samples import held_out_pictures
 from deltahalt.lab.viewer.record import PromptRecord, record_prompt
 from deltahalt.loading.models import LoadedModel, load
+from helpers import extras
 from helpers.browser import Page, browsing, find_browser
 from helpers.local_tasks import write_benchmarks
 from helpers.tiny import tiny
 from helpers.viewing import DOCUMENT, GRIDS, POLICIES, QUESTION
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
 THREADS = torch.get_num_threads()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a test file that imports an extra which is not installed, and say which."""
+    report = yield
+    cause = report.call.excinfo and report.call.excinfo.value.__cause__  # type: ignore[attr-defined]
+    if isinstance(cause, ModuleNotFoundError) and cause.name in extras.REASONS:
+        report.outcome, report.longrepr = "skipped", (report.fspath, 0, f"Skipped: {extras.REASONS[cause.name]}")
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +99,10 @@ def tokenizer(tiny_folder: Path) -> Any:
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def figures(monkeypatch: pytest.MonkeyPatch) -> "list[Figure]":
     """What is drawn, in place of files."""
-    drawn: list[Figure] = []
+    Figure = pytest.importorskip("matplotlib.figure", reason=extras.REASONS["matplotlib"]).Figure
+    drawn: list[Any] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     return drawn
 
@@ -160,7 +173,10 @@ def record(loaded_tiny: LoadedModel) -> PromptRecord:
 
 
 @pytest.fixture(scope="session")
-def scenes() -> list[Image.Image]:
+def scenes() -> "list[Image]":
     """Two pictures of GRIDS visual tokens."""
+    Image = pytest.importorskip("PIL.Image", reason=extras.REASONS["PIL"])
+    from deltahalt.lab.evaluation.pictures.samples import held_out_pictures
+
     pixels = held_out_pictures(1)[0].pixels
     return [Image.fromarray(pixels[: 16 * rows, : 16 * columns]) for rows, columns in GRIDS]

@@ -9,7 +9,10 @@ import pytest
 
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.figures.pareto import pareto
+from helpers.extras import needs_matplotlib
 from helpers.sweep_rows import ROWS
+
+pytestmark = needs_matplotlib
 
 
 def write(file: Path, rows: list[SweepRow]) -> Path:

