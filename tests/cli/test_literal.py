@@ -46,8 +46,8 @@ def test_answers_policies_and_their_names_are_printed_as_they_are(capsys: pytest
 
 
 def test_what_a_terminal_would_obey_is_shown_as_an_escape(capsys: pytest.CaptureFixture[str]) -> None:
-    base.out.print("a\x1b[2Jb\x07c\rd\x9be\udce9f\tg\nh")
-    assert capsys.readouterr().out == r"a\x1b[2Jb\x07c\rd\x9be\udce9f" + " g\nh\n"
+    base.out.print("a\x1b[2Jb\x07c\rd\x9be\udce9f\nh")
+    assert capsys.readouterr().out == r"a\x1b[2Jb\x07c\rd\x9be\udce9f" + "\nh\n"
 
 
 def test_progress_is_printed_as_it_is() -> None:
@@ -62,7 +62,7 @@ def test_progress_is_printed_as_it_is() -> None:
 
 
 def test_nothing_prints_but_through_these_consoles() -> None:
-    """No other module makes a console, a status or a bar of its own, which would read markup."""
+    """No other module makes a console, a status or a bar of its own, which would read markup; these three do not."""
     made = re.compile(r"\bConsole\(|\bProgress\(|\.status\(|\bprint\(.*markup|from rich import print|rprint")
     found = {
         file.relative_to(SOURCE).as_posix()
@@ -70,14 +70,15 @@ def test_nothing_prints_but_through_these_consoles() -> None:
         for line in file.read_text(encoding="utf-8").splitlines()
         if made.search(line)
     }
-    assert found == {"cli/base.py", "loading/bundled.py"}
+    assert found == {"cli/base.py", "loading/bars.py", "loading/bundled.py"}
+    assert all("markup=False" in (SOURCE / file).read_text(encoding="utf-8") for file in found)
 
 
 @pytest.mark.usefixtures("wide")
 def test_the_command_prints_names_and_answers_as_they_are(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    document = tmp_path / "[red]report[/] :smile:.txt"
+    document = tmp_path / "[red]report[bold] :smile:.txt"
     document.write_text("A module is a file of definitions. " * 9)
     real = ask.ask
     monkeypatch.setattr(ask, "ask", lambda *given, **options: replace(real(*given, **options), text=HOSTILE))

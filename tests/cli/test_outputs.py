@@ -291,7 +291,9 @@ def test_half_a_row_is_one_line_of_warning_and_the_rest_is_read(
     assert line.startswith(f"deltahalt: {rows}, line 5: half a row, which an interrupted write left, is not read")
 
 
-@pytest.mark.parametrize(("content", "complaint"), [(b"\x89PNG\r\n\x1a\n\x00", "binary"), (b"", "there are no rows")])
+@pytest.mark.parametrize(
+    ("content", "complaint"), [(b"\x89PNG\r\n\x1a\n\x00", "it is not UTF-8 text"), (b"", "there are no rows")]
+)
 def test_report_refuses_what_holds_no_rows(
     content: bytes, complaint: str, deltahalt: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
