@@ -88,6 +88,7 @@ def test_an_output_that_is_an_input_is_refused_by_any_name(
         "bench --text {0} --model m --rows {0}",
         "vision-sweep --model {0} --rows {0}",
         "eval --tasks ruler --model {0} --rows {0}",
+        "shapes --model {0} --rows {0}",
     ],
 )
 def test_no_command_takes_one_file_for_two_things(
@@ -126,6 +127,7 @@ def test_a_file_of_somebody_else_is_refused(
         "vision-sweep --model m --rows {0}",
         "bench --model m --rows {0}",
         "eval --model m --tasks ruler --rows {0}",
+        "shapes --model m --rows {0}",
         "calibrate --model m --out new.json --rows {0}",
     ],
 )
@@ -301,3 +303,38 @@ def test_report_refuses_what_holds_no_rows(
     assert deltahalt("report", tmp_path / "file") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint in line
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "bench --policies",
+        "bench --lengths",
+        "bench --batch-sizes",
+        "sweep --rows r.jsonl --policies",
+        "sweep --rows r.jsonl --starts",
+        "sweep --rows r.jsonl --ratios",
+        "shapes --policies",
+        "shapes --shapes",
+        "shapes --tokens",
+        "vision-sweep --model m --rows r.jsonl --methods",
+        "vision-sweep --model m --rows r.jsonl --retains",
+        "view --question ? --document d --out p.html --policies",
+        "eval --tasks",
+        "eval --tasks ruler --lengths",
+        "calibrate --out p.json --layers",
+        "calibrate --out p.json --target-speedup",
+        "flops --shape qwen2.5-7b --lengths",
+    ],
+)
+@pytest.mark.parametrize("empty", ["", " ", ","])
+def test_an_empty_list_is_refused(
+    call: str, empty: str, deltahalt: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert deltahalt(*call.split(), empty) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith("deltahalt: ")
+    assert not list(tmp_path.iterdir())

@@ -372,7 +372,7 @@ def sweeping(
     for sample in samples:
         number = digest(sample)
         missing = {text: methods[text] for name, text in first.items() if (number, name) not in done}
-        measured = sweep_sample(loaded, sample, missing, way, own.get(number))
+        measured = sweep_sample(loaded, sample, missing, way, own.get(number)) if missing else iter(())
         for text, name in names.items():
             if (number, name) in done:
                 yield replace(done[number, name], policy=text)

@@ -69,7 +69,7 @@ def measuring_prompts(
     for prompt in prompts:
         sample = digest(shaped_sample(prompt))
         missing = {text: methods[text] for name, text in first.items() if (sample, name) not in done}
-        measured = measure_prompt(loaded, prompt, missing)
+        measured = measure_prompt(loaded, prompt, missing) if missing else iter(())
         for text, name in names.items():
             if (sample, name) in done:
                 yield replace(done[sample, name], policy=text)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import metadata
