@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.console import Console
 from deltahalt.answering.ask import Answer
 from deltahalt.answering.demo import EXPECTED, FACT
 from deltahalt.cli.answer_table import show_answers
+from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.lab.rows.base import read_rows
 from deltahalt.loading.models import load
 from deltahalt.methods.registry import METHODS
 from deltahalt.profile import Choice, Profile, Signature
@@ -429,3 +432,20 @@ def test_a_file_that_cannot_be_written_is_named_before_a_model_is_loaded(
 ) -> None:
     assert deltahalt(*command.split(), "/dev/null/file", "--model", "no/such") == 2
     assert "cannot write to /dev/null/file: give a file that can be written" in capsys.readouterr().err
+
+
+def test_speedup_is_the_same_ratio_in_sweep_and_report(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, rows = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
+    options = ["--data", str(data), "--policies", "uniform:start=1,pruning_ratio=0.9"]
+    assert deltahalt("sweep", "--model", str(tiny_folder), "--rows", str(rows), *options) == 0
+    shown = capsys.readouterr().out.splitlines()
+    heads, cells = (re.split(r"\s*[┃│]\s*", line) for line in shown if line.startswith(("┃", "│")))
+    swept = dict(zip(heads, cells, strict=True))
+    assert deltahalt("report", str(rows)) == 0
+    heads, _, cells = (line.split(" | ") for line in capsys.readouterr().out.strip().splitlines())
+    assert dict(zip(heads, cells, strict=True))["speedup"] == swept["speedup"] != swept["own speedup"]
+    (row,) = read_rows(rows, SweepRow)
+    assert swept["speedup"] == f"{row.reference_speedup:.2f}x"
