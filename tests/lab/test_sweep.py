@@ -29,10 +29,10 @@ from deltahalt import (
 from deltahalt.lab.evaluation import answers
 from deltahalt.lab.evaluation.answers import own_answers
 from deltahalt.lab.evaluation.grid import variants
+from deltahalt.lab.evaluation.prompt_sweep import PromptSweep
 from deltahalt.lab.evaluation.samples import TASKS, Sample, generate_samples, read_samples
 from deltahalt.lab.evaluation.summary import markdown, summarize
 from deltahalt.lab.evaluation.sweep import (
-    PromptSweep,
     SweepRow,
     Way,
     encode,

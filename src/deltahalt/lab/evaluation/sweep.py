@@ -1,12 +1,10 @@
 """Many policies on one sample: the shallow layers run once, and each policy reruns only what comes after it."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,18 +13,12 @@ from transformers import DynamicCache
 
 from deltahalt.answering.documents import context_ends, format_turn
 from deltahalt.engine.cache import fork
-from deltahalt.engine.call import DecoderCall, prepare
-from deltahalt.engine.decoder import run_layers
-from deltahalt.engine.host_decoder import HostDecoder
-from deltahalt.engine.masks import Masks
-from deltahalt.engine.prefill import prefill as run_prefill
-from deltahalt.engine.prefill import refuse_halted_kv
-from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, PolicyError
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
 from deltahalt.host.compat import CACHE
 from deltahalt.lab.bench.machine import number_format
 from deltahalt.lab.evaluation.encoding import sample_ids, shared_ids
+from deltahalt.lab.evaluation.prompt_sweep import Prefilled, PromptSweep
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
 from deltahalt.loading.models import LoadedModel, end_tokens
@@ -35,10 +27,8 @@ from deltahalt.methods.base import Method
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod, format_method, parse_method
 from deltahalt.policies import Dense
-from deltahalt.policies.base import LayerView, Policy, Stage
 
 FULL = Dense()
-Scores = dict[tuple[int, Policy], torch.Tensor]  # by layer and policy: [n]
 REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
 
 
@@ -168,88 +158,6 @@ def sweep_row(
         max_answer_tokens=way.max_answer_tokens,
         dtype=number_format(model),
     )
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """What a prefill leaves: the cache, and states [1, 1 + m, D] of the prompt's last token and of m that ran along."""
-
-    cache: DynamicCache
-    states: torch.Tensor
-
-
-class PromptSweep:
-    """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`.
-
-    Scores of the whole prompt are remembered, too: policies that differ in ratio or chunk alone share them.
-    """
-
-    def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int]) -> None:
-        self.host = HostDecoder.of(model.get_decoder())
-        self.layers = list(enumerate(self.host.layers))
-        self.scores: Scores = {}
-        cache = DynamicCache(config=model.config)
-        stream, self.call = prepare(self.host, input_ids=prompt, past_key_values=cache, use_cache=True)
-        self.bounds = sorted({0, *firsts, len(self.layers)})
-        self.entering, stream = self._run(stream, self.call)
-        self.full = Prefilled(cache, self._last(stream))
-
-    def _run(self, stream: TokenStream, call: DecoderCall) -> tuple[dict[int, TokenStream], TokenStream]:
-        """The tokens as they enter each layer of `bounds`, and as they leave the last."""
-        entering: dict[int, TokenStream] = {}
-        for begin, end in pairwise(self.bounds):
-            entering[begin] = stream
-            stream, _ = run_layers(self.layers[begin:end], (), stream, call)
-        return entering, stream
-
-    def followed_by(self, tokens: torch.Tensor) -> "PromptSweep":
-        """The same prompt with `tokens` [1, m] after it, which run along with it in every layer and never halt."""
-        if tokens.shape[1] == 0:
-            return self
-        twin, cache = copy.copy(self), fork(self.full.cache)
-        later, call = prepare(self.host, input_ids=tokens, past_key_values=cache, use_cache=True)
-        entering, later = self._run(later, call)
-        twin.entering = {layer: self.entering[layer].followed_by(entering[layer]) for layer in entering}
-        layout = replace(self.call.layout, width=self.call.layout.width + call.layout.width)
-        twin.call = replace(self.call, layout=layout)
-        twin.full = Prefilled(cache, torch.cat([self.full.states, self.host.norm(later.hidden)], dim=1))
-        return twin
-
-    def finish(self, stages: tuple[Stage, ...]) -> Prefilled:
-        """The prefill that halts at `stages`."""
-        if not stages:
-            return self.full
-        refuse_halted_kv(self.host.shape, stages)
-        first = stages[0].first
-        cache = fork(self.full.cache)
-        cache.layers[first:] = DynamicCache(config=self.host.config).layers[first:]
-        call = replace(self.call, cache=cache, masks=Masks(self.host, self.call.layout, [], cache))
-        stages = tuple(remembering(stage, self.scores) for stage in stages)
-        stream, _ = run_prefill(self.layers[first:], stages, self.entering[first], call)
-        return Prefilled(cache, self._last(stream))
-
-    def _last(self, stream: TokenStream) -> torch.Tensor:
-        return self.host.norm(stream.hidden[:, -1 - stream.trailing :])
-
-
-def remembering(stage: Stage, scores: Scores) -> Stage:
-    """The stage with policies that look a score of a whole prompt up in `scores`, and add it there."""
-    return replace(stage, policies=tuple(_remembering(policy, scores) for policy in stage.policies))
-
-
-def _remembering(policy: Policy, scores: Scores) -> Policy:
-    key = policy if policy.scores_by_count else replace(policy, pruning_ratio=0, chunk=1)
-    twin = copy.copy(policy)
-
-    def score(view: LayerView) -> torch.Tensor:
-        if len(view.positions) < view.prompt:
-            return policy.score(view)
-        if (view.layer, key) not in scores:
-            scores[view.layer, key] = policy.score(view)
-        return scores[view.layer, key]
-
-    object.__setattr__(twin, "score", score)
-    return twin
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 
 from deltahalt.flops import ModelShape
 from deltahalt.lab.bench.machine import number_format, ran_on
+from deltahalt.lab.evaluation.prompt_sweep import PromptSweep
 from deltahalt.lab.evaluation.samples import shaped_sample
 from deltahalt.lab.evaluation.shapes.base import ShapedPrompt
 from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.sweep import (
     FULL,
-    PromptSweep,
     Way,
     canonical,
     digest,
