@@ -62,6 +62,12 @@ def said(page: Page, column: int, token: int) -> str:
     return str(page.run(f"document.querySelectorAll('#details .columns > div')[{column}].innerText"))
 
 
+def said_of_each(page: Page, column: int, tokens: list[int]) -> list[str]:
+    """What `said` gives for each of several tokens."""
+    text = f"document.querySelectorAll('#details .columns > div')[{column}].innerText"
+    return list(page.run(f"{tokens}.map((token) => (point(token), {text}))"))
+
+
 def here(page: Page) -> int:
     place = re.search(r"token ([\d,]+) of", page.run("document.getElementById('details').innerText"))
     return int(place[1].replace(",", ""))

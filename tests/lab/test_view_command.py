@@ -14,6 +14,7 @@ def test_the_command_shows_an_image(deltahalt: Callable[..., int], tmp_path: Pat
     picture, page = tmp_path / "scene.png", tmp_path / "page.html"
     scenes[0].save(picture)
     asked = ("view", "--model", SMALL, "--image", picture, "--image", picture, "--question", "What?", "--out", page)
+    asked += ("--max-new-tokens", 2)
     assert deltahalt(*asked, "--policies", f"{PRUNED} {SEEN[1]}") == 0
     html = page.read_text(encoding="utf-8")
     assert html.count('"uri":"data:image/png;base64,') == 2
@@ -47,7 +48,7 @@ def test_the_command_writes_a_page(deltahalt: Callable[..., int], tiny_folder: P
     document, page = tmp_path / "document.txt", tmp_path / "new" / "page.html"
     document.write_text(DOCUMENT)
     asked = ("view", "--model", tiny_folder, "--document", document, "--question", QUESTION, "--out", page)
-    assert deltahalt(*asked, "--policies", f"{DASH} dense {DASH}") == 0
+    assert deltahalt(*asked, "--policies", f"{DASH} dense {DASH}", "--max-new-tokens", 0) == 0
     html = page.read_text(encoding="utf-8")
     assert html.count(f'"policy":"{DASH}"') == 1
     assert '"policy":"dense"' in html
@@ -76,7 +77,7 @@ def test_the_command_refuses_a_page_it_cannot_write_before_it_reads_anything(
 
 @pytest.mark.parametrize("longest", [0, 3])
 def test_the_command_writes_answers_as_long_as_wanted(
-    longest: int, deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path
+    longest: int, deltahalt: Callable[..., int], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document, page = tmp_path / "document.txt", tmp_path / "page.html"
     document.write_text(DOCUMENT)
@@ -84,3 +85,5 @@ def test_the_command_writes_answers_as_long_as_wanted(
     assert deltahalt(*asked, "--policies", DASH, "--max-new-tokens", longest) == 0
     assert page.read_text(encoding="utf-8").count('"tokens":3,"cut":true') == (2 if longest else 0)
     assert deltahalt(*asked, "--max-new-tokens", -1) == 2
+    assert deltahalt(*asked, "--max-new-tokens", 100_000) == 2
+    assert "--max-new-tokens is 100,000" in capsys.readouterr().err

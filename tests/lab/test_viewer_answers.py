@@ -25,11 +25,11 @@ def page(browser: Page, record: PromptRecord, tmp_path: Path) -> Iterator[Page]:
 
 
 def test_answers_are_those_of_run(loaded_tiny: LoadedModel) -> None:
-    record = record_prompt(loaded_tiny, DOCUMENT, QUESTION, POLICIES, max_new_tokens=24)
+    record = record_prompt(loaded_tiny, DOCUMENT, QUESTION, POLICIES, max_new_tokens=12)
     tokenizer, config = loaded_tiny.tokenizer, loaded_tiny.model.config
     prompt = to_device(build_prompt(tokenizer, config, DOCUMENT, QUESTION), loaded_tiny.model.device)
     methods = [None, *map(parse_policy, POLICIES)]
-    wanted = [ask(loaded_tiny, prompt, method, max_new_tokens=24) for method in methods]
+    wanted = [ask(loaded_tiny, prompt, method, max_new_tokens=12) for method in methods]
     got = [record.answer, *(policy.answer for policy in record.policies)]
     assert [(answer.text, answer.tokens) for answer in got] == [(answer.text, answer.new_tokens) for answer in wanted]
     assert len({answer.text for answer in got}) > 1

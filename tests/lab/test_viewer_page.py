@@ -24,6 +24,7 @@ from helpers.viewing import (
     long_record,
     luminance,
     said,
+    said_of_each,
     shown,
     spans,
 )
@@ -38,7 +39,7 @@ def file(record: PromptRecord, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def page(browser: Page, file: Path) -> Iterator[Page]:
-    """The page, opened anew; no script may complain, and nothing may be loaded."""
+    """The page, opened again; no script may complain, and nothing may be loaded."""
     browser.open(file)
     yield browser
     assert browser.errors == []
@@ -124,9 +125,10 @@ def test_a_token_that_stays_is_protected_or_kept_by_its_score_or_chosen(page: Pa
         zip(record.policies[:3], ("kept by its score",) * 2 + ("chosen",), strict=True)
     ):
         begin, end = policy.stages[-1].eligible[0]
-        for token in (token for token, stage in enumerate(policy.halted) if stage < 0):
+        stay = [token for token, stage in enumerate(policy.halted) if stage < 0]
+        for token, words in zip(stay, said_of_each(page, column, stay), strict=True):
             wanted = kept if begin <= token < end else "protected, as the prompt's ends are"
-            assert f"active in all layers: {wanted}\n" in said(page, column, token)
+            assert f"active in all layers: {wanted}\n" in words
     assert said(page, 3, 0) == "D: active in all layers"
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from deltahalt import halting
 from deltahalt.answering.picture_inputs import picture_inputs
 from deltahalt.answering.pictures import ask_about_pictures
-from deltahalt.lab.viewer.record import PromptRecord, record_pictures, split_stages
+from deltahalt.lab.evaluation.pictures.combinations import split_stages
+from deltahalt.lab.viewer.record import PromptRecord, record_pictures
 from deltahalt.loading.models import LoadedVisionModel, load_vision
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.vision.policies import parse_vision_policy
@@ -57,7 +58,10 @@ def test_answers_are_those_of_look(album: PromptRecord, small: LoadedVisionModel
     methods: dict[str, Any] = {}
     for seen in SEEN:
         vision, policy = split_stages(seen)
-        methods[seen] = (parse_policy(policy), None if vision is None else parse_vision_policy(vision))
+        methods[seen] = (
+            Dense() if policy is None else parse_policy(policy),
+            None if vision is None else parse_vision_policy(vision),
+        )
     full = {"full model": (Dense(), None)}
     wanted = ask_about_pictures(small, scenes, "What is the number?", full | methods, max_new_tokens=6)
     got = [album.answer, *(policy.answer for policy in album.policies)]

@@ -43,7 +43,7 @@ def view(
 ) -> None:
     """Write a page that shows which tokens of a prompt halt under each policy, at which layer, and what it answers."""
     from deltahalt.answering.documents import check_question, read_document, require_short
-    from deltahalt.cli.before import check_text_model, check_vision_model
+    from deltahalt.cli.before import check_answer, check_text_model, check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import split_stages
     from deltahalt.lab.viewer.page import is_page, render
     from deltahalt.lab.viewer.record import record_pictures, record_prompt
@@ -69,13 +69,17 @@ def view(
     text = "" if document is None else read_document(document)
     if image:
         pictures = [read_image(file) for file in image]
-        require_short(text, check_vision_model(model, pairs, device=device))
+        config = check_vision_model(model, pairs, device=device)
+        require_short(text, config)
+        check_answer(max_new_tokens, config)
         seen = load_vision_model(model, dtype=dtype, device=device)
         with status(f"looking at the image with {len(named)} policies"):
             record = record_pictures(seen, pictures, text, question, named, max_new_tokens=max_new_tokens)
     else:
         methods = [None if known is None else method_of(known) for known, _ in pairs]
-        require_short(text, check_text_model(model, methods, device=device))
+        config = check_text_model(model, methods, device=device)
+        require_short(text, config)
+        check_answer(max_new_tokens, config)
         loaded = load_model(model, dtype=dtype, device=device)
         chosen = [resolve_policy(policy, loaded.model) for policy in named]
         with status(f"reading the document with {len(chosen)} policies"):

@@ -11,14 +11,14 @@ function point(token) {
   for (const policy of policies) for (const stage of policy.stages) stage.mark(stage.value[token]);
   for (const mark of document.querySelectorAll(".at-token")) mark.style.left = `${(100 * (token + 0.5)) / count}%`;
   here = token;
-  const told = policies.map((policy) => {
+  const known = policies.map((policy) => {
     const lines = [`${policy.letter}: ${fateOf(policy, token)}`, ...policy.stages.filter((stage) => stage.layer >= 0).map((stage) => scoreOf(stage, token))];
     return make("div", {}, ...lines.map((textContent) => make("p", { textContent })));
   });
   const place = `token ${number(token)} of ${number(count)}`;
   byId("details").replaceChildren(
     make("p", {}, make("code", { textContent: describe(token) }), ` ${place}`, context(token)),
-    make("div", { className: "columns" }, ...told),
+    make("div", { className: "columns" }, ...known),
   );
   byId("overview").setAttribute("aria-valuenow", token);
   byId("overview").setAttribute("aria-valuetext", `${place}: ${describe(token)}`);
