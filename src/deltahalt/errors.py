@@ -33,5 +33,9 @@ class UntestedVersionWarning(DeltahaltWarning):
     """The installed transformers is newer than every version that deltahalt was tested with."""
 
 
+class UnhaltedCallWarning(DeltahaltWarning):
+    """A model ran in a thread that has no part in the block in which it halts, and nowhere else."""
+
+
 class RowsWarning(DeltahaltWarning):
     """A file of rows ends in half a line, as an interrupted write leaves it."""

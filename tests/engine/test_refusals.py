@@ -145,7 +145,7 @@ CALLS = {
     "attentions, by config": unsupported("Leave it off", with_config("output_attentions"), attention="eager"),
     "labels": unsupported("labels are not supported", lambda model: model(**ONE, labels=IDS)),
     "all logits": unsupported("pass logits_to_keep=1", lambda model: model(IDS, MASK)),
-    "labels by place": unsupported("pass logits_to_keep=1", lambda model: model(IDS, MASK, None, None, None, IDS)),
+    "labels by place": unsupported("labels are not supported", lambda model: model(IDS, MASK, None, None, None, IDS)),
     "too many logits": unsupported(r"logits_to_keep=1 \(up to 3\)", lambda model: model(IDS, MASK, logits_to_keep=4)),
     "logits by index": unsupported(
         "pass logits_to_keep=1", lambda model: model(IDS, MASK, logits_to_keep=torch.tensor([0, 39]))

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, InputError, Policy, Progressive, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
+from deltahalt.host.blocks import Block
 from deltahalt.host.compat import CACHE
 from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
@@ -50,7 +51,8 @@ def marking(model: Any, share: float, *, image: int | None = None) -> Iterator[l
 
     base.get_image_features = marked
     try:
-        yield calls
+        with Block({}, marks=base).opened():  # as if a policy were attached to the ViT
+            yield calls
     finally:
         del base.get_image_features
 

@@ -1,23 +1,23 @@
 """`halting(model, policy)`: the one seam between deltahalt and a Hugging Face model."""
 
-import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from deltahalt.engine.halted import Depth, Halted
-from deltahalt.engine.handover import WANTED, Handover
-from deltahalt.errors import UnsupportedError
+from deltahalt.engine.handover import finding, through_base, through_model
+from deltahalt.errors import UnhaltedCallWarning, UnsupportedError
+from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting, kept_open
 from deltahalt.host.compat import warn_if_untested
 from deltahalt.host.families import vision_family_of
 from deltahalt.host.families.base import Module
-from deltahalt.host.stand_in import replace
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.policies.text import require_policy
-from deltahalt.vision.attach import halting_vision
+from deltahalt.vision.attach import vision_places
 from deltahalt.vision.policy import VisionPolicy
 
 REFUSED_IN_GENERATE = {
@@ -60,27 +60,44 @@ def halting(
     warn_if_untested()
     decoder = find_decoder(model)
     base = find_base(model, decoder)
-    handover = Handover(vision_family_of(base.config)) if base is not decoder else None
     require_policy(policy)
-    with ExitStack() as undo:
-        halted = Halted(
-            decoder,
-            policy,
-            min_prompt_tokens=min_prompt_tokens,
-            timed=timed,
-            depth=depth,
-            handover=handover,
-            tower=None if vision is None else undo.enter_context(halting_vision(model, vision)),
-        )
-        # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
-        replace(decoder, "_old_forward" if hasattr(decoder, "_hf_hook") else "forward", halted.forward, undo)
-        if handover is not None:
-            _listen(base, handover, undo)
-        if model is not base:
-            undo.callback(model.register_forward_pre_hook(_pass_logits_down, with_kwargs=True).remove)
-        if callable(generate := getattr(model, "generate", None)):
-            replace(model, "generate", _checked(generate), undo)
+    tower, tower_places = (None, {}) if vision is None else vision_places(model, vision)
+    halted = Halted(
+        model,
+        decoder,
+        policy,
+        min_prompt_tokens=min_prompt_tokens,
+        timed=timed,
+        depth=depth,
+        sees_images=base is not decoder,
+        tower=tower,
+    )
+    marks = None if tower is None else base
+    halted.block = Block(_places(model, base, halted) | tower_places, marks=marks)
+    with halted.block.opened():
         yield halted
+    if halted.block.missed and not halted.ran:
+        warnings.warn(
+            "nothing halted in this block, but the model ran in another thread, which has no part in it: start it with "
+            "halted.generate in place of model.generate, or with contextvars.copy_context().run",
+            UnhaltedCallWarning,
+            stacklevel=3,
+        )
+
+
+def _places(model: Module, base: Module, halted: Halted) -> dict[Place, Answer]:
+    """What answers in the model for a block."""
+    decoder = halted.host.module
+    places: dict[Place, Answer] = {forward_of(decoder): halted.forward}
+    if base is not decoder:
+        family = vision_family_of(base.config)
+        places[base, family.finder(base)] = finding(base, family)
+        places[forward_of(base)] = through_base(base, family)
+    if model is not base:
+        places[forward_of(model)] = through_model(model)
+    if callable(getattr(model, "generate", None)):
+        places[model, "generate"] = _generate
+    return places
 
 
 def find_decoder(model: Module) -> Module:
@@ -91,9 +108,8 @@ def find_decoder(model: Module) -> Module:
     decoder = get_decoder() if callable(get_decoder) else None
     if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise UnsupportedError(f"{type(model).__name__} has no decoder to halt tokens in: use a causal language model")
-    for name in ("forward", "_old_forward"):
-        if isinstance(getattr(decoder.__dict__.get(name), "__self__", None), Halted):
-            raise UnsupportedError("this model is halting already: leave the other `with halting(...)` block first")
+    if is_halting(decoder):
+        raise UnsupportedError("this model is halting already: leave the other `with halting(...)` block first")
     return decoder
 
 
@@ -109,35 +125,16 @@ def sees_images(model: Module, decoder: Module) -> bool:
     return find_base(model, decoder) is not decoder
 
 
-def _listen(base: Module, handover: Handover, undo: ExitStack) -> None:
-    """Have what the base model knows and its decoder needs collected in `handover`."""
-    replace(base, handover.family.finder(base), handover.listening(base), undo)
-    undo.callback(base.register_forward_pre_hook(handover.enter, with_kwargs=True).remove)
-    undo.callback(base.register_forward_hook(handover.leave, always_call=True).remove)
-
-
-def _pass_logits_down(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook of the outer model: tell the decoder how many logits are wanted, and refuse a loss."""
-    if kwargs.get("labels") is not None:
-        raise UnsupportedError("labels are not supported: halted tokens have no logits to take a loss of")
-    wanted = kwargs.get("logits_to_keep", 0)
-    return args, kwargs | {WANTED: wanted if isinstance(wanted, int) else 0}
-
-
-def _checked(generate: Callable[..., Any]) -> Callable[..., Any]:
-    """`generate` that refuses what would call the decoder in pieces or with tokens that are no prompt."""
-
-    @functools.wraps(generate)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-        given = given.pop("kwargs", {}) | given
-        config = given.get("generation_config") or generate.__self__.generation_config  # type: ignore[attr-defined]
-        settings = {name: given.get(name, getattr(config, name, None)) for name in REFUSED_IN_GENERATE}
-        for name, value in settings.items():
-            if value is not None and value not in FINE_IN_GENERATE.get(name, ()):
-                shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
-                advice = REFUSED_IN_GENERATE[name]
-                raise UnsupportedError(f"generate({name}={shown}) is not supported with halting: {advice}")
-        return generate(*args, **kwargs)
-
-    return checked
+def _generate(_: Block, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`generate` that refuses to call the decoder in pieces or with tokens that are not of the prompt."""
+    given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+    given = given.pop("kwargs", {}) | given
+    config = given.get("generation_config") or original.__self__.generation_config  # type: ignore[attr-defined]
+    settings = {name: given.get(name, getattr(config, name, None)) for name in REFUSED_IN_GENERATE}
+    for name, value in settings.items():
+        if value is not None and value not in FINE_IN_GENERATE.get(name, ()):
+            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            advice = REFUSED_IN_GENERATE[name]
+            raise UnsupportedError(f"generate({name}={shown}) is not supported with halting: {advice}")
+    with kept_open():
+        return original(*args, **kwargs)

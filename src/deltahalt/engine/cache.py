@@ -36,6 +36,12 @@ def cache_bytes(cache: DynamicCache) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
 
+def cache_entries(cache: DynamicCache) -> tuple[int, ...]:
+    """For each layer, how many tokens it holds keys of."""
+    layers: list[Any] = cache.layers
+    return tuple(layer.keys.shape[-2] for layer in layers)
+
+
 def refuse_unfilled(cache: DynamicCache, layers: Iterable[int]) -> None:
     """Raise UnsupportedError where one of the numbered layers ran without putting keys into the cache."""
     held: list[Any] = cache.layers

@@ -87,11 +87,13 @@ def prepare(
     use_cache: bool | None = None,
     kinds: torch.Tensor | None = None,
     blocks: torch.Tensor | None = None,
+    marks: bool = False,
     **extra: Any,
 ) -> tuple[TokenStream, DecoderCall]:
     """Check the arguments of a call to the host's decoder and set it up.
 
-    shortest, kinds, blocks: as in Layout. Visual tokens that are NaN are dropped here, before the first layer.
+    shortest, kinds, blocks: as in Layout. marks: whether NaN in place of a visual token's features marks it as dropped
+    by a policy in the ViT: such tokens are dropped here, before the first layer.
     Raises InputError for input that cannot be run and UnsupportedError for features that halting does not support.
     """
     config, family = host.config, host.family
@@ -120,6 +122,11 @@ def prepare(
     if kinds is not None:
         kinds = kinds.masked_fill((kinds > TEXT) & hidden[..., 0].isnan(), DROPPED)
     dropped = kinds is not None and bool((kinds == DROPPED).any())
+    if dropped and not marks:
+        raise InputError(
+            "features of visual tokens are NaN, and no policy in the ViT has marked them: the ViT may overflow in "
+            "float16; load the model in bfloat16 or float32"
+        )
     layout = Layout(
         width=width,
         seen=seen,

@@ -1,56 +1,55 @@
-"""What the decoder of a vision-language model has to know and its host does not tell it."""
+"""What the modules around a decoder know of a call, and their host does not pass on to it."""
 
-import functools
 import inspect
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from deltahalt.errors import UnsupportedError
+from deltahalt.host.blocks import Answer, Block, open_blocks
 from deltahalt.host.families.vision import Module, VisionFamily
 
-WANTED = "deltahalt_logits_to_keep"  # carries the outer model's logits_to_keep down to the decoder
+WANTED = "wanted"  # how many logits the outer model makes
 
 
-class Handover(threading.local):
-    """Arguments for the decoder, collected while the base model's forward runs; each thread has its own.
+def through_model(model: Module) -> Answer:
+    """The forward of the outer model: it refuses a loss, and hands on how many logits it makes."""
+    names = list(inspect.signature(model.forward).parameters)
 
-    The base model is the host's module that puts image features among the embeddings. `enter` and `leave` are hooks
-    around its forward, `listening` wraps its method that finds the features' places.
-    """
+    def forward(block: Block, original: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if given.get("labels") is not None:
+            raise UnsupportedError("labels are not supported: halted tokens have no logits to take a loss of")
+        wanted = given.get("logits_to_keep", 0)
+        with block.begun(**{WANTED: wanted if isinstance(wanted, int) else 0}).opened():
+            return original(*args, **kwargs)
 
-    def __init__(self, family: VisionFamily) -> None:
-        self.family = family
-        self.pending: dict[str, Any] = {}
+    return forward
 
-    def take(self) -> dict[str, Any]:
-        """What was collected since the base model's forward began, once."""
-        taken, self.pending = self.pending, {}
-        return taken
 
-    def enter(self, base: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-        """Forward pre-hook of the base model: keep back what only the decoder is to see."""
-        given = (inspect.signature(base.forward).bind_partial(*args).arguments if args else {}) | kwargs
-        self.pending = self.family.divert(given)
-        if WANTED in given:
-            self.pending[WANTED] = given.pop(WANTED)
-        return (), given
+def through_base(base: Module, family: VisionFamily) -> Answer:
+    """The forward of a base model, which puts image features among the embeddings."""
+    names = list(inspect.signature(base.forward).parameters)
 
-    def leave(self, *_: Any) -> None:
-        """Forward hook of the base model, also after an error: nothing outlives its forward."""
-        self.pending = {}
+    def forward(block: Block, original: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        marks = any(each.marks is base for each in open_blocks())
+        with block.begun(**family.divert(given), marks=marks).opened():
+            return original(**given)
 
-    def listening(self, base: Module) -> Callable[..., Any]:
-        """The base model's method that finds placeholders, which notes what it finds: first images, then videos."""
-        find = getattr(base, self.family.finder(base))
+    return forward
 
-        @functools.wraps(find)
-        def finding(*args: Any, **kwargs: Any) -> Any:
-            found = find(*args, **kwargs)
-            kinds = self.family.kinds(base, found, inspect.signature(find).bind(*args, **kwargs).arguments)
-            before = self.pending.get("kinds")
-            self.pending["kinds"] = kinds if before is None else torch.maximum(before, kinds)
-            return found
 
-        return finding
+def finding(base: Module, family: VisionFamily) -> Answer:
+    """The base model's method that finds placeholders: it hands on what it finds, first images, then videos."""
+    signature = inspect.signature(getattr(base, family.finder(base)))
+
+    def find(block: Block, original: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if block.handed is not None:  # within the base model's forward
+            kinds = family.kinds(base, found, signature.bind(*args, **kwargs).arguments)
+            before = block.handed.get("kinds")
+            block.handed["kinds"] = kinds if before is None else torch.maximum(before, kinds)
+        return found
+
+    return find

@@ -23,7 +23,9 @@ class Report:
     stayed active. scores: for each decision and prompt, the policy's score [n] of each token that was active until
     then; None for a prompt that it left whole. loads: for each prompt, what each layer computed. cache_bytes: K and V
     after the prefill. full_cache_bytes: the same had nothing been halted. seconds: wall time of the prefill, if it was
-    asked for.
+    asked for. reason: why no token of the latest call of several tokens halted; None where some did. That call may
+    be a later turn, which continues the cache of these prompts. cached: for each layer, the tokens that it held before
+    them; empty if there were none.
     """
 
     shape: ModelShape
@@ -34,6 +36,8 @@ class Report:
     cache_bytes: int
     full_cache_bytes: int
     seconds: float | None
+    reason: str | None = None
+    cached: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         kept = [len(positions) for positions in self.kept]
@@ -59,12 +63,18 @@ class Report:
     def flops(self) -> int:
         """True FLOPs of the prefill, all prompts together (see `deltahalt.flops.true_flops`)."""
         pairs = zip(self.loads, self.prompts, strict=True)
-        return sum(true_flops(self.shape, loads, tokens) for loads, tokens in pairs)
+        return sum(true_flops(self.shape, loads, tokens) for loads, tokens in pairs) + self._cached_flops
 
     @property
     def full_flops(self) -> int:
         """True FLOPs of the full model on the same prompts."""
-        return sum(true_flops(self.shape, dense_loads(self.shape.layers, n), n) for n in self.prompts)
+        full = sum(true_flops(self.shape, dense_loads(self.shape.layers, n), n) for n in self.prompts)
+        return full + self._cached_flops
+
+    @property
+    def _cached_flops(self) -> int:
+        """FLOPs of attention to the tokens that were in the cache before."""
+        return 4 * self.shape.heads * self.shape.head_dim * sum(self.prompts) * sum(self.cached)
 
     @property
     def speedup_bound(self) -> float:

@@ -1,13 +1,13 @@
 """`halting_vision(model, policy)`: the seam between deltahalt and the ViT of a vision-language model."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from torch import nn
 
 from deltahalt.errors import PolicyError, UnsupportedError
+from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting
 from deltahalt.host.families.base import Module
-from deltahalt.host.stand_in import replace
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.policies import parse_vision_policy
 from deltahalt.vision.policy import VisionPolicy
@@ -24,28 +24,33 @@ def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[Hal
     can go on with them. Yields the HaltedTower, whose `report` tells what the latest images kept. On any exit the
     model is as before. Raises UnsupportedError for another model, PolicyError for a policy that does not fit it.
     """
+    halted, places = vision_places(model, policy)
+    with Block(places, marks=_base_of(model)).opened():
+        yield halted
+
+
+def vision_places(model: nn.Module, policy: VisionPolicy | str) -> tuple[HaltedTower, dict[Place, Answer]]:
+    """The ViT of `model` under `policy`, and what answers in it for a block. Raises as `halting_vision`."""
     chosen = parse_vision_policy(policy) if isinstance(policy, str) else policy
     if not isinstance(chosen, VisionPolicy):
         raise PolicyError(f"{type(chosen).__name__} does not act in the ViT: give a policy such as VisionDash()")
     tower = find_tower(model)
     halted = HaltedTower(tower, tower_of(model.config), chosen)
-    with ExitStack() as undo:
-        # An accelerate hook has put a wrapper in `forward`, which calls `_old_forward`: keep the wrapper.
-        replace(tower, "_old_forward" if hasattr(tower, "_hf_hook") else "forward", halted.forward, undo)
-        yield halted
+    return halted, {forward_of(tower): halted.forward}
+
+
+def _base_of(model: Module) -> Module:
+    return getattr(model, "model", model)
 
 
 def find_tower(model: Module) -> Module:
     """The ViT of a host's model. Raises UnsupportedError where groups cannot be halted in it."""
     home = tower_of(getattr(model, "config", None)).home
-    tower = getattr(getattr(model, "model", model), home, None)
+    tower = getattr(_base_of(model), home, None)
     if tower is None:
         raise UnsupportedError(f"{type(model).__name__} has no ViT at `model.{home}`: give the whole model")
     if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in (model, tower)):
         raise UnsupportedError("this model or its ViT is compiled as a whole: compile its blocks in place of it")
-    for name in ("forward", "_old_forward"):
-        if isinstance(getattr(tower.__dict__.get(name), "__self__", None), HaltedTower):
-            raise UnsupportedError(
-                "this ViT is halting already: leave the other `with halting_vision(...)` block first"
-            )
+    if is_halting(tower):
+        raise UnsupportedError("this ViT is halting already: leave the other `with halting_vision(...)` block first")
     return tower

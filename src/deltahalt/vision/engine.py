@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.host.blocks import Block
 from deltahalt.host.families.base import Module
 from deltahalt.vision.flops import BlockLoad, TowerShape
 from deltahalt.vision.groups import GroupStream
@@ -31,11 +32,13 @@ class HaltedTower:
             raise InputError("there is no report yet: give the model an image inside `with halting_vision(...)` first")
         return self._report
 
-    def forward(self, *args: Any, return_dict: bool | None = None, **options: Any) -> Any:
+    def forward(
+        self, _block: Block, _original: Any, *args: Any, return_dict: bool | None = None, **options: Any
+    ) -> Any:
         """Stand in for the tower's forward, with the same arguments, and output of the same shape.
 
         What the host makes features of is NaN for groups that are gone, for the decoder's seam to find.
-        Raises UnsupportedError for what halting cannot serve.
+        Raises UnsupportedError for what halting does not support, and InputError for features that are not finite.
         """
         for flag in self.family.flags:
             if options.pop(flag, None) or getattr(self.tower.config, flag, False):
@@ -46,6 +49,11 @@ class HaltedTower:
         run = TowerRun(self.tower, self.family, self.policy, feed)
         last = run.blocks()
         stream = run.features()
+        if not stream.rows.isfinite().all():
+            raise InputError(
+                "the ViT made features that are not finite: it may overflow in float16; load the model in bfloat16 or "
+                "float32"
+            )
         output = self.family.output(feed, last, stream, run.taps)
         full = [feed.stream.segments[kind].lengths for kind in feed.kinds]
         self._report = VisionReport(

@@ -1,0 +1,142 @@
+"""What a `with` block puts in the place of a host's callables, for the calls that come from the block's own context.
+
+A context belongs to a thread, or to a task of asyncio. A new thread begins outside of every block, unless it is given a
+copy of the context (`contextvars.copy_context`). A call that began inside a block ends inside it, even if the block is
+left meanwhile.
+"""
+
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+Place = tuple[nn.Module, str]  # a module, and the name of one of its callables
+Answer = Callable[..., Any]  # (block, original, *args, **kwargs) -> what the callable returns
+
+_open: ContextVar[tuple["Block", ...]] = ContextVar("deltahalt_open_blocks", default=())
+_lock = threading.RLock()
+
+
+class Block:
+    """A `with` block, or one call that began in it: it answers calls at `places` that come from its context.
+
+    marks: the module whose visual features it marks as dropped, if it does. handed: what the modules that one call runs
+    through hand on past the host; None for the `with` block itself. missed: whether a call came from another context,
+    which no block answered.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[Place, Answer],
+        *,
+        marks: nn.Module | None = None,
+        handed: dict[str, Any] | None = None,
+    ) -> None:
+        self.places, self.marks, self.handed = places, marks, handed
+        self.open = self.missed = False
+
+    @contextmanager
+    def opened(self) -> Iterator["Block"]:
+        """Answer calls inside the `with` block. On its end the modules are as before, once no call in it goes on."""
+        stand_ins = [_acquire(place, self) for place in self.places]
+        self.open = True
+        _open.set((*reversed(list(open_blocks())), self))
+        try:
+            yield self
+        finally:
+            self.open = False
+            _open.set(tuple(block for block in _open.get() if block is not self))
+            for stand_in in reversed(stand_ins):
+                _release(stand_in, self)
+
+    def begun(self, **handed: Any) -> "Block":
+        """One call that begins in this block, or in a call of it."""
+        return Block(self.places, marks=self.marks, handed=(self.handed or {}) | handed)
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """Keep every open block of this context open for one call, even if the block is left before the call ends."""
+    with ExitStack() as calls:
+        for block in reversed(list(open_blocks())):
+            calls.enter_context(block.begun().opened())
+        yield
+
+
+def open_blocks() -> Iterator[Block]:
+    """The open blocks of this context, the innermost first."""
+    return (block for block in reversed(_open.get()) if block.open)
+
+
+def is_halting(module: nn.Module) -> bool:
+    """Whether an open block of this context answers at the module."""
+    return any(target is module for block in open_blocks() for target, _ in block.places)
+
+
+def forward_of(module: nn.Module) -> Place:
+    """Where to stand in for the module's forward: inside the wrapper that an accelerate hook has put around it."""
+    return module, "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+
+
+class StandIn:
+    """Stands in a module's attribute in place of a callable; copies of the module get the callable itself.
+
+    own: what the instance had there; None for a method of its class.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+        self.own, self.original = module.__dict__.get(name), getattr(module, name)
+        self.blocks: list[Block] = []  # those for which it stands there
+        functools.update_wrapper(self, self.original)
+        self.__self__ = module  # as a bound method has it
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        place = self.module, self.name
+        block = next((block for block in open_blocks() if place in block.places), None)
+        if block is None:
+            for other in tuple(self.blocks):
+                other.missed = True
+            return self.original(*args, **kwargs)
+        return block.places[place](block, self.original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self.own is not None:
+            return copy.deepcopy(self.own, memo)
+        return getattr(copy.deepcopy(self.module, memo), self.name)  # the copy's own method
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.own is not None:
+            return _same, (self.own,)
+        return getattr, (self.module, self.name)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _acquire(place: Place, block: Block) -> StandIn:
+    module, name = place
+    with _lock:
+        stand_in = module.__dict__.get(name)
+        if not isinstance(stand_in, StandIn):
+            stand_in = StandIn(module, name)
+            setattr(module, name, stand_in)
+        stand_in.blocks.append(block)
+        return stand_in
+
+
+def _release(stand_in: StandIn, block: Block) -> None:
+    with _lock:
+        stand_in.blocks.remove(block)
+        if stand_in.blocks or stand_in.module.__dict__.get(stand_in.name) is not stand_in:
+            return
+        if stand_in.own is None:
+            delattr(stand_in.module, stand_in.name)
+        else:
+            setattr(stand_in.module, stand_in.name, stand_in.own)
