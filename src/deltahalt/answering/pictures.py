@@ -10,8 +10,8 @@ from deltahalt.answering.ask import Answer
 from deltahalt.answering.documents import check_question, require_room
 from deltahalt.answering.picture_inputs import ROOM, picture_inputs
 from deltahalt.clock import clock
-from deltahalt.engine.attach import halting
 from deltahalt.loading.models import LoadedVisionModel
+from deltahalt.methods.applying import halting
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.vision.policy import VisionPolicy
 

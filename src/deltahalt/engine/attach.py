@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.engine.halted import Depth, Halted
+from deltahalt.engine.halted import Depth, Halted, Tower
 from deltahalt.engine.handover import finding, through_base, through_model
 from deltahalt.errors import UnhaltedCallWarning, UnsupportedError
 from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting, kept_open
@@ -17,8 +17,6 @@ from deltahalt.host.families import vision_family_of
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.policies.text import require_policy
-from deltahalt.vision.attach import vision_places
-from deltahalt.vision.policy import VisionPolicy
 
 REFUSED_IN_GENERATE = {
     "prefill_chunk_size": "a chunk would be taken for the whole prompt; leave it unset",
@@ -42,7 +40,7 @@ def halting(
     min_prompt_tokens: int = 0,
     timed: bool = False,
     depth: Depth | None = None,
-    vision: VisionPolicy | str | None = None,
+    tower: Tower | None = None,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
@@ -50,10 +48,9 @@ def halting(
     Progressive; `deltahalt.halting` takes its text, too.
     min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
     device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
-    vision: what leaves fewer visual tokens inside the ViT as well, as in `deltahalt.vision.halting_vision`.
+    tower: what drops visual tokens before the decoder, and marks them as NaN.
 
-    Yields the Halted model, whose `report` tells what the latest prefill did, and `vision_report` what the ViT did. On
-    any exit the model is as before.
+    Yields the Halted model, whose `report` has what the latest prefill did. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
     once if transformers is newer than every tested version.
     """
@@ -61,7 +58,6 @@ def halting(
     decoder = find_decoder(model)
     base = find_base(model, decoder)
     require_policy(policy)
-    tower, tower_places = (None, {}) if vision is None else vision_places(model, vision)
     halted = Halted(
         model,
         decoder,
@@ -72,8 +68,8 @@ def halting(
         sees_images=base is not decoder,
         tower=tower,
     )
-    marks = None if tower is None else base
-    halted.block = Block(_places(model, base, halted) | tower_places, marks=marks)
+    answers = {} if tower is None else dict(tower.places)
+    halted.block = Block(_places(model, base, halted) | answers, marks=None if tower is None else base)
     with halted.block.opened():
         yield halted
     if halted.block.missed and not halted.ran:

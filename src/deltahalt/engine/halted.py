@@ -1,9 +1,9 @@
 """A model while it is halting: what runs in place of its decoder's forward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -18,14 +18,22 @@ from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads
-from deltahalt.host.blocks import Block
+from deltahalt.host.blocks import Answer, Block, Place
 from deltahalt.host.compat import CACHE, decoder_arguments, decoder_output, refuse_unknown_host
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Stage, place
-from deltahalt.vision.engine import HaltedTower
-from deltahalt.vision.report import VisionReport
 
 Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
+
+
+class Tower(Protocol):
+    """What drops visual tokens before the decoder. places: the callables in whose place it stands; report: its own."""
+
+    @property
+    def places(self) -> Mapping[Place, Answer]: ...
+
+    @property
+    def report(self) -> Any: ...
 
 
 class Halted:
@@ -43,7 +51,7 @@ class Halted:
         timed: bool,
         depth: Depth | None = None,
         sees_images: bool = False,
-        tower: HaltedTower | None = None,
+        tower: Tower | None = None,
     ) -> None:
         self.host = HostDecoder.of(decoder)
         refuse_unknown_host(decoder)
@@ -90,8 +98,8 @@ class Halted:
             return self.model.generate(*args, **kwargs)
 
     @property
-    def vision_report(self) -> VisionReport:
-        """What the ViT did with its latest images. Raises InputError before them, and where no policy acts there."""
+    def vision_report(self) -> Any:
+        """The VisionReport of the latest images. Raises InputError before them, and where no policy acts in the ViT."""
         if self.tower is None:
             raise InputError(
                 'no policy acts in the ViT: name one, such as halting(model, policy, vision="vision-dash")'

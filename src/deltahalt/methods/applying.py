@@ -15,6 +15,7 @@ from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.profile import find_policy
+from deltahalt.vision.attach import halted_tower
 from deltahalt.vision.policy import VisionPolicy
 
 
@@ -48,7 +49,8 @@ def halting(
     """
     decoder = find_decoder(model)
     chosen = find_policy(policy, decoder, vision=sees_images(model, decoder))
-    return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, vision=vision)
+    tower = None if vision is None else halted_tower(model, vision)
+    return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, tower=tower)
 
 
 class Applied:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from deltahalt.errors import PolicyError, UnsupportedError
-from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting
+from deltahalt.host.blocks import Block, is_halting
 from deltahalt.host.families.base import Module
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.policies import parse_vision_policy
@@ -24,19 +24,18 @@ def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[Hal
     can go on with them. Yields the HaltedTower, whose `report` tells what the latest images kept. On any exit the
     model is as before. Raises UnsupportedError for another model, PolicyError for a policy that does not fit it.
     """
-    halted, places = vision_places(model, policy)
-    with Block(places, marks=_base_of(model)).opened():
+    halted = halted_tower(model, policy)
+    with Block(halted.places, marks=_base_of(model)).opened():
         yield halted
 
 
-def vision_places(model: nn.Module, policy: VisionPolicy | str) -> tuple[HaltedTower, dict[Place, Answer]]:
-    """The ViT of `model` under `policy`, and what answers in it for a block. Raises as `halting_vision`."""
+def halted_tower(model: nn.Module, policy: VisionPolicy | str) -> HaltedTower:
+    """The ViT of `model` under `policy`, not attached yet. Raises as `halting_vision`."""
     chosen = parse_vision_policy(policy) if isinstance(policy, str) else policy
     if not isinstance(chosen, VisionPolicy):
         raise PolicyError(f"{type(chosen).__name__} does not act in the ViT: give a policy such as VisionDash()")
     tower = find_tower(model)
-    halted = HaltedTower(tower, tower_of(model.config), chosen)
-    return halted, {forward_of(tower): halted.forward}
+    return HaltedTower(tower, tower_of(model.config), chosen)
 
 
 def _base_of(model: Module) -> Module:

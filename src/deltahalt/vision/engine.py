@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.host.blocks import Block
+from deltahalt.host.blocks import Answer, Block, Place, forward_of
 from deltahalt.host.families.base import Module
 from deltahalt.vision.flops import BlockLoad, TowerShape
 from deltahalt.vision.groups import GroupStream
@@ -23,6 +23,7 @@ class HaltedTower:
         policy.blocks(len(family.blocks(tower)))  # refuses what does not fit
         self.tower, self.family, self.policy = tower, family, policy
         self.shape = TowerShape.of(tower, family)
+        self.places: dict[Place, Answer] = {forward_of(tower): self.forward}
         self._report: VisionReport | None = None
 
     @property

@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from deltahalt.answering.documents import build_prompt, to_device
 from deltahalt.answering.generation import generate_timed
 from deltahalt.answering.picture_inputs import picture_inputs
-from deltahalt.engine.attach import halting
 from deltahalt.engine.report import Report
 from deltahalt.errors import InputError
 from deltahalt.kinds import DROPPED, IMAGE, TEXT
 from deltahalt.lab.evaluation.pictures.combinations import split_stages
 from deltahalt.loading.models import LoadedModel, LoadedVisionModel, end_tokens
+from deltahalt.methods.applying import halting
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policies.base import Boundary, Stage
 from deltahalt.policies.selection import spread_over_chunks

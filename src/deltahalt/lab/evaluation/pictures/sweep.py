@@ -13,7 +13,6 @@ from PIL import Image
 from transformers import BatchFeature
 
 from deltahalt.answering.picture_inputs import picture_inputs
-from deltahalt.engine.attach import halting
 from deltahalt.engine.report import Report
 from deltahalt.host.stand_in import replace
 from deltahalt.lab.bench.machine import machine_name, number_format
@@ -22,6 +21,7 @@ from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.samples import Picture, Question, held_out_pictures
 from deltahalt.lab.rows.base import append_rows, rows_so_far
 from deltahalt.loading.models import LoadedVisionModel
+from deltahalt.methods.applying import halting
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.vision.attach import find_tower, halting_vision
