@@ -20,7 +20,7 @@ from deltahalt.clock import clock
 from deltahalt.engine.attach import find_decoder, halting, sees_images
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
-from deltahalt.host.stand_in import replace
+from deltahalt.host.stand_in import swap_in
 from deltahalt.policies import parse_policy
 from deltahalt.policies.text import with_options
 from deltahalt.profile import check_profile, names_profile, resolve
@@ -92,7 +92,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
                 costs.vision_flops = 0
                 undo.callback(tower.tower.register_forward_hook(lambda *_: costs.add_vision(tower.report.flops)).remove)
             halted = undo.enter_context(halting(model, self.policy, **self.settings))
-            replace(model, "generate", costs.metering(model.generate, halted), undo)
+            swap_in(model, "generate", costs.metering(model.generate, halted), undo)
             yield costs
 
 
