@@ -20,7 +20,7 @@ from rich.progress import (
 
 GLANCE = 0.2  # seconds between two looks at a folder
 
-# Modules of transformers that count tensors, and what each does with them.
+# Modules of transformers that show a progress bar over tensors, and what each does with them.
 COUNTED = {"modeling_gguf_pytorch_utils": "unpacking", "core_model_loading": "loading"}
 
 
@@ -71,7 +71,7 @@ def loading_bars(name: str) -> Iterator[None]:
 
 
 def _counting(progress: Progress, what: str) -> Callable[..., Iterator[Any]]:
-    """What stands in for tqdm: it passes items on and counts them."""
+    """Return a function that replaces tqdm: it yields the items and shows their number on `progress`."""
 
     def count(items: Iterable[Any], *_: Any, **__: Any) -> Iterator[Any]:
         items = list(items)
