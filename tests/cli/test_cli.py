@@ -115,7 +115,7 @@ def test_a_method_that_needs_the_question_is_refused_several(
     tiny_folder: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_folder, document, "--question", "Who wrote it?", "--policy", "gemfilter:start=2") == 2
-    assert "ask one question, or name a policy" in capsys.readouterr().err
+    assert "ask one question, or choose a policy" in capsys.readouterr().err
 
 
 def test_the_table_shows_what_was_asked_for(

@@ -185,7 +185,7 @@ def test_an_argument_given_twice_is_refused() -> None:
     model = tiny()
     with halting(model, DASH), pytest.raises(InputError, match="given attention_mask twice"):
         model.model(IDS, None, attention_mask=torch.ones_like(IDS))
-    with halting(model, DASH), pytest.raises(InputError, match="arguments by position"):
+    with halting(model, DASH), pytest.raises(InputError, match="pass them by name"):
         model.model(IDS, *(None,) * 20)
 
 

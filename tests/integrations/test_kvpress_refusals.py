@@ -76,5 +76,5 @@ def test_a_kv_press_beside_a_halting_one_is_refused(then: str | None, outside: b
     model = tiny()
     halt, other = DeltaPress(**SMALL, then=then and follower(then)), kvpress.KnormPress(0.5)
     first, second = (other, halt) if outside else (halt, other)
-    with first(model), second(model), pytest.raises(UnsupportedError, match="KnormPress is at work"):
+    with first(model), second(model), pytest.raises(UnsupportedError, match="KnormPress is active"):
         model(IDS, past_key_values=DynamicCache())

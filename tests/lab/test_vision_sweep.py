@@ -184,7 +184,7 @@ def test_a_second_run_adds_only_what_is_missing(small: LoadedVisionModel, tmp_pa
 def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(
     small: LoadedVisionModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(PolicyError, match="tome cannot come down to retain"):
+    with pytest.raises(PolicyError, match=r"tome with step=0\.8 cannot reduce to retain"):
         list(vision_sweep(small, combinations(["uniform-groups", "tome"], [0.1]), 2, tmp_path / "rows.jsonl"))
     assert not (tmp_path / "rows.jsonl").exists()
 

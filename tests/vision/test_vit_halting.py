@@ -14,7 +14,7 @@ from deltahalt.vision import (
     VisionDash,
 )
 from deltahalt.vision import attention as attention_module
-from deltahalt.vision.attention import received_attention
+from deltahalt.vision.attention import vit_received_attention
 from helpers.group_views import HEADS, UNIT, WIDTH, group_view, states_of
 from helpers.vit_naive import (
     dart_naively,
@@ -80,11 +80,11 @@ def test_received_attention_is_the_column_sum_of_the_matrix(
 ) -> None:
     monkeypatch.setattr(attention_module, "QUERIES", queries)
     view = group_view(12, segments=segments)
-    received = received_attention(view)
+    received = vit_received_attention(view)
     assert received.tolist() == pytest.approx(received_naively(view), rel=1e-4)
     assert received.sum().item() == pytest.approx(12 * UNIT, rel=1e-4)
 
 
 def test_received_attention_of_half_precision_does_not_overflow() -> None:
     heads = torch.full((HEADS, 3 * UNIT, 8), 100.0, dtype=torch.float16)  # q.k is 80,000, beyond float16
-    assert received_attention(group_view(3, queries=heads, keys=heads)).tolist() == pytest.approx([UNIT] * 3)
+    assert vit_received_attention(group_view(3, queries=heads, keys=heads)).tolist() == pytest.approx([UNIT] * 3)

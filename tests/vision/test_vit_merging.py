@@ -70,7 +70,7 @@ def test_a_frame_shrinks_by_a_step_a_block_until_its_share_is_met(total: int) ->
 def test_a_tower_too_shallow_to_merge_as_much_is_refused() -> None:
     assert ToMe(retain=0.35).blocks(32) == range(2, 32)
     with pytest.raises(
-        PolicyError, match=r"cannot come down to retain=0\.35 in blocks 2 to 5: start earlier, or lower"
+        PolicyError, match=r"step=0\.8 cannot reduce to retain=0\.35 in blocks 2 to 5: start earlier, or lower"
     ):
         ToMe(retain=0.35).blocks(6)
 

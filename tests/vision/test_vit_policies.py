@@ -44,7 +44,7 @@ def test_start_is_an_index_or_a_share_of_the_depth(start: float, block: int) -> 
 
 @pytest.mark.parametrize(("policy", "start"), [(VisionDash, 31), (VisionDash, -1), (VisionZip, 32), (VisionZip, -33)])
 def test_a_start_outside_of_the_tower_is_refused(policy: Any, start: int) -> None:
-    with pytest.raises(PolicyError, match=f"starts at block {start}; this tower allows 0 to"):
+    with pytest.raises(PolicyError, match=f"starts at block {start}; in this tower of 32 blocks, give 0 to"):
         policy(start=start).blocks(32)
 
 

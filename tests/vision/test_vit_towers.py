@@ -20,6 +20,7 @@ from deltahalt.vision import (
     halting_vision,
 )
 from deltahalt.vision.policy import GroupView
+from deltahalt.vision.towers import tower_of
 from helpers import vit_oracle
 from helpers.memory import Largest
 from helpers.tiny_vision import GRID, GROUPS, MROPE, UNIT, pixels, tiny_vision
@@ -80,6 +81,17 @@ def test_a_feature_that_takes_up_no_other_is_the_stock_feature_of_its_place(name
     assert left == places_of(report)
     assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
     assert torch.equal(output.pooler_output[left], expected.pooler_output[left])
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("qwen2_vl", "000000"), ("qwen2_5_vl", "001001")],  # full attention in blocks 2 and 5, windows in the others
+)
+def test_kinds_of_blocks_are_numbered_by_first_appearance(name: str, kinds: str) -> None:
+    model = tiny_vision(name)
+    feed = tower_of(model.config).feed(model.model.visual, pixels(GRID), GRID)
+    assert "".join(feed.kinds) == kinds
+    assert feed.stream.segments.keys() == {"image", "frame", *kinds}
 
 
 # Halting, against the oracle
@@ -179,7 +191,7 @@ def test_a_method_that_leaves_another_number_than_it_said_is_refused() -> None:
         def select(self, view: GroupView, states: torch.Tensor, count: int) -> torch.Tensor:
             return super().select(view, states, count + 1)
 
-    with pytest.raises(PolicyError, match=r"left \[7\] groups of a wanted 6"):
+    with pytest.raises(PolicyError, match=r"an index of shape \[7\]; it must keep 6 groups"):
         halted(tiny_vision(), OneTooMany())
 
 

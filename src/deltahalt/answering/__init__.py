@@ -1,1 +1,1 @@
-"""Answering questions about a document or a picture, and measuring what it took."""
+"""Answers to questions about a document or a picture, with their time, FLOPs and cache size."""

@@ -1,4 +1,4 @@
-"""The main job: answer questions about a document, with the full model or a halted one, and measure it."""
+"""Answer questions about a document, with the full model or under a method, and measure time, FLOPs and cache."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +21,18 @@ WARM_UP_TOKENS = 256
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer and what it took.
+    """One answer, with its time, FLOPs and cache size.
 
-    prompt_tokens: T, of several questions what they share. lengths: tokens that each layer's attention ran on in the
-    prefill. prefill_seconds: until the first answer token is known, of several questions until what they share is read.
-    decode_seconds: what comes after. flops: true FLOPs of the prefill. cache_bytes: K and V after it.
+    Attributes:
+        text: The decoded answer.
+        prompt_tokens: T, number of tokens in the prompt; with several questions, in the part that they share.
+        new_tokens: Number of generated tokens.
+        lengths: For each layer, the number of tokens in its attention during the prefill.
+        prefill_seconds: Seconds until the first answer token is known; with several questions, until the part that they
+            share is in the cache.
+        decode_seconds: Seconds after that.
+        flops: True FLOPs of the prefill.
+        cache_bytes: Bytes of K and V after the prefill.
     """
 
     text: str
@@ -48,9 +55,21 @@ def ask(
     max_new_tokens: int = 64,
     min_prompt_tokens: int = 0,
 ) -> Answer:
-    """Answer one prompt (input_ids and attention_mask, [1, T]) greedily; method None is the plain Hugging Face model.
+    """Answer one prompt greedily.
 
-    ends: where the prompt's context lies, if that is known. Raises what `applying` raises.
+    Args:
+        loaded: The model and its tokenizer, from `load`.
+        prompt: input_ids and attention_mask, each [1, T], on the model's device.
+        method: The method that the model runs under; None for the plain Hugging Face model.
+        ends: Number of prompt tokens before and after the context, if known (see `context_ends`).
+        max_new_tokens: Largest number of tokens in the answer.
+        min_prompt_tokens: Shorter prompts are not halted.
+
+    Returns:
+        The answer, with its time, FLOPs and cache size.
+
+    Raises:
+        DeltahaltError: What `applying` raises.
     """
     with _under(loaded, method, min_prompt_tokens) as applied:
         done = generate_timed(loaded.model, prompt, max_new_tokens, applied=applied, ends=[ends])
@@ -67,9 +86,21 @@ def ask_each(
     max_new_tokens: int = 64,
     min_prompt_tokens: int = 0,
 ) -> list[Answer]:
-    """Answer each of `rests` [1, m], token ids that follow on one prefill of `shared` [1, T], which no question is in.
+    """Answer several questions about one context greedily, after one prefill of the context.
 
-    Raises what `applying` and `check_each` raise.
+    Args:
+        loaded: The model and its tokenizer, from `load`.
+        shared: Token ids [1, T] that all prompts begin with, without any question.
+        rests: For each question, the token ids [1, m] that follow `shared`.
+        method: The method that the model runs under; None for the plain Hugging Face model.
+        max_new_tokens: Largest number of tokens in each answer.
+        min_prompt_tokens: A shorter `shared` is not halted.
+
+    Returns:
+        One answer per question, with its time, FLOPs and cache size.
+
+    Raises:
+        DeltahaltError: What `applying` and `check_each` raise.
     """
     check_each(method)
     with _under(loaded, method, min_prompt_tokens) as applied:
@@ -78,13 +109,16 @@ def ask_each(
 
 
 def check_each(method: AnyMethod | None) -> None:
-    """Raise InputError for a method that cannot answer several questions after one prefill, as policies can."""
+    """Raise InputError if the method cannot answer several questions after one prefill."""
     if method is not None and not (chosen := method_of(method)).shares_prefill:
-        raise InputError(f"{chosen.name} acts on a prompt with its question: ask one question, or name a policy")
+        raise InputError(
+            f"{chosen.name} needs the question in the prefill, but several questions share it: ask one question, or "
+            "choose a policy that halts, such as dash"
+        )
 
 
 def together(answers: Sequence[Answer]) -> Answer:
-    """Answers to several questions after one prefill as one, numbered in its text."""
+    """Join the answers to several questions after one prefill into one Answer with numbered texts."""
     if len(answers) == 1:
         return answers[0]
     return replace(
@@ -121,6 +155,6 @@ def _answer(loaded: LoadedModel, done: Generated, tokens: int, applied: Applied 
 
 @torch.inference_mode()
 def warm_up(loaded: LoadedModel, prompt: dict[str, torch.Tensor]) -> None:
-    """Run the prompt's beginning once, so that the first measured run does not pay for start-up."""
+    """Run the beginning of the prompt once, so that the first measured run does not include start-up time."""
     model: Any = loaded.model
     model(prompt["input_ids"][:, :WARM_UP_TOKENS], logits_to_keep=1)

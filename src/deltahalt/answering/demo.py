@@ -1,4 +1,4 @@
-"""The demo's document: the standard library's own help texts, with one fact planted in the middle."""
+"""The demo's document: help texts of the Python standard library, with one fact inserted near the middle."""
 
 from pydoc_data.topics import topics
 
@@ -11,7 +11,7 @@ DOCUMENT_TOKENS = 4300
 
 
 def demo_document(tokenizer: PreTrainedTokenizerBase) -> str:
-    """About DOCUMENT_TOKENS tokens of `pydoc_data.topics`, with FACT after a sentence near the middle."""
+    """Return about DOCUMENT_TOKENS tokens of `pydoc_data.topics`, with FACT after a sentence near the middle."""
     text = "\n\n".join(topics[name] for name in sorted(topics))
     text = str(tokenizer.decode(tokenizer(text)["input_ids"][:DOCUMENT_TOKENS]))
     middle = text.rfind(". ", 0, len(text) // 2) + 2

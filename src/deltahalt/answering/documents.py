@@ -1,4 +1,4 @@
-"""Read a document from a file or standard input, and put it into a prompt with a question."""
+"""Read a document from a file or standard input, and build a prompt from it and a question."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from deltahalt.errors import InputError
 
-MOST_BYTES = 64 * 2**20  # of a document: above what ten million tokens take
-WIDEST = 512  # characters: no vocabulary has a longer token
+MOST_BYTES = 64 * 2**20  # largest size of a document, more than ten million tokens
+WIDEST = 512  # largest number of characters in a token of any vocabulary
 
 
 def read_document(source: str) -> str:
-    """The text of the file `source`, or of standard input for "-".
+    """Return the text of the file `source`, or of standard input for "-".
 
-    Raises InputError for what is not text, and for more than `MOST_BYTES`, of which no more than that is read.
+    Raises InputError if it is not UTF-8 text, is empty, or has more than `MOST_BYTES`; reading stops there.
     """
     try:
         if source == "-":
@@ -26,17 +26,21 @@ def read_document(source: str) -> str:
         else:
             with Path(source).expanduser().open("rb") as file:
                 raw = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError, RuntimeError) as error:  # also a null byte in the name, or an unknown home
+    except (OSError, ValueError, RuntimeError) as error:  # also for a null byte in the name, or an unknown home folder
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {source}: {reason}. Give a text file, or - for standard input") from error
     if len(raw) > MOST_BYTES:
-        raise InputError(f"{source} has more than {MOST_BYTES:,} bytes, which no model reads: give a shorter document")
+        raise InputError(
+            f"{source} has more than {MOST_BYTES:,} bytes, the largest size allowed: give a shorter document"
+        )
     if b"\0" in raw:
         raise InputError(f"{source} is binary, not text: convert it to plain text first")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{source} is not UTF-8 text (byte {error.start}): convert it, as with iconv") from error
+        raise InputError(
+            f"{source} is not UTF-8 text (byte {error.start}): convert it to UTF-8, for example with iconv"
+        ) from error
     if not text.strip():
         raise InputError(f"{source} is empty: give a document with some text")
     return text
@@ -45,9 +49,10 @@ def read_document(source: str) -> str:
 def build_prompt(
     tokenizer: PreTrainedTokenizerBase, config: Any, document: str, question: str, *, answer: int = 0
 ) -> BatchEncoding:
-    """Token ids [1, T] and attention mask of one prompt, the question last, in the model's chat format if it has one.
+    """Return input_ids and attention_mask [1, T] of a document and then a question, in the model's chat format.
 
-    answer: tokens that may follow. Raises InputError if the question is empty or the model was not made for so many.
+    answer: number of new tokens to leave room for. Raises InputError if the question is empty or the model's context is
+    too short.
     """
     check_question(question)
     return encode_turn(tokenizer, config, f"{document}\n\n{question}", answer=answer)
@@ -56,12 +61,12 @@ def build_prompt(
 def check_question(question: str) -> None:
     """Raise InputError for a question that is empty or cannot be encoded."""
     if not question.strip():
-        raise InputError("the question is empty: ask something about the document")
+        raise InputError("the question is empty: give a question about the document")
     require_unicode(question, "the question")
 
 
 def require_unicode(text: str, what: str) -> None:
-    """Raise InputError for text with half a character, as bytes of another encoding become; `what` names the text."""
+    """Raise InputError if the text has a lone surrogate, as wrongly decoded bytes do. what: its name in the error."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -71,25 +76,25 @@ def require_unicode(text: str, what: str) -> None:
 
 
 def require_short(text: str, config: Any, widest: int = WIDEST) -> None:
-    """Raise InputError for text that has more tokens than the model takes, though no token had under `widest` letters.
+    """Raise InputError if the text has more tokens than the model takes, even with `widest` characters in each.
 
-    This needs no tokenizer, and keeps a text of many megabytes from one.
+    This check runs without the tokenizer, which is slow on a text of many megabytes.
     """
     fewest, limit = len(text) // widest, context_size(config)
     if fewest > limit:
         raise InputError(
-            f"the prompt has {len(text):,} characters, which are more than {fewest:,} tokens, but the model takes "
-            f"{limit:,}: give a shorter document"
+            f"the prompt has {len(text):,} characters, so more than {fewest:,} tokens, but the model takes {limit:,}: "
+            "give a shorter document"
         )
 
 
 def encode_turn(
     tokenizer: PreTrainedTokenizerBase, config: Any, text: str, lead: str = "", *, answer: int = 0
 ) -> BatchEncoding:
-    """Token ids [1, T] and attention mask of one user's turn, in the model's chat format if it has one.
+    """Return input_ids and attention_mask [1, T] of one user turn, in the model's chat format if it has one.
 
-    lead: the beginning of the model's answer. answer: tokens that may follow. Raises InputError if the model was not
-    made for so many, or the text is not valid Unicode.
+    lead: the beginning of the model's answer. answer: number of new tokens to leave room for. Raises InputError if the
+    model's context is too short, or the text is not valid Unicode.
     """
     text = format_turn(tokenizer, text, lead)
     return encode_text(tokenizer, config, text, special=not tokenizer.chat_template, answer=answer)
@@ -98,12 +103,12 @@ def encode_turn(
 def encode_text(
     tokenizer: PreTrainedTokenizerBase, config: Any, text: str, *, special: bool, answer: int = 0
 ) -> BatchEncoding:
-    """Token ids [1, T] and attention mask of a text as it is. special: with the tokenizer's special tokens around it.
+    """Return input_ids and attention_mask [1, T] of a text without chat format.
 
-    answer, and what is raised: as for `encode_turn`.
+    special: whether to add the tokenizer's special tokens. `answer` and errors are as in `encode_turn`.
     """
     require_unicode(text, "the prompt")
-    if len(text) > 8 * context_size(config):  # seldom, since the vocabulary takes a while to walk through
+    if len(text) > 8 * context_size(config):  # only then, since a pass over the vocabulary takes a while
         require_short(text, config, max(map(len, tokenizer.get_vocab())))
     prompt = tokenizer(text, return_tensors="pt", add_special_tokens=special)
     require_room(prompt["input_ids"].shape[1], answer, config, "give a shorter document")
@@ -111,12 +116,12 @@ def encode_text(
 
 
 def context_size(config: Any) -> int:
-    """How many tokens a model with this configuration takes, prompt and answer together."""
+    """Return the number of tokens that the model takes, prompt and answer together."""
     return int(config.get_text_config().max_position_embeddings)
 
 
 def require_room(prompt: int, answer: int, config: Any, advice: str) -> None:
-    """Raise InputError where a prompt, and an answer, of these numbers of tokens are more than the model takes."""
+    """Raise InputError, which ends in `advice`, if `prompt` and `answer` tokens are more than the model takes."""
     limit = context_size(config)
     if prompt > limit:
         raise InputError(f"the prompt has {prompt:,} tokens, but the model takes {limit:,}: {advice}")
@@ -128,17 +133,17 @@ def require_room(prompt: int, answer: int, config: Any, advice: str) -> None:
 
 
 def format_turn(tokenizer: PreTrainedTokenizerBase, text: str, lead: str = "") -> str:
-    """One user's turn in the model's chat format, if it has one, and the beginning of the model's answer."""
+    """Return one user turn in the model's chat format, if it has one, and `lead`, the beginning of the answer."""
     return format_chat(tokenizer, [{"role": "user", "content": text}]) + lead
 
 
 def format_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], *, answered: bool = True
 ) -> str:
-    """A chat in the model's chat format; without one, the messages with blank lines between.
+    """Return a chat in the model's chat format; without one, the messages joined by blank lines.
 
-    messages: each a `role` and its `content`. A system prompt goes before the user's first words where the format has
-    no place for one. answered: whether the model's turn comes next.
+    messages: each has a `role` and its `content`. A system prompt is put before the first user message if the format
+    does not support one. answered: whether the model's turn comes next.
     """
     turns = [{name: str(value) for name, value in message.items()} for message in messages]
     if not tokenizer.chat_template:
@@ -153,16 +158,16 @@ def format_chat(
 
 
 def shared_start(one: torch.Tensor, other: torch.Tensor) -> int:
-    """How many tokens two rows of token ids [T] begin with in common."""
+    """Return the length of the common prefix of two rows of token ids [T]."""
     shorter = min(len(one), len(other))
     apart = (one[:shorter] != other[:shorter]).nonzero()
     return int(apart[0]) if len(apart) else shorter
 
 
 def context_ends(tokenizer: PreTrainedTokenizerBase, text: str, context: str, tokens: int) -> tuple[int, int] | None:
-    """How many of a prompt's tokens lie before and after `context`; None where that cannot be known.
+    """Return the number of prompt tokens before and after `context`; None if that cannot be found.
 
-    text: the whole prompt; tokens: how many it has, special ones in front included, or less if its beginning was cut.
+    text: the whole prompt. tokens: number of its tokens, with leading special ones; fewer if its beginning was cut.
     """
     start, context = text.find(context.strip()), context.strip()
     if start < 0 or not context or not tokenizer.is_fast:
@@ -174,5 +179,5 @@ def context_ends(tokenizer: PreTrainedTokenizerBase, text: str, context: str, to
 
 
 def to_device(prompt: BatchEncoding, device: torch.device) -> dict[str, torch.Tensor]:
-    """The prompt's tensors that a model takes, on its device."""
+    """Return input_ids and attention_mask of the prompt on the model's device."""
     return {name: prompt[name].to(device) for name in ("input_ids", "attention_mask")}

@@ -1,4 +1,4 @@
-"""Greedy generation in its two halves, each timed: the prefill, then what comes after it."""
+"""Greedy generation with separate times for the prefill and for decoding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from deltahalt.methods.base import Ends, Prompts
 
 @dataclass(frozen=True)
 class Generated:
-    """What came after the prompts, and what it took.
+    """The tokens generated after the prompts, with their time and cache size.
 
-    tokens: [B, n]. prefill_seconds: until the first new token is known. decode_seconds: all later ones. cache_bytes: K
-    and V after the prefill.
+    tokens: [B, n]. prefill_seconds: until the first new token is known. decode_seconds: for all later tokens.
+    cache_bytes: K and V after the prefill.
     """
 
     tokens: torch.Tensor
@@ -39,11 +39,12 @@ def generate_timed(
     applied: Applied | None = None,
     ends: Sequence[Ends | None] | None = None,
 ) -> Generated:
-    """Generate up to `limit` tokens after prompts, input_ids and attention_mask [B, T], padded on the left.
+    """Generate up to `limit` tokens after left-padded prompts (input_ids and attention_mask [B, T]).
 
-    forced: exactly `limit`, the model's end tokens being ruled out after the first; needed for B > 1. applied: the
-    method that the model runs under, which may shorten the prompts first; None for the plain model. ends: where each
-    prompt's context lies, if that is known. Raises what the model and the method raise.
+    forced: generate exactly `limit` tokens, with the model's end tokens excluded after the first; needed for B > 1.
+    applied: the method that the model runs under, which may shorten the prompts first; None for the plain model. ends:
+    for each prompt, the number of tokens before and after its context, if known. Raises what the model and the method
+    raise.
     """
     begin = clock()
     if applied is not None:
@@ -53,7 +54,7 @@ def generate_timed(
     sequence = torch.cat([prompts["input_ids"], logits[:, -1:].argmax(dim=-1)], dim=1)
     prefilled = clock()
     held = cache_bytes(cache)
-    sequence = _go_on(model, sequence, prompts["attention_mask"], cache, limit, forced=forced)
+    sequence = _decode(model, sequence, prompts["attention_mask"], cache, limit, forced=forced)
     done = clock()
     tokens = sequence[:, prompts["input_ids"].shape[1] :]
     return Generated(tokens, prefilled - begin, done - prefilled, held)
@@ -61,10 +62,10 @@ def generate_timed(
 
 @torch.inference_mode()
 def generate_each(model: Any, shared: torch.Tensor, rests: Sequence[torch.Tensor], limit: int) -> list[Generated]:
-    """Generate up to `limit` tokens after each of `rests` [1, m], which follow on one prefill of `shared` [1, T].
+    """Generate up to `limit` tokens after each of `rests` [1, m], all after one prefill of `shared` [1, T].
 
-    All are token ids; each begins from the same cache. prefill_seconds are those of `shared`; decode_seconds include
-    reading the rest. Raises what the model raises.
+    All are token ids, and each generation starts from the same cache. prefill_seconds are those of `shared`;
+    decode_seconds include the prefill of the rest. Raises what the model raises.
     """
     begin, cache = clock(), DynamicCache(config=model.config)
     model(input_ids=shared, **{CACHE: cache}, logits_to_keep=1)
@@ -74,16 +75,16 @@ def generate_each(model: Any, shared: torch.Tensor, rests: Sequence[torch.Tensor
         logits = model(input_ids=rest, **{CACHE: own}, logits_to_keep=1).logits
         prompt = torch.cat([shared, rest], dim=1)
         sequence = torch.cat([prompt, logits[:, -1:].argmax(dim=-1)], dim=1)
-        sequence = _go_on(model, sequence, torch.ones_like(prompt), own, limit)
+        sequence = _decode(model, sequence, torch.ones_like(prompt), own, limit)
         tokens = sequence[:, prompt.shape[1] :]
         done.append(Generated(tokens, prefilled - begin, clock() - start, held))
     return done
 
 
-def _go_on(
+def _decode(
     model: Any, sequence: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, limit: int, *, forced: bool = False
 ) -> torch.Tensor:
-    """`sequence` [B, T + 1] and what follows it, up to `limit` tokens with its last. mask: [B, T] of its prompts."""
+    """Return `sequence` [B, T + 1] and the tokens after it, `limit` new ones at most. mask: [B, T], of the prompts."""
     if limit <= 1 or not (forced or int(sequence[0, -1]) not in end_tokens(model)):
         return sequence
     longer: torch.Tensor = model.generate(
@@ -93,6 +94,6 @@ def _go_on(
         max_new_tokens=limit - 1,
         min_new_tokens=limit - 1 if forced else None,
         do_sample=False,
-        pad_token_id=0,  # no row ends before another
+        pad_token_id=0,  # not used: all rows have one length
     )
     return longer

@@ -1,6 +1,6 @@
-"""Pictures and questions to model inputs for the Qwen2-VL family, with Pillow alone.
+"""Model inputs of the Qwen2-VL family from pictures and questions, with Pillow only.
 
-Hugging Face's own processors of this family need torchvision, for videos.
+The processors that Hugging Face provides for this family need torchvision, for videos.
 """
 
 import inspect
@@ -17,23 +17,25 @@ if TYPE_CHECKING:
 
 
 ROOM = "give fewer or smaller pictures, or less text"
-SLIMMEST = 200  # times as long as wide: the image processors of this family take no slimmer picture
+SLIMMEST = 200  # largest ratio of a picture's sides that the image processors of this family take
 
 
 def require_shape(picture: "Image", name: str) -> None:
-    """Raise InputError for a picture that is too slim to be prepared. name: what the error calls it."""
+    """Raise InputError for a picture that is too slim for the image processor. name: its name in the error."""
     width, height = picture.size
     if max(width, height) > SLIMMEST * min(width, height):
         raise InputError(
-            f"{name} has {width:,} x {height:,} pixels, and a side may be {SLIMMEST} times the other at most: cut it"
+            f"{name} has {width:,} x {height:,} pixels, but one side may be at most {SLIMMEST} times the other: crop it"
         )
 
 
 def require_family(config: Any) -> None:
-    """Raise UnsupportedError for the configuration of a model that takes pictures in another form than Qwen2-VL."""
+    """Raise UnsupportedError for a model that takes pictures in another form than Qwen2-VL does."""
     merges = hasattr(getattr(config, "vision_config", None), "spatial_merge_size")
     if not (merges and hasattr(config, "image_token_id")):
-        raise UnsupportedError(f"{config.model_type} takes pictures in another way: give a Qwen2-VL or its like")
+        raise UnsupportedError(
+            f"{config.model_type} takes pictures in another form: give a Qwen2-VL, Qwen2.5-VL or Qwen3-VL"
+        )
 
 
 def picture_inputs(
@@ -43,15 +45,18 @@ def picture_inputs(
     pictures: Sequence[Sequence["Image"]],
     questions: Sequence[str],
 ) -> BatchFeature:
-    """What `generate` takes: a row for each question, with its own pictures before it, padded on the left.
+    """Return inputs of `generate`: one left-padded row per question, with the question's pictures before it.
 
-    Raises UnsupportedError for a model that takes pictures in another way, and InputError unless there are pictures for
-    each question, none is too slim, the chat template has a place for each, the question is valid Unicode, and the
-    model takes as long a prompt.
+    Raises UnsupportedError for a model that takes pictures in another form. Raises InputError if a question has no
+    pictures or is not valid Unicode, a picture is too slim, the chat template lacks a placeholder for a picture, or a
+    prompt is longer than the model takes.
     """
     require_family(model.config)
     if len(pictures) != len(questions) or not all(pictures):
-        raise InputError(f"a question is without pictures: give each of the {len(questions)} its own")
+        raise InputError(
+            f"pictures are given for {sum(map(bool, pictures))} of {len(questions)} questions: give each of the "
+            f"{len(questions)} its own"
+        )
     for text in questions:
         require_unicode(text, "the question")
     for number, picture in enumerate((picture for own in pictures for picture in own), 1):
@@ -71,12 +76,15 @@ def picture_inputs(
 
 
 def _prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, counts: list[int]) -> str:
-    """The chat, with as many placeholders as each picture has visual tokens."""
+    """Return the chat, with one placeholder for each visual token of each picture."""
     content = [*({"type": "image"} for _ in counts), {"type": "text", "text": question}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     chat = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     placeholder = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))
     first, *others = chat.split(placeholder)
     if len(others) != len(counts):
-        raise InputError(f"{placeholder} is {len(others)} times in the chat: it must be there once for each picture")
+        raise InputError(
+            f"the chat template wrote {placeholder} {len(others)} times for {len(counts)} pictures: give a tokenizer "
+            "whose template writes it once for each picture"
+        )
     return first + "".join(placeholder * count + text for count, text in zip(counts, others, strict=True))

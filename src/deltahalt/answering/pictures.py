@@ -1,4 +1,4 @@
-"""Answer a question about pictures, by the full model or on fewer visual tokens, and measure it."""
+"""Answer a question about pictures, with the full model or fewer visual tokens, and measure time, FLOPs and cache."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FirstToken(BaseStreamer):
-    """Notes when the first new token is known. `generate` shows it the prompt before that."""
+    """A streamer that stores the time at which the first new token is known. `generate` puts the prompt first."""
 
     def __init__(self) -> None:
         self.shown, self.known = 0, 0.0
@@ -43,16 +43,26 @@ def ask_about_pictures(
     *,
     max_new_tokens: int = 64,
 ) -> dict[str, Answer]:
-    """Answer greedily with each method, named by its key: a policy for the decoder, and one for the ViT or None.
+    """Answer one question about pictures greedily, once with each method.
 
-    FLOPs are those of the prefill; the ViT's count where it has a policy. Raises what `picture_inputs` and `halting`
-    raise.
+    Args:
+        loaded: The model, tokenizer and image processor, from `load_vision`.
+        pictures: The pictures, which come before the question in this order.
+        text: The question.
+        methods: By name, a policy for the decoder, and one for the ViT or None.
+        max_new_tokens: Largest number of tokens in an answer.
+
+    Returns:
+        The answers by the methods' names. Their FLOPs are those of the prefill, with the ViT's if it has a policy.
+
+    Raises:
+        DeltahaltError: What `picture_inputs` and `halting` raise.
     """
     model: Any = loaded.model
     check_question(text)
     inputs = picture_inputs(model, loaded.tokenizer, loaded.image_processor, [pictures], [text])
     require_room(inputs["input_ids"].shape[1], max_new_tokens, model.config, ROOM)
-    model(**inputs, logits_to_keep=1)  # so that the first method does not pay for start-up
+    model(**inputs, logits_to_keep=1)  # so that the first method's time does not include start-up
     prompt, answers = inputs["input_ids"].shape[1], {}
     for name, (policy, vision) in methods.items():
         watch, begin = FirstToken(), clock()

@@ -1,1 +1,1 @@
-"""What is specific to Hugging Face transformers: model families, versions, and replacing a part of a model."""
+"""Code specific to Hugging Face transformers (the host): families, versions, and stand-ins for a model's parts."""

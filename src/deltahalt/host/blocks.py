@@ -1,8 +1,8 @@
-"""What a `with` block puts in the place of a host's callables, for the calls that come from the block's own context.
+"""Replacement of a host's callables by a `with` block, for calls from the block's own context (see `contextvars`).
 
-A context belongs to a thread, or to a task of asyncio. A new thread begins outside of every block, unless it is given a
-copy of the context (`contextvars.copy_context`). A call that began inside a block ends inside it, even if the block is
-left meanwhile.
+A context belongs to a thread, or to a task of asyncio. A new thread starts outside every block, unless it runs in a copy
+of the context (`contextvars.copy_context`). A call that started inside a block ends inside it, even if the block is left
+before that.
 """
 
 import copy
@@ -16,18 +16,18 @@ from typing import Any
 from torch import nn
 
 Place = tuple[nn.Module, str]  # a module, and the name of one of its callables
-Answer = Callable[..., Any]  # (block, original, *args, **kwargs) -> what the callable returns
+Answer = Callable[..., Any]  # (block, original, *args, **kwargs) -> the return value of the callable
 
 _open: ContextVar[tuple["Block", ...]] = ContextVar("deltahalt_open_blocks", default=())
 _lock = threading.RLock()
 
 
 class Block:
-    """A `with` block, or one call that began in it: it answers calls at `places` that come from its context.
+    """A `with` block, or one call that started in it. It runs the functions in `places` for calls from its context.
 
-    marks: the module whose visual features it marks as dropped, if it does. handed: what the modules that one call runs
-    through hand on past the host; None for the `with` block itself. missed: whether a call came from another context,
-    which no block answered.
+    marks: the base model whose visual features may be marked as dropped (NaN), or None. handed: values that modules pass
+    to each other past the host during one call; None for the `with` block itself. missed: whether a module in `places`
+    was called from another context, so that no block replaced the call.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Block:
 
     @contextmanager
     def opened(self) -> Iterator["Block"]:
-        """Answer calls inside the `with` block. On its end the modules are as before, once no call in it goes on."""
+        """Replace calls inside the `with` block. After it, and after its last call, the modules are as before."""
         stand_ins = [_acquire(place, self) for place in self.places]
         self.open = True
         _open.set((*reversed(list(open_blocks())), self))
@@ -55,7 +55,7 @@ class Block:
                 _release(stand_in, self)
 
     def begun(self, **handed: Any) -> "Block":
-        """One call that begins in this block, or in a call of it."""
+        """Return the Block of one call that starts in this block, or in a call inside it."""
         return Block(self.places, marks=self.marks, handed=(self.handed or {}) | handed)
 
 
@@ -69,32 +69,32 @@ def kept_open() -> Iterator[None]:
 
 
 def open_blocks() -> Iterator[Block]:
-    """The open blocks of this context, the innermost first."""
+    """Return the open blocks of this context, the innermost first."""
     return (block for block in reversed(_open.get()) if block.open)
 
 
 def is_halting(module: nn.Module) -> bool:
-    """Whether an open block of this context answers at the module."""
+    """Return whether an open block of this context replaces a callable of the module."""
     return any(target is module for block in open_blocks() for target, _ in block.places)
 
 
 def forward_of(module: nn.Module) -> Place:
-    """Where to stand in for the module's forward: inside the wrapper that an accelerate hook has put around it."""
+    """Return the place of the module's forward, which is inside the wrapper of an accelerate hook if there is one."""
     return module, "_old_forward" if hasattr(module, "_hf_hook") else "forward"
 
 
 class StandIn:
-    """Stands in a module's attribute in place of a callable; copies of the module get the callable itself.
+    """A callable that replaces one of a module. Copies of the module get the original callable.
 
-    own: what the instance had there; None for a method of its class.
+    own: the instance's attribute before; None if the callable was a method of its class. blocks: the blocks that use it.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
         self.own, self.original = module.__dict__.get(name), getattr(module, name)
-        self.blocks: list[Block] = []  # those for which it stands there
+        self.blocks: list[Block] = []
         functools.update_wrapper(self, self.original)
-        self.__self__ = module  # as a bound method has it
+        self.__self__ = module  # as in a bound method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         place = self.module, self.name

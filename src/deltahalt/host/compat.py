@@ -1,4 +1,4 @@
-"""Where the transformers versions that deltahalt runs on differ, and what is refused of a version not known yet."""
+"""The differences between supported transformers versions, and checks that refuse an unknown version's interface."""
 
 import inspect
 import warnings
@@ -14,13 +14,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from deltahalt.errors import InputError, UnsupportedError, UntestedVersionWarning
 
-OLDEST_TESTED, NEWEST_TESTED = "5.2.0", "5.24.0"  # the only record of the newest version that the tests ran on
+OLDEST_TESTED, NEWEST_TESTED = "5.2.0", "5.24.0"  # the newest version that the tests ran on is stated here only
 
 # Name of the K/V cache among the arguments and outputs of the host's models; 5.24 renamed it.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-OLDER_CACHE = "past_key_values"  # which newer versions accept too, for the time being
+OLDER_CACHE = "past_key_values"  # newer versions still accept this name
 
-_LAYER_ARGUMENTS = ("attention_mask", "position_embeddings", CACHE)  # what the engine gives a layer and its attention
+# Arguments that the engine passes to a layer and to its attention.
+_LAYER_ARGUMENTS = ("attention_mask", "position_embeddings", CACHE)
 
 
 @cache
@@ -36,7 +37,7 @@ def warn_if_untested() -> None:
 
 
 def version_error(what: str) -> UnsupportedError:
-    """The error for something of the installed transformers that the engine does not know."""
+    """Return the error for an interface of the installed transformers that the engine does not know."""
     return UnsupportedError(
         f"{what} (this is transformers {transformers.__version__}; deltahalt is tested with {OLDEST_TESTED} to "
         f"{NEWEST_TESTED})"
@@ -44,7 +45,7 @@ def version_error(what: str) -> UnsupportedError:
 
 
 def refuse_unknown_host(decoder: Any) -> None:
-    """Raise UnsupportedError where the decoder, or a part of it, names its arguments as no tested version does."""
+    """Raise UnsupportedError if the arguments of the decoder or its parts differ from those of all tested versions."""
     _refuse_unknown_names(decoder, ("input_ids", "attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cache"))
     layer = decoder.layers[0]
     for part in (layer, layer.self_attn):
@@ -52,11 +53,11 @@ def refuse_unknown_host(decoder: Any) -> None:
 
 
 def _refuse_unknown_names(part: Any, given: Collection[str], taken: Collection[str] | None = None) -> None:
-    """Refuse a part whose forward does not name all of `taken`, or requires more than is `given`."""
+    """Refuse a part whose forward lacks one of `taken` (default: `given`), or requires an argument not in `given`."""
     parameters = list(inspect.signature(type(part).forward).parameters.values())[1:]
     named = {each.name: each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     if not named:
-        return  # a wrapper that passes everything on: what it wraps is not known
+        return  # a wrapper that passes all arguments on, so the wrapped signature is not known
     for name in given if taken is None else taken:
         if name not in named:
             raise version_error(f"{type(part).__name__} takes no argument `{name}`")
@@ -66,61 +67,65 @@ def _refuse_unknown_names(part: Any, given: Collection[str], taken: Collection[s
 
 
 def decoder_arguments(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by the names of the host's decoder, the cache by the name of `CACHE`."""
+    """Return a call's arguments by their names in the host's decoder, with the cache under the name `CACHE`."""
     names = list(inspect.signature(type(decoder).forward).parameters)[1:]
     if len(args) > len(names):
-        raise InputError(f"{type(decoder).__name__} takes {len(names)} arguments by position; {len(args)} were given")
+        raise InputError(
+            f"{type(decoder).__name__} was given {len(args)} positional arguments, of {len(names)}: pass them by name"
+        )
     arguments = dict(zip(names, args, strict=False))
     for name in arguments.keys() & kwargs.keys():
-        raise InputError(f"{type(decoder).__name__} was given {name} twice: by position and by name")
+        raise InputError(f"{type(decoder).__name__} was given {name} twice, by position and by name: leave one out")
     arguments |= kwargs
     if OLDER_CACHE != CACHE and OLDER_CACHE in arguments:
         older = arguments.pop(OLDER_CACHE)
         if arguments.get(CACHE) is None:
             arguments[CACHE] = older
         elif older is not None and older is not arguments[CACHE]:
-            raise InputError(f"give the cache once, as {CACHE}; {OLDER_CACHE} is its older name")
+            raise InputError(
+                f"{CACHE} and {OLDER_CACHE} (its older name) are two different caches: give the cache once, as {CACHE}"
+            )
     return arguments
 
 
 @cache
 def _host_has(model_type: str, name: str) -> bool:
-    """Whether the host's code for a model has `name`; loaded when asked, since it takes a second."""
+    """Return whether the host's code for a model defines `name`. The import takes a second, so it runs when needed."""
     return hasattr(import_module(f"transformers.models.{model_type}.modeling_{model_type}"), name)
 
 
 def blocks_cross_windows() -> bool:
-    """Whether an image's tokens see each other beyond a sliding window, too, as in older versions of Gemma 3."""
+    """Return whether an image's tokens attend to each other beyond a sliding window, as in older Gemma 3 code."""
     return not _host_has("gemma3", "create_masks_for_vision_model")
 
 
 def unpacked_gguf() -> dict[str, Any]:
-    """What makes `from_pretrained` turn the weights of a GGUF file into plain tensors."""
-    # Newer versions otherwise use packed layers, and another attention, wherever they find kernels for them.
+    """Return options with which `from_pretrained` converts the weights of a GGUF file to plain tensors."""
+    # Without them, newer versions use packed layers and another attention if kernels for these are installed.
     if hasattr(transformers, "GgufConfig"):
         return {"quantization_config": transformers.GgufConfig(dequantize=True)}
     return {}
 
 
 def decoder_output(hidden: torch.Tensor, cache: Any) -> BaseModelOutputWithPast:
-    """What the host's decoder returns."""
+    """Return the output of the host's decoder for these final hidden states and this cache."""
     fields: dict[str, Any] = {"last_hidden_state": hidden, CACHE: cache}
     return BaseModelOutputWithPast(**fields)
 
 
 def layer_output(output: Any) -> torch.Tensor:
-    """Hidden states that a decoder layer of the host returned. Raises UnsupportedError for any other output."""
-    # Older vision-language models return them in a tuple.
+    """Return the hidden states in a decoder layer's output. Raises UnsupportedError for an unknown form of output."""
+    # In older versions, vision-language models return them in a tuple.
     hidden = output[0] if isinstance(output, tuple) and len(output) == 1 else output
     if not isinstance(hidden, torch.Tensor):
-        raise version_error(f"a decoder layer returned {_shown(output)} in place of hidden states")
+        raise version_error(f"a decoder layer returned {_shown(output)} instead of hidden states")
     return hidden
 
 
 def attention_output(output: Any) -> torch.Tensor:
-    """What a layer's attention module of the host returned, its weights apart. Raises as `layer_output`."""
+    """Return the hidden states in an attention module's output. Raises UnsupportedError as `layer_output` does."""
     if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], torch.Tensor)):
-        raise version_error(f"an attention module returned {_shown(output)} in place of (output, weights)")
+        raise version_error(f"an attention module returned {_shown(output)} instead of (output, weights)")
     return output[0]
 
 
@@ -131,17 +136,17 @@ def _shown(output: Any) -> str:
 
 
 def bare_tower(tower: Any) -> Any:
-    """The module that runs the blocks of a CLIP or SigLIP tower."""
-    # Older versions wrap it in a module that only passes things on.
+    """Return the module of a CLIP or SigLIP tower that holds the blocks."""
+    # Older versions wrap it in a module that only passes its arguments on.
     return getattr(tower, "vision_model", tower)
 
 
 def merged_mrope(rotary: tuple[torch.Tensor, ...], config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of M-RoPE with the sections of the three planes side by side, [B, n, d]."""
+    """Return cos and sin of M-RoPE [B, n, d], with the sections of the three position axes concatenated."""
     cos, sin = rotary
     if cos.ndim == 3:
         return cos, sin
-    # Older versions leave [3, B, n, d] for each layer to merge.
+    # In older versions they are [3, B, n, d], and each layer merges them.
     sections = 2 * config.rope_parameters["mrope_section"]
     merged = [
         torch.cat([part[plane % 3] for plane, part in enumerate(table.split(sections, dim=-1))], dim=-1)
@@ -151,7 +156,7 @@ def merged_mrope(rotary: tuple[torch.Tensor, ...], config: Any) -> tuple[torch.T
 
 
 def mrope_of_layer(rotary: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `merged_mrope` made, in the form that a layer of the host takes."""
+    """Return the output of `merged_mrope` in the form that a layer of the host takes."""
     if _host_has("qwen2_vl", "apply_multimodal_rotary_pos_emb"):
         return rotary[0].expand(3, *rotary[0].shape), rotary[1].expand(3, *rotary[1].shape)
     return rotary

@@ -1,4 +1,4 @@
-"""Putting something in the place of a host's own part, and taking it out again."""
+"""Temporary replacements for parts of a host's model."""
 
 import copy
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 
-def replace(target: nn.Module, name: str, value: Callable[..., Any], undo: ExitStack) -> None:
-    """Set an attribute of the instance until `undo` unwinds."""
+def swap_in(target: nn.Module, name: str, value: Callable[..., Any], undo: ExitStack) -> None:
+    """Set attribute `name` of the instance to `value` until `undo` is closed."""
     if name in target.__dict__:
         undo.callback(setattr, target, name, target.__dict__[name])
     else:
@@ -18,16 +18,16 @@ def replace(target: nn.Module, name: str, value: Callable[..., Any], undo: ExitS
 
 
 def shell_of(module: nn.Module, **parts: nn.Module) -> Any:
-    """A shallow copy of `module` with other children: the module itself stays as it is for everybody else."""
+    """Return a shallow copy of `module` in which `parts` replace children of the same names. `module` is unchanged."""
     shell = copy.copy(module)
     shell.__dict__["_modules"] = {**module._modules, **parts}
     return shell
 
 
 def within_hook(module: nn.Module, forward: Callable[..., Any]) -> Any:
-    """A shallow copy of `module` that runs `forward` in place of its own.
+    """Return a shallow copy of `module` that runs `forward` in place of its own forward.
 
-    Hooks on the module fire, and its accelerate hook, if there is one, brings weights and inputs together.
+    The module's hooks run. If it has an accelerate hook, that moves weights and inputs to one device.
     """
     shell: Any = copy.copy(module)
     hook: Any = getattr(module, "_hf_hook", None)

@@ -1,1 +1,1 @@
-"""Where deltahalt meets other frameworks, one a file; each needs that framework installed beside it."""
+"""Integrations with other frameworks, one per file; each needs its framework installed."""

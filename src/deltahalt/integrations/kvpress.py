@@ -1,4 +1,4 @@
-"""DASH as presses of kvpress, over the same engine, and the pipeline that asks questions about what they leave."""
+"""DASH as presses of kvpress, on the same engine, and a pipeline that answers questions from their caches."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,23 +28,35 @@ from deltahalt.host.families.base import Module
 from deltahalt.policies import Dash, DashLayer, Dense
 from deltahalt.policies.base import Policy
 
-# KV presses that score a layer's entries by what the layer itself holds, and drop as many of each head. Others take an
-# entry's index for its position, or leave layers of one length with different lengths.
+# KV presses that score a layer's entries from that layer only, and drop equally many in each head. Others use an
+# entry's index as its position, or give layers of one length different lengths.
 FOLLOWING = (SnapKVPress, TOVAPress, KnormPress, KeyDiffPress, StreamingLLMPress)
 
 
 @dataclass
 class DeltaPress(BasePress):
-    """Halt prompt tokens by their attention-branch delta, ||U_t||_2 (DASH, Eq. 1-3), while kvpress runs a context.
+    """Halt prompt tokens by their attention-branch delta, ||U_t||_2 (DASH, Eq. 1-3), in prefills of a context.
 
-    compression_ratio: share rho of the eligible tokens that is halted, in [0, 1]. start_ratio: the layer that decides,
-    floor(start_ratio * L). keep_first_n, keep_last_n: tokens at either end that are never halted. then: a KV press that
-    compresses what each layer still holds, one of `FOLLOWING`.
+    A press is used as `with press(model) as halted:`, where `halted.report` describes the latest prefill. A prefill
+    returns the last token's logits only, unless the call sets `logits_to_keep`. Answers to questions are exact in a
+    `HaltingPipeline` or inside the block; kvpress's own pipeline raises UnsupportedError at its first question.
 
-    Used as any press, `with press(model) as halted:`, where `halted.report` tells what the latest prefill did. A
-    prefill gives the last token's logits where the caller does not say how many are wanted. Questions are exact in a
-    `HaltingPipeline`, or inside the block; kvpress's own pipeline is refused when it asks the first one.
-    Raises PolicyError for settings out of range and UnsupportedError for what cannot be halted, or composed with it.
+    Args:
+        compression_ratio: Share rho of the eligible tokens that is halted, in [0, 1].
+        start_ratio: The layer that decides is floor(start_ratio * L), in [0, 1).
+        keep_first_n: Number of tokens at the start of the context that are never halted.
+        keep_last_n: Number of tokens at the end of the context that are never halted, 1 or more.
+        then: A KV press, of a class in `FOLLOWING`, that compresses what each layer holds after halting.
+
+    Raises:
+        PolicyError: For a setting out of range.
+        UnsupportedError: For a model that cannot be halted, or another press that does not work with halting.
+
+    Example:
+        >>> with DeltaPress(compression_ratio=0.5)(model) as halted:  # doctest: +SKIP
+        ...     model(input_ids, past_key_values=cache)  # a context of 4096 tokens
+        >>> halted.report.lengths[0][-1]  # doctest: +SKIP
+        2096
     """
 
     compression_ratio: float = Dash.pruning_ratio
@@ -56,11 +68,11 @@ class DeltaPress(BasePress):
     method: ClassVar[type[Policy]] = Dash
 
     def __post_init__(self) -> None:
-        _ = self.policy  # settings out of range are told where they are given
+        _ = self.policy  # raises PolicyError for settings out of range
 
     @property
     def policy(self) -> Policy:
-        """The policy of these settings, which kvpress's evaluation changes after the press is made."""
+        """The policy with the current settings; kvpress's evaluation changes them after it created the press."""
         start = float(self.start_ratio) if isinstance(self.start_ratio, int) else self.start_ratio
         return self.method(
             start=start,  # never a layer's index
@@ -84,28 +96,28 @@ class DeltaPress(BasePress):
 
     def forward_hook(self, module: nn.Module, input: Any, kwargs: dict[str, Any], output: Any) -> Any:  # noqa: A002
         raise UnsupportedError(
-            f"{type(self).__name__} halts tokens before a layer runs, and cannot be part of another press: give it the "
-            "other one, DeltaPress(then=SnapKVPress(...))"
+            f"{type(self).__name__} halts tokens before a layer runs and cannot be part of another press: give it the "
+            f"other press, as {type(self).__name__}(then=SnapKVPress(...))"
         )
 
     def _check(self, decoder: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the decoder: refuse other presses on the same model, and padding that `then` ignores."""
+        """Refuse other presses on the model, and padding, which `then` ignores (forward pre-hook of the decoder)."""
         for layer in decoder.layers:
             for hook in layer.self_attn._forward_hooks.values():
                 press = getattr(hook, "__self__", None)
                 if isinstance(press, BasePress) and press is not self.then:
                     raise UnsupportedError(
-                        f"{type(press).__name__} is at work on the halting model: give it to the press that halts, "
-                        "DeltaPress(then=...)"
+                        f"{type(press).__name__} is active on the halting model: give it to the press that halts, as "
+                        f"{type(self).__name__}(then={type(press).__name__}(...))"
                     )
         mask = decoder_arguments(decoder, args, kwargs).get("attention_mask")
         if self.then is not None and isinstance(mask, torch.Tensor) and not mask.all():
-            raise UnsupportedError(f"{type(self.then).__name__} takes padding for tokens: run prompts one by one")
+            raise UnsupportedError(f"{type(self.then).__name__} would score padding as tokens: run prompts one by one")
 
 
 @dataclass
 class DeltaLayerPress(DeltaPress):
-    """Halt prompt tokens by their whole-layer delta, ||H_out - H_in||_2 (DASH, Sec. 4.5; the reference's l_nr variant).
+    """Halt prompt tokens by their whole-layer delta, ||H_out - H_in||_2 (DASH, Sec. 4.5; variant l_nr of its code).
 
     Settings and errors are those of `DeltaPress`.
     """
@@ -114,11 +126,11 @@ class DeltaLayerPress(DeltaPress):
 
 
 class HaltingPipeline(KVPressTextGenerationPipeline):
-    """kvpress's pipeline, with questions that read a halted context exactly; for any other press it is kvpress's own.
+    """kvpress's pipeline with exact answers from a halted context; with any other press it is kvpress's own pipeline.
 
-    kvpress asks its questions after the press has let go of the model. There the host builds one mask for all layers,
-    as long as layer 0, which does not fit layers that hold fewer tokens. So here a question runs in our decoder loop,
-    on a fork of the context's cache: nothing has to be removed after an answer, whatever the layers' windows.
+    kvpress runs its questions after the press has left the model. The host then builds one mask for all layers, of the
+    length of layer 0, which does not fit layers that hold fewer tokens. Here a question runs in deltahalt's decoder
+    loop, on a fork of the context's cache, so nothing has to be removed from the cache after an answer.
     """
 
     def generate_answer(
@@ -132,9 +144,9 @@ class HaltingPipeline(KVPressTextGenerationPipeline):
 
 
 def _want_last_logits(model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook of the outer model: a prefill that does not say how many logits it wants gets the last ones.
+    """Set `logits_to_keep` to 1 in a prefill that does not set it (forward pre-hook of the outer model).
 
-    kvpress's users call the model as it is, for the cache; halted tokens have no logits.
+    Users of kvpress call the model for its cache and do not set it, but halted tokens have no logits.
     """
     names = list(signature(type(model).forward).parameters)
     cache = (dict(zip(names, (model, *args), strict=False)) | kwargs).get(CACHE)
@@ -145,42 +157,42 @@ def _want_last_logits(model: Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 @contextmanager
 def _compressing(halted: Halted, press: BasePress) -> Iterator[None]:
-    """Let a KV press compress what each layer holds after its attention has run, in every prefill of the block."""
+    """Let a KV press compress each layer's cache after the layer's attention, in every prefill of the block."""
     name = type(press).__name__
     if type(press) not in FOLLOWING:
         known = ", ".join(known.__name__ for known in FOLLOWING)
-        raise UnsupportedError(f"{name} cannot follow halting; use one of {known}")
+        raise UnsupportedError(f"{name} cannot follow halting: give one of {known}")
     if any(halted.shape.windows):
-        raise UnsupportedError(f"{name} cannot follow halting in a model with sliding-window layers")
+        raise UnsupportedError(f"{name} cannot follow halting in a model with sliding-window layers: leave `then` out")
     with ExitStack() as undo:
         for layer in halted.host.module.layers:
-            undo.callback(layer.self_attn.register_forward_pre_hook(_tell_phase, with_kwargs=True).remove)
+            undo.callback(layer.self_attn.register_forward_pre_hook(_add_cache_position, with_kwargs=True).remove)
             undo.callback(layer.self_attn.register_forward_hook(press.forward_hook, with_kwargs=True).remove)
         undo.callback(halted.host.module.register_forward_hook(_account).remove)
         yield
 
 
-def _tell_phase(attention: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook of an attention module: say where the layer's tokens lie among those that it holds.
+def _add_cache_position(attention: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Add `cache_position`, the indices of the call's tokens in the layer's cache (forward pre-hook of an attention).
 
-    kvpress takes a call for the prefill if these are all there are.
+    kvpress treats a call as the prefill if its tokens are all that the cache holds.
     """
     cache, hidden = kwargs[CACHE], kwargs["hidden_states"]
     if cache is None:
-        raise UnsupportedError("a KV press has nothing to compress without a cache: leave use_cache on")
+        raise UnsupportedError("a KV press has nothing to compress without a cache: leave use_cache=True")
     past = cache.layers[attention.layer_idx].get_seq_length() if attention.layer_idx < len(cache.layers) else 0
     return args, kwargs | {"cache_position": torch.arange(past, past + hidden.shape[1], device=hidden.device)}
 
 
 def _account(decoder: Module, args: tuple[Any, ...], output: Any) -> None:
-    """Forward hook of the decoder: after a prefill, keep the cache's books in step with what the KV press has left.
+    """Update the cache's records after a prefill to what the KV press kept (forward hook of the decoder).
 
-    Each head holds tokens of its own choice, all of them older than any to come; no tail is left that could be cropped.
+    Each head now holds its own choice of tokens, so no last tokens are in every head, and none can be cropped.
     """
     cache, (rows, width) = getattr(output, CACHE), output.last_hidden_state.shape[:2]
     if cache.layers[0].keys.shape[-2] > width:
         return  # not a prefill: the layer holds more than this call's tokens
-    if not isinstance(cache, HaltedCache):  # too short a prompt to halt tokens of
+    if not isinstance(cache, HaltedCache):  # the prompt was too short for halting
         slots = torch.arange(width, device=output.last_hidden_state.device).expand(rows, -1)
         HaltedCache.adopt(cache, [Segment(0, slots, padded=False)], seen=width, tail=0)
     cache.tail = 0

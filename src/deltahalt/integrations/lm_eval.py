@@ -1,7 +1,7 @@
 """lm-evaluation-harness with halting: its Hugging Face model, registered as `deltahalt`.
 
-Prompts and contexts halt; what is generated or scored after them does not. With the policy `dense` every score is that
-of lm-eval's own `hf` model. Methods of other stages run in the same way.
+Tokens of prompts and contexts halt; generated and scored tokens never do. With the policy `dense` every score equals
+that of lm-eval's own `hf` model. Methods of other stages run through the same class.
 """
 
 import logging
@@ -31,7 +31,7 @@ from deltahalt.methods.registry import parse_method
 from deltahalt.policies.text import with_options
 from deltahalt.profile import check_profile, names_profile, resolve
 
-# What HFLM takes beside a model that is loaded already; other settings of the model go to the policy.
+# Options of HFLM that apply to a loaded model; other options go to the policy.
 HARNESS_OPTIONS = {
     "add_bos_token",
     "batch_size",
@@ -45,8 +45,8 @@ HARNESS_OPTIONS = {
     "think_end_token",
     "truncation",
 }
-ROLLING = "loglikelihood_rolling"  # lm-eval's word for tasks that score every token of a text
-DEFAULT_DEVICE = "cuda:0"  # what lm-eval's command passes on every machine, unless told otherwise
+ROLLING = "loglikelihood_rolling"  # lm-eval's type of tasks that score every token of a text
+DEFAULT_DEVICE = "cuda:0"  # lm-eval's command passes this by default on every machine
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -55,16 +55,25 @@ log = logging.getLogger(__name__)
 
 @register_model("deltahalt")
 class DeltahaltLM(HFLM):
-    """lm-eval's Hugging Face model with halting around generation and log-likelihood.
+    """lm-eval's Hugging Face model, whose prompts halt during generation and log-likelihood.
 
-    pretrained: hub id, local folder, .gguf file, or smollm2-135m. policy: text, of a method of any stage;
-    its options may also stand by themselves, `policy=dash,start=0.5,keep_first=4`. min_prompt_tokens: as in
-    `halting`.
-    dtype, device, device_map, attention, trust_remote_code: as in `deltahalt.loading.models.load`. options: those of
-    HFLM that concern a loaded model (HARNESS_OPTIONS), or of the policy.
+    Under `accelerate launch` each process has the whole model, on its own device, and a share of the samples.
 
-    Under `accelerate launch` each process has the whole model, on a device of its own, and its share of the samples.
-    Raises what `load`, `parse_method` and `applying` raise, and InputError for settings that exclude each other.
+    Args:
+        pretrained: A hub id, a local folder, a .gguf file, or smollm2-135m.
+        policy: The text of a method of any stage. Its options may also be separate arguments:
+            `policy=dash,start=0.5,keep_first=4`.
+        min_prompt_tokens: Shorter prompts are not halted.
+        dtype: As in `load`.
+        device: As in `load`.
+        device_map: As in `load`.
+        attention: As in `load`.
+        trust_remote_code: As in `load`.
+        options: Options of HFLM that apply to a loaded model (HARNESS_OPTIONS), or options of the method.
+
+    Raises:
+        InputError: For settings that exclude each other.
+        DeltahaltError: What `load`, `parse_method` and `applying` raise.
     """
 
     def __init__(
@@ -88,12 +97,17 @@ class DeltahaltLM(HFLM):
             dense = parse_method(with_options(policy, options)).is_dense
         self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
-            raise InputError("batch_size=auto needs the logits of whole prompts, which halting lacks: give a number")
+            raise InputError(
+                f"batch_size={own['batch_size']} needs logits of all tokens, and halted ones have none: give a number"
+            )
         if device == DEFAULT_DEVICE and (device_map is not None or not torch.cuda.is_available()):
             device = None
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if several and device_map is not None:
-            raise InputError("device_map spreads one model, accelerate launch makes several: use one of them")
+            raise InputError(
+                f"device_map={device_map!r} spreads one model over devices, and `accelerate launch` runs one model per "
+                "process: use one of them"
+            )
         accelerator = Accelerator() if several else None
         loaded = load(
             pretrained,
@@ -110,19 +124,19 @@ class DeltahaltLM(HFLM):
             log.warning("%s: %s: %s", policy, note, resolved.text)
         self.policy_text = resolved.text
         self.policy, self.spent = parse_method(self.policy_text), Spent()
-        self.cold = True  # whether no prompt has run yet: what a process does once is in no sample's seconds
-        self.cut: set[int] = set()  # hashes of the prompts so far that lost their beginning
+        self.cold = True  # no prompt has run yet; the start-up of the first run is not measured
+        self.cut: set[int] = set()  # hashes of the prompts so far whose beginning was cut
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
-        with without_warnings(HFLM.__module__):  # that a model loaded before means a single process
+        with without_warnings(HFLM.__module__):  # it warns that a preloaded model means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
         if accelerator is not None:
             self.accelerator = accelerator
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        with self.applying():  # so that a policy which does not fit the model is refused before anything runs
+        with self.applying():  # raises PolicyError for a policy that does not fit the model, before any sample runs
             pass
 
     def applying(self) -> AbstractContextManager[Applied]:
-        """`applying` of the method to the model with the settings given."""
+        """Return the context in which the model runs under the method."""
         return applying(self.model, self.policy, self.tokenizer, timed=True, **self.settings)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -136,7 +150,7 @@ class DeltahaltLM(HFLM):
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask [B, T] of prompts, as the model is to read them."""
+        """Return token ids and mask [B, T] of prompts, shortened if the method does that."""
         ids, mask = super().tok_batch_encode(strings, padding_side, **kwargs)
         for prompt, length in zip(strings, mask.sum(dim=1).tolist(), strict=True):
             self._note_cut(prompt, length, left_truncate_len)
@@ -156,7 +170,7 @@ class DeltahaltLM(HFLM):
         self.contexts = {request.args[0]: context_of(request.doc) for request in requests}
 
     def _note_cut(self, prompt: Hashable, length: int, room: int | None) -> None:
-        """Note a prompt of more tokens than there is room for, which loses its beginning, and say so."""
+        """Record and log a prompt of `length` tokens whose beginning is cut, if it has more than `room`."""
         if room and length > room:
             self.cut.add(hash(prompt))
             log.warning("a prompt of %d tokens is cut to its last %d", length, room)
@@ -165,7 +179,7 @@ class DeltahaltLM(HFLM):
         return context_ends(self.tokenizer, prompt, self.contexts.get(prompt, ""), tokens)
 
     def close(self) -> None:
-        """Wait for the other processes and part from them: one that goes first breaks what another still receives."""
+        """Wait for the other processes, then leave their group; leaving early would break their transfers."""
         if self.world_size > 1:
             self.accelerator.end_training()
 
@@ -185,12 +199,12 @@ class DeltahaltLM(HFLM):
             return super()._model_call(*args, **kwargs)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts. Raises UnsupportedError where prompts halt: a text has no prompt."""
+        """Return the log-likelihoods of whole texts. Raises UnsupportedError unless the policy is dense."""
         self.require_prompts(requests[0].task_name or "this task" if requests else "this task", ROLLING)
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
     def require_prompts(self, task: str, kind: str) -> None:
-        """Raise UnsupportedError for a task of lm-eval's `kind` whose texts have no prompt, where prompts halt."""
+        """Raise UnsupportedError for a task whose `kind` scores whole texts, unless the policy is dense."""
         if kind == ROLLING and not self.policy.is_dense:
             raise UnsupportedError(
                 f"{task} scores every token of a text, and halted tokens have no logits: run it with policy=dense"
@@ -199,7 +213,7 @@ class DeltahaltLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """For each (text, context, continuation): its log-likelihood, nats, and whether greedy decoding gives it."""
+        """Return for each (text, context, continuation) its log-likelihood in nats, and whether it is greedy."""
         for _, context, continuation in requests:
             self._note_cut(tuple(context), len(context), self._room(continuation))
         if self.policy.is_dense:
@@ -223,7 +237,7 @@ class DeltahaltLM(HFLM):
         return ordered.get_original(answers)
 
     def _room(self, continuation: list[int]) -> int:
-        """How many tokens of a context HFLM leaves before a continuation."""
+        """Return the number of context tokens that HFLM keeps before a continuation."""
         return self.max_length + 1 - len(continuation)
 
 
@@ -233,10 +247,10 @@ def continue_prompts(
     continuations: Sequence[list[int]],
     ends: Sequence[Ends | None],
 ) -> list[torch.Tensor]:
-    """Logits [n, V] that each continuation's n tokens are judged by, after its prompt.
+    """Return for each continuation the logits [n, V] that predict its n tokens.
 
-    The prompts are one left-padded prefill, which halts; the continuations run on its cache, where nothing halts.
-    ends: where each prompt's context lies, if that is known.
+    The prompts run as one left-padded prefill, in which tokens halt. The continuations run on its cache and do not
+    halt. ends: for each prompt, the number of tokens before and after its context, if known.
     """
     model = applied.model
     width, longest = max(map(len, prompts)), max(map(len, continuations)) - 1
@@ -247,7 +261,7 @@ def continue_prompts(
     cache = DynamicCache(config=model.config)
     inputs = {CACHE: cache, "use_cache": True}
     logits = [model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **inputs).logits]  # [B, 1, V]
-    # Shorter continuations are filled up on the right, where nothing that is judged reads.
+    # Shorter continuations are padded on the right; causal attention never reads that padding.
     more = torch.tensor([row[:-1] + [0] * (longest + 1 - len(row)) for row in continuations], device=model.device)
     for tokens in more.split(1 if applied.by_token else max(longest, 1), dim=1):
         if tokens.shape[1]:
@@ -260,7 +274,7 @@ def continue_prompts(
 
 
 def context_of(doc: Any) -> str:
-    """The document that a question is about, where a task gives it apart, as LongBench and LooGLE do; else nothing."""
+    """Return the document if a task separates it from the question, as LongBench and LooGLE do; else an empty text."""
     fields = doc if isinstance(doc, dict) else {}
     return str(fields.get("context") or (fields.get("input", "") if "question" in fields else ""))
 
@@ -273,7 +287,7 @@ def _judge(logits: torch.Tensor, continuation: list[int], dtype: torch.dtype | N
 
 @contextmanager
 def without_warnings(module: str) -> Iterator[None]:
-    """Keep a module of lm-eval from warning of what does not hold here."""
+    """Silence the warnings of a module of lm-eval inside the `with` block."""
     logger = logging.getLogger(module)
     level = logger.level
     logger.setLevel(logging.ERROR)

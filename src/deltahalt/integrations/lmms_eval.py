@@ -1,7 +1,7 @@
-"""lmms-eval with halting: its Qwen2-VL model, known to it as `deltahalt_qwen2_vl`.
+"""lmms-eval with halting: its Qwen2-VL model, registered as `deltahalt_qwen2_vl`.
 
-Visual tokens leave inside the ViT, prompt tokens halt in the language model, and what is generated after them does not.
-With the policy `dense` and no policy for the ViT every answer is that of lmms-eval's own `qwen2_vl`.
+Visual tokens are reduced in the ViT, prompt tokens halt in the language model, and generated tokens never halt. With
+the policy `dense` and no policy for the ViT, every answer equals that of lmms-eval's own `qwen2_vl`.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from deltahalt.clock import clock
 from deltahalt.engine.attach import find_decoder, halting, sees_images
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
-from deltahalt.host.stand_in import replace
+from deltahalt.host.stand_in import swap_in
 from deltahalt.policies import parse_policy
 from deltahalt.policies.text import with_options
 from deltahalt.profile import check_profile, names_profile, resolve
@@ -28,21 +28,28 @@ from deltahalt.vision import halting_vision
 from deltahalt.vision.policies import parse_vision_policy
 
 OWN = inspect.signature(Qwen2_VL.__init__).parameters.keys() - {"self", "kwargs"}
-OF_VISION = "vision_"  # begins the options of the ViT's policy
+OF_VISION = "vision_"  # prefix of the options of the ViT-stage policy
 
 log = logging.getLogger(__name__)
 
 
 class DeltahaltQwen2VL(Qwen2_VL):
-    """lmms-eval's Qwen2-VL with halting around generation.
+    """lmms-eval's Qwen2-VL, whose prompts halt during generation.
 
-    pretrained: hub id or local folder. policy: text, of a policy of the LLM stage; its options stand by themselves,
-    `policy=dash,scope=visual,pruning_ratio=0.65`. vision_policy: text, of a policy of the ViT stage; its options have
-    `vision_` before them, `vision_policy=vision-dash,vision_retain=0.35`. min_prompt_tokens: as in
-    `halting`. options: those of lmms-eval's Qwen2-VL, or of the policies.
+    lmms-eval's results report the time, FLOPs and cache size of generation under `throughput`.
 
-    What generation took goes to lmms-eval's results, under `throughput`. Raises what `halting` and `halting_vision`
-    raise, and InputError for an option of a ViT-stage policy that is not there.
+    Args:
+        pretrained: A hub id or a local folder.
+        policy: The text of an LLM-stage policy. Its options are separate arguments:
+            `policy=dash,scope=visual,pruning_ratio=0.65`.
+        vision_policy: The text of a ViT-stage policy, or None. Its options are separate arguments with the prefix
+            `vision_`: `vision_policy=vision-dash,vision_retain=0.35`.
+        min_prompt_tokens: Shorter prompts are not halted.
+        options: Options of lmms-eval's Qwen2-VL, of `policy`, or with `vision_` of `vision_policy`.
+
+    Raises:
+        InputError: For an option of a ViT-stage policy without `vision_policy`.
+        DeltahaltError: What `halting` and `halting_vision` raise.
     """
 
     def __init__(
@@ -55,15 +62,17 @@ class DeltahaltQwen2VL(Qwen2_VL):
         **options: Any,
     ) -> None:
         own = {name: options.pop(name) for name in OWN & options.keys()}
-        if "device" in own:  # of lmms-eval's command; its class puts weights on "cuda" whatever that says
+        if "device" in own:  # from lmms-eval's command line; its class ignores this and puts weights on "cuda"
             own.setdefault("device_map", own["device"])
         vision = {name: options.pop(name) for name in list(options) if name.startswith(OF_VISION)}
         if vision and vision_policy is None:
-            raise InputError(f"{', '.join(vision)} without a policy for the ViT: add vision_policy=vision-dash, say")
+            raise InputError(
+                f"{', '.join(vision)} without a policy for the ViT: add one, such as vision_policy=vision-dash"
+            )
         if names_profile(policy):
             check_profile(policy, options)
         else:
-            parse_policy(with_options(policy, options))  # refuses what is not a policy before the model is loaded
+            parse_policy(with_options(policy, options))  # raises PolicyError before the model is loaded
         typed = {name.removeprefix(OF_VISION): value for name, value in vision.items()}
         self.vision_policy = None if vision_policy is None else parse_vision_policy(with_options(vision_policy, typed))
         self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
@@ -73,7 +82,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
         for note in resolved.notes:
             log.warning("%s: %s: %s", policy, note, resolved.text)
         self.policy = parse_policy(resolved.text)
-        with self.metered():  # so that a policy which does not fit the model is refused before anything runs
+        with self.metered():  # raises PolicyError for a policy that does not fit the model, before any sample runs
             pass
 
     def generate_until(self, requests: list[Any]) -> list[str]:
@@ -84,7 +93,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
 
     @contextmanager
     def metered(self) -> Iterator["Costs"]:
-        """Halt in the model inside the `with` block, and count what its `generate` takes."""
+        """Halt in the model inside the `with` block, and yield the costs of its `generate` calls."""
         costs, model = Costs(), self.model
         with ExitStack() as undo:
             if self.vision_policy is not None:
@@ -92,16 +101,16 @@ class DeltahaltQwen2VL(Qwen2_VL):
                 costs.vision_flops = 0
                 undo.callback(tower.tower.register_forward_hook(lambda *_: costs.add_vision(tower.report.flops)).remove)
             halted = undo.enter_context(halting(model, self.policy, **self.settings))
-            replace(model, "generate", costs.metering(model.generate, halted), undo)
+            swap_in(model, "generate", costs.metering(model.generate, halted), undo)
             yield costs
 
 
 @dataclass
 class Costs:
-    """What `generate` took so far, of all prompts together.
+    """Sums over all prompts so far of the time, FLOPs and cache size of `generate`.
 
-    seconds, prefill_seconds: in all, and until the first token of each answer, the ViT included. flops: of the language
-    model's prefill. vision_flops: of the ViT; None where no policy counts them. cache_bytes: K and V after the prefill.
+    seconds: of whole calls. prefill_seconds: until each first token, the ViT included. flops: of the language model's
+    prefill. vision_flops: of the ViT; None without a policy that counts them. cache_bytes: K and V after the prefill.
     """
 
     prompts: int = 0
@@ -113,7 +122,7 @@ class Costs:
     cache_bytes: int = 0
 
     def metering(self, generate: Callable[..., torch.Tensor], halted: Halted) -> Callable[..., torch.Tensor]:
-        """`generate` that adds what it takes."""
+        """Return a `generate` that adds its costs to these sums."""
 
         def metered(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
             first, begin = FirstToken(), clock()
@@ -130,11 +139,11 @@ class Costs:
         return metered
 
     def add_vision(self, flops: int) -> None:
-        """Add a pack of images."""
+        """Add the FLOPs of the ViT on one pack of images."""
         self.vision_flops = (self.vision_flops or 0) + flops
 
     def log(self) -> None:
-        """Hand the sums and the means of a prompt to lmms-eval, which adds `avg_` to the means' names."""
+        """Report sums, and means per prompt, to lmms-eval, which adds `avg_` to the means' names."""
         if not self.prompts:
             return
         means = {
@@ -154,7 +163,7 @@ class Costs:
 
 
 class FirstToken(StoppingCriteria):
-    """Stops nothing; `at`: when the first new token was there, on `clock`."""
+    """A criterion that never stops and stores in `at` the `clock` time of the first new token."""
 
     def __init__(self) -> None:
         self.at: float | None = None

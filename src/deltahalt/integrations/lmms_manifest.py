@@ -1,4 +1,4 @@
-"""What lmms-eval reads by entry point: the name of our model, before anything heavy is loaded."""
+"""The entry point of lmms-eval: it gives the model's name without importing torch or transformers."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -1,4 +1,4 @@
-"""Progress bars of what takes a while: a download in bytes, and the tensors of a model that is loaded."""
+"""Progress bars: the bytes of a download, and the tensors of a model that is being loaded."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,9 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-GLANCE = 0.2  # seconds between two looks at a folder
+GLANCE = 0.2  # seconds between two updates of the download bar
 
-# Modules of transformers that count tensors, and what each does with them.
+# Modules of transformers that show a progress bar over tensors, and what each does with them.
 COUNTED = {"modeling_gguf_pytorch_utils": "unpacking", "core_model_loading": "loading"}
 
 
@@ -46,7 +46,7 @@ def download_bar(console: Console, folder: Path, total: int) -> Iterator[None]:
 
 
 def bytes_in(folder: Path) -> int:
-    """Size of all files in a folder and those in it, of which any may vanish meanwhile."""
+    """Return the total size of all files under a folder; files may vanish while it runs."""
     total = 0
     for file in folder.rglob("*"):
         with suppress(OSError):
@@ -71,7 +71,7 @@ def loading_bars(name: str) -> Iterator[None]:
 
 
 def _counting(progress: Progress, what: str) -> Callable[..., Iterator[Any]]:
-    """What stands in for tqdm: it passes items on and counts them."""
+    """Return a function that replaces tqdm: it yields the items and shows their number on `progress`."""
 
     def count(items: Iterable[Any], *_: Any, **__: Any) -> Iterator[Any]:
         items = list(items)

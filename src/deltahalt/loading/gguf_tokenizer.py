@@ -1,6 +1,6 @@
-"""The tokenizer of a GGUF file, with the special tokens that the file's own header names.
+"""The tokenizer of a GGUF file, with the special tokens that the file's header defines.
 
-transformers converts the vocabulary; before 5.23 it takes other beginning or end tokens than the file's.
+transformers converts the vocabulary; before 5.23 it sets other begin and end tokens than those of the file.
 """
 
 from pathlib import Path
@@ -22,9 +22,9 @@ ROLES = {
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in the GGUF file `path`.
+    """Return the tokenizer in the GGUF file `path`.
 
-    Raises ModelError for a file that is no whole GGUF, or whose text transformers would split wrongly.
+    Raises ModelError for a file that is not a complete GGUF, or whose vocabulary transformers would convert wrongly.
     """
     header = read_header(path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
@@ -33,10 +33,10 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     if merges and isinstance(backend.model, Unigram):
         raise ModelError(
             f"this version of transformers converts the tokenizer of {path.name} wrongly: "
-            "install transformers 5.18 or newer, or give the model's original folder"
+            "install transformers 5.18 or newer, or give the folder of the original model"
         )
     if header.get("tokenizer.ggml.pre") == "smollm":
-        # transformers leaves out the split at digits, and so splits the blanks before them differently.
+        # transformers omits the split at digits, which also changes how spaces before digits are split.
         backend.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     for role, key in ROLES.items():
         index = header.get(f"tokenizer.ggml.{key}")
@@ -47,12 +47,12 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The numbers and strings in the header of the GGUF file `path`, by key; arrays are left out.
+    """Return the numbers and strings in the header of the GGUF file `path`, by key; arrays are left out.
 
-    Raises ModelError for a file that is no GGUF, or is not whole.
+    Raises ModelError for a file that is not a complete GGUF.
     """
     try:
         fields = GGUFReader(path).fields.values()
         return {field.name: field.contents() for field in fields if field.types[:1] != [GGUFValueType.ARRAY]}
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ModelError(f"{path} is not a whole GGUF file: check the path, or download it again") from error
+        raise ModelError(f"{path} is not a complete GGUF file: check the path, or download it again") from error

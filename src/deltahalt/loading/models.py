@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer with plain transformers: from the hub, a folder, a GGUF file, or bundled."""
+"""Load a model and its tokenizer with transformers: from the hub, a folder or a GGUF file, or the bundled model."""
 
 import copy
 import os
@@ -34,7 +34,13 @@ VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.jso
 
 
 class LoadedModel(NamedTuple):
-    """A model on its device, its tokenizer, set to pad on the left as prompts need, and its name without folders."""
+    """A causal language model with its tokenizer, as `load` returns them.
+
+    Attributes:
+        model: The Hugging Face model, on its device.
+        tokenizer: Its tokenizer, which pads on the left, as batches of prompts need.
+        name: The model's hub id, or the name of its folder or file.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -42,7 +48,14 @@ class LoadedModel(NamedTuple):
 
 
 class LoadedVisionModel(NamedTuple):
-    """A vision-language model on its device, what prepares its words and pictures, and its name without folders."""
+    """A vision-language model with its tokenizer and image processor, as `load_vision` returns them.
+
+    Attributes:
+        model: The Hugging Face model, on its device.
+        tokenizer: Its tokenizer.
+        image_processor: Its image processor, which turns pictures into pixel values.
+        name: The model's hub id, or the name of its folder.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -61,16 +74,29 @@ def load(
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
-    model: a hub id, a local folder, a .gguf file, or "smollm2-135m", which is downloaded on first use.
-    dtype: "auto" is that of the weights; for a GGUF file float32 on the CPU and bfloat16 elsewhere.
-    device: a GPU by default, where there is one. device_map: as in transformers, instead of `device`.
-    attention: transformers' `attn_implementation`. trust_remote_code: run code that comes with the model.
+    Args:
+        model: A hub id, a local folder, a .gguf file, or "smollm2-135m", which is downloaded on first use (94 MB).
+        dtype: "auto", "bfloat16", "float16" or "float32", or a torch dtype. "auto" is the dtype of the weights; for a
+            GGUF file it is float32 on the CPU and bfloat16 on other devices.
+        device: The device, such as "cuda:0" or "cpu". Default: the GPU if there is one, else the CPU.
+        device_map: A device map of transformers, such as "auto", in place of `device`.
+        attention: The `attn_implementation` of transformers: "sdpa", "eager" or a FlashAttention.
+        trust_remote_code: Whether to run code that the model's repository contains.
 
-    Raises ModelError when the model cannot be found, verified or loaded, and InputError for two devices or one that
-    this machine does not have.
+    Returns:
+        The model on its device, its tokenizer and its name.
+
+    Raises:
+        ModelError: If the model cannot be found, verified or loaded, or `dtype` is unknown.
+        InputError: If both `device` and `device_map` are given, or this machine does not have the device.
+
+    Example:
+        >>> loaded = load("smollm2-135m", device="cpu")  # doctest: +SKIP
+        >>> loaded.name, loaded.model.dtype  # doctest: +SKIP
+        ('smollm2-135m', torch.float32)
     """
     if device is not None and device_map is not None:
-        raise InputError("device and device_map are both given: drop one of them")
+        raise InputError(f"device={device!r} and device_map={device_map!r} are both given: leave one of them out")
     name, device = os.fspath(model), find_device(device)
     source, gguf = _locate(name)
     weights = {
@@ -82,7 +108,7 @@ def load(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     config = load_config(name, trust_remote_code=trust_remote_code)
     require_causal(config, name)
-    with _told_as_model_error(name, gguf), loading_bars(name):
+    with _as_model_error(name, gguf), loading_bars(name):
         weights |= {} if gguf is None else {"gguf_file": gguf, **unpacked_gguf()}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **weights)
     network = _complete(loaded, name)
@@ -90,11 +116,11 @@ def load(
 
 
 def load_tokenizer(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, which pads on the left, without its weights. Named, and raises, as in `load`."""
+    """Load a model's tokenizer, set to pad on the left, without the weights. Arguments and errors are as in `load`."""
     name = os.fspath(model)
     source, gguf = _locate(name)
     tokenizer: PreTrainedTokenizerBase
-    with _told_as_model_error(name, gguf):
+    with _as_model_error(name, gguf):
         if gguf is None:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         else:
@@ -108,12 +134,30 @@ def load_tokenizer(model: str | os.PathLike[str], *, trust_remote_code: bool = F
 def load_vision(
     model: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", device: str | None = None
 ) -> LoadedVisionModel:
-    """Load a vision-language model with its tokenizer and image processor; arguments and errors as in `load`."""
+    """Load a vision-language model with its tokenizer and image processor.
+
+    Args:
+        model: A hub id, or a local folder.
+        dtype: As in `load`.
+        device: As in `load`.
+
+    Returns:
+        The model on its device, its tokenizer, image processor and name.
+
+    Raises:
+        ModelError: If the model cannot be found or loaded, does not take images, or `dtype` is unknown.
+        InputError: If this machine does not have the device.
+
+    Example:
+        >>> loaded = load_vision("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")  # doctest: +SKIP
+        >>> loaded.model.config.model_type  # doctest: +SKIP
+        'qwen2_vl'
+    """
     name, device = os.fspath(model), find_device(device)
     source, gguf = _locate(name)
     config = load_config(name)
     require_vision(config, name)
-    with _told_as_model_error(name, gguf), loading_bars(name):
+    with _as_model_error(name, gguf), loading_bars(name):
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source)
         weights = {"dtype": find_dtype(dtype, "auto"), "device_map": {"": device}}
@@ -124,32 +168,32 @@ def load_vision(
 
 
 def load_config(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a model, named as in `load`, without its weights. Raises ModelError as `load` does."""
+    """Load the configuration of a model, without its weights. Arguments and errors are as in `load`."""
     name = os.fspath(model)
     source, gguf = _locate(name)
     file = Path(source, gguf or "config.json")
     state = file.stat() if file.is_file() else None
-    with _told_as_model_error(name, gguf):
+    with _as_model_error(name, gguf):
         config = _read_config(source, gguf, trust_remote_code, state and (state.st_mtime_ns, state.st_size))
         return copy.deepcopy(config)
 
 
 @lru_cache(maxsize=4)
 def _read_config(source: str, gguf: str | None, trust: bool, _state: Any) -> PreTrainedConfig:
-    """The configuration, read once while the file stays as it is: that of a GGUF file takes seconds."""
+    """Read the configuration, once per state of the file, since it takes seconds for a GGUF file."""
     return AutoConfig.from_pretrained(source, gguf_file=gguf, trust_remote_code=trust)
 
 
 def find_dtype(dtype: str | torch.dtype, auto: str) -> str | torch.dtype:
-    """The dtype of this name; "auto" is the one named so, or stays "auto". Raises ModelError for another name."""
+    """Return the torch dtype of a name. "auto" gives the dtype named `auto`, or stays "auto". Raises ModelError."""
     name = auto if dtype == "auto" else str(dtype).removeprefix("torch.")
     if name not in (*DTYPES, "auto"):
-        raise ModelError(f"unknown dtype {name}: use auto, {', '.join(DTYPES)}")
+        raise ModelError(f"unknown dtype {name}: give one of auto, {', '.join(DTYPES)}")
     return name if name == "auto" else getattr(torch, name)
 
 
 def find_device(device: str | None) -> str:
-    """The device of this name; by default the GPU, where there is one. Raises InputError for one that is not there."""
+    """Return the device's name; default: the GPU if there is one, else the CPU. Raises InputError if it is missing."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
@@ -158,27 +202,27 @@ def find_device(device: str | None) -> str:
         known = False
     if not known:
         found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise InputError(f"this machine has no device {name!r}: choose one of {', '.join(found)}")
+        raise InputError(f"this machine has no device {name!r}: give one of {', '.join(found)}")
     return name
 
 
 def end_tokens(model: Any) -> set[int]:
-    """The tokens at which the model's own generation ends."""
+    """Return the ids of the tokens that end the model's generation."""
     ends = model.generation_config.eos_token_id
     return set(ends) if isinstance(ends, list) else {ends}
 
 
 def _locate(name: str) -> tuple[str, str | None]:
-    """Where transformers finds the model: a folder and the GGUF file in it, a whole folder, or a hub id.
+    """Return where transformers finds the model: a folder and a GGUF file in it, or a folder or hub id and None.
 
-    Raises ModelError for a path where no model is.
+    Raises ModelError for a path without a model.
     """
     try:
         path = bundled.fetch() if name == bundled.NAME else Path(name).expanduser()
         is_file, is_folder, exists = path.is_file(), path.is_dir(), path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a null byte, an unknown home
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, or of an unknown home folder
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{name[:80]!r} cannot be the name of a model ({reason}): check the path") from error
+        raise ModelError(f"{name[:80]!r} is not a valid model name ({reason}): check the path") from error
     is_gguf = path.suffix.lower() == ".gguf"
     if is_gguf and is_file:
         return str(path.parent), path.name
@@ -188,26 +232,28 @@ def _locate(name: str) -> tuple[str, str | None]:
     if exists and name:
         raise ModelError(f"{name} is not a model: give a .gguf file, or the folder that holds config.json")
     if not name.strip() or is_gguf or name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2:
-        raise ModelError(f"there is no file or folder {name or repr(name)}: check the path")
+        raise ModelError(
+            f"there is no file or folder {name or repr(name)}: check the path, or give a hub id, OWNER/NAME"
+        )
     return name, None
 
 
 def _complete(loaded: Any, name: str) -> PreTrainedModel:
-    """The model that transformers has loaded with its loading info. Raises ModelError where weights were missing."""
+    """Return the model from transformers' (model, loading info). Raises ModelError if the file lacks weights."""
     network, loading = loaded
-    if loading["missing_keys"]:  # transformers has drawn them at random
+    if loading["missing_keys"]:  # transformers has initialized them at random
         raise ModelError(f"{name} lacks weights, such as {min(loading['missing_keys'])}: download it again")
     return network
 
 
 def _short_name(name: str, source: str, gguf: str | None) -> str:
-    """A hub id as it is; of a folder or a file its own name."""
+    """Return a hub id unchanged, and the last part of the path of a folder or file."""
     local = gguf is not None or Path(source).is_dir()
     return Path(name).name.removesuffix(".gguf") if local else name
 
 
 def _require_complete(folder: Path) -> None:
-    """Raise ModelError where `folder` lacks what some versions of transformers would make up."""
+    """Raise ModelError if `folder` lacks a file that some versions of transformers would replace by defaults."""
     if not (folder / "config.json").is_file():
         hint = next((f"give its file {file.name}" for file in folder.glob("*.gguf")), "give a model's folder")
         raise ModelError(f"{folder} has no config.json: {hint}")
@@ -216,23 +262,23 @@ def _require_complete(folder: Path) -> None:
 
 
 def require_vision(config: PreTrainedConfig, name: str) -> None:
-    """Raise ModelError for the configuration of a model that takes no images."""
+    """Raise ModelError for the configuration of a model that does not take images."""
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ModelError(f"{name} ({config.model_type}) is not a vision-language model: give one that takes images")
 
 
 def require_causal(config: PreTrainedConfig, name: str) -> None:
-    """Raise ModelError for the configuration of a model that is not a decoder alone."""
+    """Raise ModelError for the configuration of a model that is not a causal, decoder-only one."""
     remote = getattr(config, "auto_map", None) or {}
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote
-    # transformers would run an encoder as a decoder, which it was not trained to be.
+    # transformers would run an encoder as a decoder, for which it was not trained.
     if not causal or config.is_encoder_decoder or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise ModelError(f"{name} ({config.model_type}) is not a causal language model: give a decoder-only one")
 
 
 @contextmanager
-def _told_as_model_error(name: str, gguf: str | None) -> Iterator[None]:
-    """Turn whatever transformers and its readers raise into a ModelError that says what to do."""
+def _as_model_error(name: str, gguf: str | None) -> Iterator[None]:
+    """Convert any error of transformers and its file readers to a ModelError that says what to do."""
     try:
         yield
     except ModelError:
@@ -240,7 +286,7 @@ def _told_as_model_error(name: str, gguf: str | None) -> Iterator[None]:
     except Exception as error:
         reason = _first_line(error)
         if "trust_remote_code" in str(error):
-            reason = "it brings its own code: read it, then call load(..., trust_remote_code=True)"
+            reason = "it comes with its own code: read it, then call load(..., trust_remote_code=True)"
         elif gguf is not None:
             reason = f"{_first_line(_root(error))}. If the file may be damaged, download it again"
         elif isinstance(error, OSError) and not Path(name).expanduser().exists():
@@ -253,5 +299,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The first error: while handling it, transformers can stumble over packages it has no need of."""
+    """Return the first error of a chain. While handling it, transformers may fail to import unrelated packages."""
     return _root(error.__context__) if error.__context__ else error

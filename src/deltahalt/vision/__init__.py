@@ -1,4 +1,4 @@
-"""ViT-stage policies: fewer visual tokens of an image, from inside its vision tower."""
+"""ViT-stage policies, which reduce the visual tokens of an image inside the vision tower (ViT)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ HOMES = {"HaltedTower": "engine", "VisionPolicy": "policy", "VisionReport": "rep
 
 
 def __getattr__(name: str) -> Any:
-    """What `__all__` names, and any other policy of the ViT by its class, imported when it is first used."""
+    """Import a name of `__all__`, or the class of any other ViT-stage policy, when it is first used."""
     if name.startswith("_"):
         raise AttributeError(name)
     return getattr(import_module(f"{__name__}.{HOMES.get(name, 'policies')}"), name)

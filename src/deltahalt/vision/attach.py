@@ -16,13 +16,27 @@ from deltahalt.vision.towers import tower_of
 
 @contextmanager
 def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[HaltedTower]:
-    """Leave fewer visual tokens of every image that `model` sees inside the `with` block.
+    """Reduce the visual tokens of every image that `model` encodes inside the `with` block.
 
-    model: a Hugging Face vision-language model with a known tower. policy: a VisionPolicy, or its text.
+    The tower's features [G, D] keep their shape, and the features of dropped groups are NaN. Only a decoder under
+    `deltahalt.halting` accepts these, so `halting(model, policy, vision=...)` is the usual call.
 
-    The tower's features keep their shape, and those that are gone are NaN: only a decoder under `deltahalt.halting`
-    can go on with them. Yields the HaltedTower, whose `report` tells what the latest images kept. On any exit the
-    model is as before. Raises UnsupportedError for another model, PolicyError for a policy that does not fit it.
+    Args:
+        model: A Hugging Face vision-language model with a known tower, the whole model.
+        policy: A VisionPolicy, or its text (see `parse_vision_policy`).
+
+    Yields:
+        The HaltedTower, whose `report` describes the latest pack of images. On any exit the model is as before.
+
+    Raises:
+        UnsupportedError: If groups cannot be halted in the model's tower, or another block halts in it already.
+        PolicyError: If `policy` is not a ViT-stage policy, or does not fit the tower's depth.
+
+    Example:
+        >>> with halting_vision(model, "vision-dash:retain=0.5") as tower:  # doctest: +SKIP
+        ...     features = model.model.get_image_features(pixel_values, image_grid_thw)  # 256 groups
+        >>> [len(kept) for kept in tower.report.kept]  # doctest: +SKIP
+        [128]
     """
     halted = halted_tower(model, policy)
     with Block(halted.places, marks=_base_of(model)).opened():
@@ -30,10 +44,10 @@ def halting_vision(model: nn.Module, policy: VisionPolicy | str) -> Iterator[Hal
 
 
 def halted_tower(model: nn.Module, policy: VisionPolicy | str) -> HaltedTower:
-    """The ViT of `model` under `policy`, not attached yet. Raises as `halting_vision`."""
+    """Return the ViT of `model` under `policy`, not attached yet. Raises as `halting_vision`."""
     chosen = parse_vision_policy(policy) if isinstance(policy, str) else policy
     if not isinstance(chosen, VisionPolicy):
-        raise PolicyError(f"{type(chosen).__name__} does not act in the ViT: give a policy such as VisionDash()")
+        raise PolicyError(f"{type(chosen).__name__} does not act in the ViT: give a VisionPolicy such as VisionDash()")
     tower = find_tower(model)
     return HaltedTower(tower, tower_of(model.config), chosen)
 
@@ -43,13 +57,13 @@ def _base_of(model: Module) -> Module:
 
 
 def find_tower(model: Module) -> Module:
-    """The ViT of a host's model. Raises UnsupportedError where groups cannot be halted in it."""
+    """Return the ViT of a host's model. Raises UnsupportedError if groups cannot be halted in it."""
     home = tower_of(getattr(model, "config", None)).home
     tower = getattr(_base_of(model), home, None)
     if tower is None:
-        raise UnsupportedError(f"{type(model).__name__} has no ViT at `model.{home}`: give the whole model")
+        raise UnsupportedError(f"{type(model).__name__} has no ViT at `model.{home}`: give the whole model, not a part")
     if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in (model, tower)):
-        raise UnsupportedError("this model or its ViT is compiled as a whole: compile its blocks in place of it")
+        raise UnsupportedError("this model or its ViT is compiled as a whole: compile its blocks instead")
     if is_halting(tower):
         raise UnsupportedError("this ViT is halting already: leave the other `with halting_vision(...)` block first")
     return tower

@@ -1,4 +1,4 @@
-"""A ViT while groups halt in it: what runs in place of its forward."""
+"""The halted ViT, which runs in place of the host tower's forward."""
 
 import itertools
 from typing import Any
@@ -17,10 +17,10 @@ from deltahalt.vision.towers.base import Feed, Tower
 
 
 class HaltedTower:
-    """A ViT under `halting_vision`: its forward while attached, and the report of the latest pack of images."""
+    """A ViT under `halting_vision`. It replaces the tower's forward and reports on the latest pack of images."""
 
     def __init__(self, tower: Module, family: Tower, policy: VisionPolicy) -> None:
-        policy.blocks(len(family.blocks(tower)))  # refuses what does not fit
+        policy.blocks(len(family.blocks(tower)))  # raises PolicyError if the policy does not fit
         self.tower, self.family, self.policy = tower, family, policy
         self.shape = TowerShape.of(tower, family)
         self.places: dict[Place, Answer] = {forward_of(tower): self.forward}
@@ -28,7 +28,7 @@ class HaltedTower:
 
     @property
     def report(self) -> VisionReport:
-        """The latest VisionReport. Raises InputError before the first."""
+        """The VisionReport of the latest pack of images. Raises InputError before the first pack."""
         if self._report is None:
             raise InputError("there is no report yet: give the model an image inside `with halting_vision(...)` first")
         return self._report
@@ -36,24 +36,25 @@ class HaltedTower:
     def forward(
         self, _block: Block, _original: Any, *args: Any, return_dict: bool | None = None, **options: Any
     ) -> Any:
-        """Stand in for the tower's forward, with the same arguments, and output of the same shape.
+        """Run in place of the tower's forward, with the same arguments and an output of the same shape.
 
-        What the host makes features of is NaN for groups that are gone, for the decoder's seam to find.
-        Raises UnsupportedError for what halting does not support, and InputError for features that are not finite.
+        The output is NaN for groups that were dropped; the halted decoder recognizes their tokens by that.
+        Raises UnsupportedError for an option of the host that does not work with halting, and InputError for features
+        that are not finite.
         """
         for flag in self.family.flags:
             if options.pop(flag, None) or getattr(self.tower.config, flag, False):
-                raise UnsupportedError(f"{flag} of a ViT is not supported with halting: its blocks hold fewer groups")
+                raise UnsupportedError(f"{flag} is not supported in a halted ViT: leave it unset")
         if self.tower.training and any(getattr(part, "gradient_checkpointing", False) for part in self.tower.modules()):
-            raise UnsupportedError("gradient checkpointing recomputes blocks on other groups: call model.eval() first")
+            raise UnsupportedError("gradient checkpointing is not supported in a halted ViT: call model.eval() first")
         feed = self.family.feed(self.tower, *args, **options)
         run = TowerRun(self.tower, self.family, self.policy, feed)
         last = run.blocks()
         stream = run.features()
         if not stream.rows.isfinite().all():
             raise InputError(
-                "the ViT made features that are not finite: it may overflow in float16; load the model in bfloat16 or "
-                "float32"
+                "the ViT computed features that are not finite, perhaps an overflow of float16: load the model in bfloat16 "
+                "or float32"
             )
         output = self.family.output(feed, last, stream, run.taps)
         full = [feed.stream.segments[kind].lengths for kind in feed.kinds]
@@ -69,7 +70,7 @@ class HaltedTower:
 
 
 def _kept(feed: Feed, stream: GroupStream) -> tuple[torch.Tensor, ...]:
-    """For each image, the ascending raster places of the groups that are left of it."""
+    """Return for each image the raster positions of its kept groups, ascending."""
     groups = feed.stream.segments["image"].lengths
     places = stream.places.split(stream.segments["image"].lengths)
     starts = itertools.accumulate(groups, initial=0)

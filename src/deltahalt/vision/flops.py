@@ -1,4 +1,4 @@
-"""What a ViT's pass over a pack of images costs: the count of what the matrix units really do."""
+"""FLOPs of a ViT's pass over a pack of images: its matrix products, a multiplication and an addition counted as 2."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,35 @@ from deltahalt.vision.towers.base import Tower
 
 @dataclass(frozen=True)
 class BlockLoad:
-    """What one block computes. segments: groups in each run that attends only to itself. fed: groups in the MLP."""
+    """What one block computes.
+
+    Attributes:
+        segments: Number of groups in each segment; attention stays inside a segment.
+        mlp_groups: Number of groups that pass through the MLP.
+    """
 
     segments: tuple[int, ...]
-    fed: int
+    mlp_groups: int
 
     @property
     def attended(self) -> int:
-        """Groups that go through attention."""
+        """Number of groups that pass through attention."""
         return sum(self.segments)
 
 
 @dataclass(frozen=True)
 class TowerShape:
-    """FLOPs of a ViT's linear layers. embed, attention, mlp: for a patch; merger: for a group.
+    """Sizes of a ViT and the FLOPs of its linear layers.
 
-    unit: patches in a group. lead: class tokens of an image. width: of the hidden states. taps: numbers of blocks with
-    a merger of their own behind them.
+    Attributes:
+        unit: Number of patches in a group.
+        lead: Number of class tokens of an image, 0 or 1.
+        width: Size D of the hidden states.
+        embed: FLOPs of the patch embedding, per patch.
+        attention: FLOPs of a block's linear layers in attention, per patch.
+        mlp: FLOPs of a block's MLP, per patch.
+        merger: FLOPs of the merger, per group.
+        taps: For each merger in the middle of the tower, the number of blocks before it.
     """
 
     unit: int
@@ -41,7 +53,7 @@ class TowerShape:
 
     @classmethod
     def of(cls, tower: Module, family: Tower) -> "TowerShape":
-        """The shape of a host's ViT, whose blocks are all alike."""
+        """Return the shape of a host's ViT, whose blocks all have the same sizes."""
         block = family.blocks(tower)[0]
         return cls(
             unit=family.unit(tower),
@@ -60,11 +72,12 @@ def _linear_flops(module: nn.Module) -> int:
 
 
 def tower_flops(shape: TowerShape, loads: Sequence[BlockLoad], left: int) -> int:
-    """FLOPs of one pass with these loads; left: groups behind the last block."""
+    """Return the FLOPs of one pass. loads: what each block computes. left: number of groups after the last block."""
     total = shape.unit * loads[0].attended * shape.embed + left * shape.merger
     for load in loads:
         leads = shape.lead * len(load.segments)
-        total += (shape.unit * load.attended + leads) * shape.attention + (shape.unit * load.fed + leads) * shape.mlp
+        total += (shape.unit * load.attended + leads) * shape.attention
+        total += (shape.unit * load.mlp_groups + leads) * shape.mlp
         total += 4 * shape.width * sum((shape.unit * groups + shape.lead) ** 2 for groups in load.segments)
     entering = [*(load.attended for load in loads), left]
     return total + shape.merger * sum(entering[number] for number in shape.taps)

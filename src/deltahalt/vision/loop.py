@@ -1,4 +1,4 @@
-"""The ViT loop: the host's own blocks, on fewer and fewer groups."""
+"""The ViT loop: it runs the host's own blocks on the groups that are still active."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +19,10 @@ from deltahalt.vision.views import ShownBlock
 
 @dataclass
 class TowerRun:
-    """One pass of a pack of images through a ViT, under a policy.
+    """One pass of a pack of images through a ViT under a policy. `stream` holds the active groups.
 
-    stream: the groups that are active. loads: what each block computed. taps: what was taken of the groups in
-    mid-tower. observed: what a policy that acts behind the tower has seen in it.
+    loads: what each block computed. taps: the groups as features from the middle of the tower. observed: views of the
+    last deciding block, for a policy that acts after the tower.
     """
 
     tower: Module
@@ -38,13 +38,13 @@ class TowerRun:
         self.totals = self._lengths()
 
     def blocks(self) -> GroupStream:
-        """Run the blocks. Returns the groups that are left behind the last one, with their states."""
+        """Run all blocks and return the groups that are active after the last one, with their states."""
         blocks = self.family.blocks(self.tower)
-        looked = self.policy.blocks(len(blocks))
+        deciding = self.policy.blocks(len(blocks))
         for index, block in enumerate(blocks):
             self._tap(index)
             segments = self.stream.segments[self.feed.kinds[index]].lengths
-            counts = self._counts() if index in looked else self._lengths()
+            counts = self._counts() if index in deciding else self._lengths()
             whole = counts == self._lengths() and self.stream.sizes is None
             layer = block if whole else within_hook(block, partial(self._halves, index, counts))
             hidden = layer(self.stream.rows, **self.family.block_inputs(self.feed, index, self.stream))
@@ -55,18 +55,18 @@ class TowerRun:
         return self.stream
 
     def features(self) -> GroupStream:
-        """What the tower gives of the groups that are left in the end."""
+        """Return the tower's features of the groups that are kept in the end."""
         self.stream = self.family.features(self.tower, self.stream, self.taps)
         self._reduce(self.observed, self._counts())
         return self.stream
 
     def _tap(self, number: int) -> None:
-        """Take what is to be taken of the groups behind so many blocks."""
+        """Store the tower's features of the groups after `number` blocks, if it takes features there."""
         if number in self.feed.taps:
             self.taps.append(self.feed.taps[number](self.stream))
 
     def _halves(self, index: int, counts: tuple[int, ...], hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Run block number `index` in its two halves, and leave `counts` groups of each image or frame."""
+        """Run the attention and then the MLP of block `index`, and keep `counts` groups of each image or frame."""
         blocks = self.family.blocks(self.tower)
         before, block, kind = self.stream.advance(hidden), blocks[index], self.feed.kinds[index]
         if before.sizes is None:
@@ -87,14 +87,14 @@ class TowerRun:
         return self.stream.rows
 
     def _views(self, shown: ShownBlock, counts: tuple[int, ...]) -> Iterator[GroupView | None]:
-        """What the policy is shown of each image or frame; None where nothing is to go."""
+        """Yield the policy's view of each image or frame; None where all groups stay."""
         start = 0
         for number, (total, length, count) in enumerate(zip(self.totals, self._lengths(), counts, strict=True)):
             yield None if count == length else shown.view(number, slice(start, start + length), total)
             start += length
 
     def _reduce(self, views: Sequence[GroupView | None], counts: tuple[int, ...]) -> None:
-        """Have the policy leave `counts` groups of each image or frame."""
+        """Let the policy reduce each image or frame to `counts` groups."""
         if not any(views):
             return
         stream, parts, start = self.stream, [], 0
@@ -105,7 +105,9 @@ class TowerRun:
             elif stream.sizes is not None:
                 part = replace(part, sizes=stream.sizes[start : start + count])
             if part.index.shape != (count,):
-                raise PolicyError(f"{self.policy.name} left {list(part.index.shape)} groups of a wanted {count}")
+                raise PolicyError(
+                    f"{self.policy.name} gave an index of shape {list(part.index.shape)}; it must keep {count} groups"
+                )
             parts.append(replace(part, index=part.index + start))
             start += len(states)
         sized = any(part.sizes is not None for part in parts)
@@ -116,14 +118,14 @@ class TowerRun:
         )
 
     def _lengths(self) -> tuple[int, ...]:
-        """Active groups in each image or frame, as the policy looks at them."""
+        """Return the number of active groups in each image or frame, whichever is the policy's unit."""
         return self.stream.segments[self.policy.unit].lengths
 
     def _counts(self) -> tuple[int, ...]:
-        """Groups that the policy wants to leave in each of them."""
+        """Return the number of groups that the policy keeps in each image or frame."""
         return tuple(self.policy.count(*pair) for pair in zip(self.totals, self._lengths(), strict=True))
 
 
 def _sizes(part: Reduced) -> torch.Tensor:
-    """Sizes [k], which are one where nothing says otherwise."""
+    """Return the sizes [k] of the kept groups; 1 each where the policy gives none."""
     return torch.ones(len(part.index), device=part.index.device) if part.sizes is None else part.sizes

@@ -1,4 +1,4 @@
-"""Merging by bipartite matching, which ToMe and ToFu share: who merges into whom, and how many at each block."""
+"""Merging by bipartite matching, shared by ToMe and ToFu: which groups merge, and how many at each block."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from deltahalt.vision.policy import GroupView, VisionPolicy
 
 @dataclass(frozen=True)
 class Matching:
-    """The r of n groups that merge, `sources` [r]; into which ones, `targets` [r]; and `kept` [n - r], ascending."""
+    """How r of n groups merge: group sources[i] merges into group targets[i], both [r]; `kept` [n - r] is ascending."""
 
     sources: torch.Tensor
     targets: torch.Tensor
@@ -21,10 +21,10 @@ class Matching:
 
 
 def match(metric: torch.Tensor, merges: int) -> Matching:
-    """Match every other group to the most similar of those between, and merge the `merges` closest (ToMe, Sec. 3).
+    """Match each even group to the most similar odd group, and merge the `merges` closest pairs (ToMe, Sec. 3).
 
-    metric: [n, c]. merges: n / 2 at most, rounded up. The similarities are an [n / 2, n / 2] tensor of groups, which is
-    in the nature of the method; n is one frame's.
+    metric: [n, c], compared by cosine. merges: at most n / 2, rounded up. The method needs the similarities of all
+    pairs, an [n / 2, n / 2] tensor, where n is the number of groups in one frame.
     """
     metric = F.normalize(metric, dim=-1)
     likeness, nearest = (metric[::2] @ metric[1::2].T).max(dim=1)
@@ -36,13 +36,17 @@ def match(metric: torch.Tensor, merges: int) -> Matching:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMerging(VisionPolicy):
-    """A method that merges groups between attention and MLP of several blocks, from `start` on, until `retain` is met.
+    """A policy that merges groups between the attention and the MLP of each block from `start` on, down to `retain`.
 
-    It works frame by frame, so `retain` is a share of each frame. Two groups merge patch by patch, each with the one in
-    its own corner. The similarity of groups is that of their raw keys, averaged over heads and patches. What others
-    merged into keeps its coordinates.
+    It works frame by frame, so `retain` is a share of each frame. Two groups merge patch by patch: each patch merges
+    with the patch at the same place in the other group. Similarity is the cosine of keys before rotary embedding,
+    averaged over heads and patches. A merged group has the coordinates of the group that the others merged into.
 
-    step: share of its groups that a frame keeps at each block, as long as it has too many, in [0.5, 1).
+    Args:
+        step: Share of its groups that a frame keeps at each block until it has reached `retain`, in [0.5, 1).
+
+    Raises:
+        PolicyError: For an option out of range.
     """
 
     unit: ClassVar[Literal["image", "frame"]] = "frame"
@@ -53,14 +57,16 @@ class GroupMerging(VisionPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.5 <= self.step < 1:
-            raise PolicyError(f"step is {self.step!r}; it must lie in [0.5, 1): a block can merge half of all groups")
+            raise PolicyError(
+                f"step is {self.step!r}; it must lie in [0.5, 1): a block merges half of the groups at most"
+            )
 
     def blocks(self, depth: int) -> range:
         first = self._first(depth)
         if self.step ** (depth - first) > self.retain:
             raise PolicyError(
-                f"{self.name} cannot come down to retain={self.retain} in blocks {first} to {depth - 1}: "
-                "start earlier, or lower step"
+                f"{self.name} with step={self.step} cannot reduce to retain={self.retain} in blocks {first} to "
+                f"{depth - 1}: start earlier, or lower step"
             )
         return range(first, depth)
 
@@ -68,12 +74,12 @@ class GroupMerging(VisionPolicy):
         return min(active, max(self.kept(total), math.floor(self.step * active)))
 
     def schedule(self, total: int) -> list[int]:
-        """Groups that are left of `total` after each block that merges."""
+        """Return the number of groups, out of `total`, after each block that merges."""
         counts = [total]
         while counts[-1] > self.kept(total):
             counts.append(self.count(total, counts[-1]))
         return counts[1:]
 
     def matching(self, view: GroupView, count: int) -> Matching:
-        """What merges into what so that `count` groups of the frame are left."""
+        """Return the matching that reduces the frame to `count` groups."""
         return match(view.per_group(view.raw_keys().float().mean(dim=0)), len(view.places) - count)

@@ -1,4 +1,4 @@
-"""What the latest pack of images did in the ViT."""
+"""The report on one pack of images in a halted ViT."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,21 @@ from deltahalt.vision.flops import BlockLoad, TowerShape, tower_flops
 
 @dataclass(frozen=True)
 class VisionReport:
-    """One pack of images or videos.
+    """What a ViT-stage policy did in one pack of images or videos.
 
-    groups: visual tokens that each would have without halting. kept: for each, the ascending raster places [k] of those
-    that it has. loads: what each block computed, for the whole pack; full_loads: the same had nothing been halted.
-    left: groups behind the last block, before those go that a policy drops behind the ViT.
+    Attributes:
+        shape: Sizes of the ViT and FLOPs of its layers.
+        groups: For each image, its number of visual tokens without halting.
+        kept: For each image, the raster positions [k] of its kept visual tokens, ascending.
+        loads: What each block computed for the whole pack.
+        full_loads: What each block computes for the same pack without halting.
+        left: Number of groups after the last block. A policy that acts after the tower keeps fewer (see `kept`).
+
+    Example:
+        >>> with halting(model, "dense", vision="vision-dash:retain=0.5") as halted:  # doctest: +SKIP
+        ...     model.generate(**inputs)  # with one image of 256 visual tokens
+        >>> len(halted.vision_report.kept[0])  # doctest: +SKIP
+        128
     """
 
     shape: TowerShape
@@ -32,16 +42,16 @@ class VisionReport:
     def flops(self) -> int:
         """FLOPs of the ViT on the pack: patch embedding, blocks, and the merger of a Qwen ViT (`tower_flops`).
 
-        Without the projector that other models have behind it, which halting leaves as it is.
+        The projector that other models run after the ViT is not counted, since halting does not change its cost.
         """
         return tower_flops(self.shape, self.loads, self.left)
 
     @property
     def full_flops(self) -> int:
-        """FLOPs of the full ViT on the same pack."""
+        """FLOPs of the ViT without halting on the same pack."""
         return tower_flops(self.shape, self.full_loads, sum(self.groups))
 
     @property
     def speedup_bound(self) -> float:
-        """What halting can gain in the ViT at most: the ratio of FLOPs."""
+        """Upper bound on the ViT's speedup: `full_flops` / `flops`."""
         return self.full_flops / self.flops

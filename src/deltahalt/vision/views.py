@@ -1,4 +1,4 @@
-"""What a ViT-stage method is shown of a block."""
+"""The views of a block that a ViT-stage policy is given."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from deltahalt.vision.towers.base import Tower
 
 @dataclass(frozen=True)
 class ShownBlock:
-    """Block number `index` after its attention ran on a pack of images, which it shows one by one.
+    """Block `index` after its attention ran on a pack of images; `view` gives the view of one image or frame.
 
-    stream: the groups as they entered it. kind: the segments that its attention keeps apart. update: [S, D] output of
-    its attention. projected: [S, 3 * D] queries, keys and values on the way.
+    kind: name of the segments in `stream` that its attention keeps apart. stream: the groups that entered the block.
+    update: [S, D], attention output. projected: [S, 3 * D], queries, keys and values before rotary embedding.
     """
 
     family: Tower
@@ -28,7 +28,7 @@ class ShownBlock:
     projected: torch.Tensor
 
     def view(self, number: int, own: slice, total: int) -> GroupView:
-        """The groups `own` of image or frame `number`, without the rest. total: groups that it began with."""
+        """Return the view of image or frame `number`, which has the groups `own`. total: its groups before halting."""
         stream, block = self.stream, self.blocks[self.index]
         members, places = stream.members[own].to(stream.hidden.device), stream.places[own]
         rows = members.flatten()

@@ -1,4 +1,4 @@
-"""Model families, one a file. A new file here that defines a family with `model_types` is found by itself."""
+"""Model families, one per file. A family with `model_types` in a new file is found automatically."""
 
 import pkgutil
 from functools import cache
@@ -12,7 +12,7 @@ from deltahalt.host.families.vision import VisionFamily
 
 @cache
 def known_families(kind: Any) -> dict[str, Any]:
-    """Every family of decoders, or of vision-language models, by the model types that it serves."""
+    """Return every family of decoders, or of vision-language models, by its model types."""
     modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     classes: set[Any] = {
         item
@@ -24,9 +24,9 @@ def known_families(kind: Any) -> dict[str, Any]:
 
 
 def family_of(config: Any) -> Family:
-    """The family of a decoder with this configuration.
+    """Return the family of a decoder with this configuration.
 
-    Raises UnsupportedError, naming the known ones, for an unknown family or a variant that cannot be halted.
+    Raises UnsupportedError, which names the known families, for an unknown family or a variant that cannot be halted.
     """
     family: Family = _find(Family, config)
     reason = family.unsupported(config)
@@ -36,7 +36,7 @@ def family_of(config: Any) -> Family:
 
 
 def vision_family_of(config: Any) -> VisionFamily:
-    """The family of a vision-language model with this configuration, its decoder apart. Raises as `family_of`."""
+    """Return the family of a vision-language model, without its decoder's. Raises UnsupportedError if unknown."""
     family: VisionFamily = _find(VisionFamily, config)
     return family
 

@@ -1,4 +1,4 @@
-"""Gemma 3: norms around both halves of a layer, a RoPE for each kind of layer; tokens of an image see each other."""
+"""Gemma 3, with norms before and after attention and FFN, two RoPEs, and bidirectional attention inside images."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from deltahalt.kinds import IMAGE
 
 
 class Gemma3Text(Qwen3):
-    """Norms after attention and FFN too."""
+    """A Gemma 3 decoder, which has norms also after attention and FFN."""
 
     model_types = ("gemma3_text",)
     rotate = staticmethod(apply_rotary_pos_emb)
 
     def unsupported(self, config: Any) -> str | None:
         if config.use_bidirectional_attention:
-            return "this Gemma 3 attends in both directions, as an encoder: halting is for causal decoders"
+            return "this Gemma 3 is an encoder with bidirectional attention: give a causal decoder, which halting needs"
         return None
 
     def rotary(self, decoder: Module, hidden: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Rotary]:
@@ -41,13 +41,13 @@ class Gemma3Text(Qwen3):
 
 
 class Gemma3(VisionFamily):
-    """The host builds masks of a whole prompt before its decoder: it is given none to build."""
+    """A Gemma 3 with vision. The host builds masks of the whole prompt before its decoder runs; here it gets none."""
 
     model_types = ("gemma3",)
 
     def divert(self, arguments: dict[str, Any]) -> dict[str, Any]:
         mask = arguments.get("attention_mask")
-        if isinstance(mask, dict):  # built by the caller, for one length: the decoder refuses it
+        if isinstance(mask, dict):  # the caller built it for one length; the decoder refuses it
             return {}
         arguments["attention_mask"] = {}
         types = arguments.get("token_type_ids")
@@ -55,6 +55,6 @@ class Gemma3(VisionFamily):
 
 
 def _blocks(image: torch.Tensor) -> torch.Tensor:
-    """The number of the image that each token is of, by runs in `image` [B, T]; -1 for text."""
+    """Return each token's image number [B, T], counting runs of True in `image` [B, T]; -1 for text."""
     begins = image & ~F.pad(image, (1, -1))
     return torch.where(image, begins.cumsum(dim=1), -1)

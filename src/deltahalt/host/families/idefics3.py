@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM, around a Llama decoder."""
+"""Idefics3 and SmolVLM, which have a Llama decoder."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from deltahalt.kinds import IMAGE
 
 
 class Idefics3(VisionFamily):
-    """Some versions of the host find placeholders and fill them in one method, which returns embeddings."""
+    """Idefics3. In some versions one method of the host finds placeholders and fills them, and returns embeddings."""
 
     model_types = ("idefics3", "smolvlm")
 

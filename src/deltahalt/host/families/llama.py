@@ -8,7 +8,7 @@ from deltahalt.host.families.base import Family
 
 
 class Llama(Family):
-    """Plain pre-norm decoder."""
+    """A plain pre-norm decoder without attention windows."""
 
     model_types = ("llama",)
     rotate = staticmethod(apply_rotary_pos_emb)

@@ -1,4 +1,4 @@
-"""Mistral: one window for all layers, or none."""
+"""Mistral, with one attention window for all layers, or none."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from deltahalt.host.families.base import Family
 
 
 class Mistral(Family):
-    """Plain pre-norm decoder with one window."""
+    """A plain pre-norm decoder with one attention window."""
 
     model_types = ("mistral",)
     rotate = staticmethod(apply_rotary_pos_emb)

@@ -1,4 +1,4 @@
-"""RoPE over a temporal, a vertical and a horizontal position, as in the Qwen vision-language models."""
+"""M-RoPE of the Qwen vision-language models: each token has a temporal, a vertical and a horizontal position."""
 
 import torch
 
@@ -6,7 +6,11 @@ from deltahalt.host.families.base import Family, Module, Rotary
 
 
 class MRope(Family):
-    """Positions are [B, T], or [1, 3 or 4, B, T]: of text, then time, height and width."""
+    """A decoder with M-RoPE.
+
+    Positions are [B, T] or [1, B, T], equal on all axes; [3, B, T] of time, height and width; or [4, B, T], with text
+    positions first.
+    """
 
     def rotary(self, decoder: Module, hidden: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Rotary]:
         planes = position_ids[None] if position_ids.ndim == 2 else position_ids[-3:]

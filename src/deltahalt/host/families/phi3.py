@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: fused q, k and v, partial RoPE, one window for all layers or none."""
+"""Phi-3 and Phi-4-mini, with fused q, k and v, partial RoPE, and one attention window for all layers or none."""
 
 import torch
 from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb
@@ -8,7 +8,7 @@ from deltahalt.host.families.mistral import Mistral
 
 
 class Phi3(Mistral):
-    """Fused projections."""
+    """A Mistral-like decoder with one fused projection for q, k and v."""
 
     model_types = ("phi3",)
     rotate = staticmethod(apply_rotary_pos_emb)

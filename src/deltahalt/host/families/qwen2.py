@@ -6,7 +6,7 @@ from deltahalt.host.families.base import Family
 
 
 class Qwen2(Family):
-    """Plain pre-norm decoder; some configurations have sliding-window layers."""
+    """A plain pre-norm decoder; some configurations have sliding-window layers."""
 
     model_types = ("qwen2",)
     rotate = staticmethod(apply_rotary_pos_emb)

@@ -12,7 +12,7 @@ from deltahalt.host.families.vision import VisionFamily
 
 
 class Qwen2VLText(MRope, Qwen2):
-    """Qwen2 with positions in three planes."""
+    """The decoder of Qwen2-VL: Qwen2 with M-RoPE."""
 
     model_types = ("qwen2_vl_text",)
 
@@ -25,6 +25,6 @@ class Qwen2VLText(MRope, Qwen2):
 
 
 class Qwen2VL(VisionFamily):
-    """Images and videos."""
+    """Qwen2-VL, for images and videos."""
 
     model_types = ("qwen2_vl",)

@@ -1,4 +1,4 @@
-"""Qwen3, dense: queries and keys are normalized per head before RoPE."""
+"""Dense Qwen3, which normalizes queries and keys per head before RoPE."""
 
 import torch
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
@@ -7,7 +7,7 @@ from deltahalt.host.families.base import Family, Module, Rotary
 
 
 class Qwen3(Family):
-    """Norms on queries and keys."""
+    """A pre-norm decoder with norms on queries and keys."""
 
     model_types = ("qwen3",)
     rotate = staticmethod(apply_rotary_pos_emb)

@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense: features of several depths of the vision tower are added after the first layers (deepstack)."""
+"""Dense Qwen3-VL, which adds features of several depths of the ViT after its first layers (deepstack)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from deltahalt.host.families.vision import VisionFamily
 
 
 class Qwen3VLText(MRope, Qwen3):
-    """Qwen3 with positions in three planes, and deepstack."""
+    """The decoder of Qwen3-VL: Qwen3 with M-RoPE and deepstack."""
 
     model_types = ("qwen3_vl_text",)
     own = ("visual_pos_masks", "deepstack_visual_embeds")
@@ -23,7 +23,7 @@ class Qwen3VLText(MRope, Qwen3):
         if index >= len(depths):
             return hidden
         features, places = depths[index].to(hidden.device, hidden.dtype), own["visual_pos_masks"].to(columns.device)
-        number = (places.flatten().cumsum(dim=0) - 1).view_as(places)  # [B, T] which of the features a column has
+        number = (places.flatten().cumsum(dim=0) - 1).view_as(places)  # [B, T] index of each column's feature
         number = number.masked_fill(~places, -1).gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
         number = number.to(hidden.device)  # [B, n]
         hidden = hidden.clone()
@@ -32,6 +32,6 @@ class Qwen3VLText(MRope, Qwen3):
 
 
 class Qwen3VL(VisionFamily):
-    """Images and videos; each frame of a video stands by itself, between timestamps."""
+    """Qwen3-VL, for images and videos. Timestamps separate the frames of a video."""
 
     model_types = ("qwen3_vl",)

@@ -1,6 +1,6 @@
-"""The ViT-stage policies, one a file, and how to name them in text: `tome`, `vision-dash:start=0.5,retain=0.35`.
+"""The ViT-stage policies, one per file, and the parser of their text form: `tome`, `vision-dash:start=0.5,retain=0.35`.
 
-A file here that defines one is found by itself; its class can be imported from here.
+A policy in a new file of this folder is found automatically, and its class can be imported from here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -41,29 +41,32 @@ def parse_vision_policy(text: str, **overrides: Any) -> VisionPolicy:
 
     Args:
         text: The name of one policy and its options.
-        overrides: Options, typed or as text, that take the place of those in the text.
+        overrides: Options, typed or as text, that replace those in the text.
+
+    Returns:
+        The policy, an instance of its class.
 
     Raises:
         PolicyError: For an unknown name or option, a value out of range, or several policies joined by `+`.
 
     Example:
-        >>> parse_vision_policy("vision-dash:start=0.5", retain=0.35).retain
-        0.35
+        >>> parse_vision_policy("vision-dash:start=0.5", retain=0.35)
+        VisionDash(retain=0.35, start=0.5)
     """
     stages = read(text)
     if len(stages) > 1:
-        raise PolicyError(f"{text!r} names several policies, and a ViT takes one: leave the others out")
+        raise PolicyError(f"{text!r} names {len(stages)} policies, but a ViT takes only one: give one name without `+`")
     (stage,) = update(stages, overrides)
     return build(stage, known_vision_policies())
 
 
 def known_vision_policies() -> dict[str, type[VisionPolicy]]:
-    """All ViT-stage policies by name, those of other packages included."""
+    """Return all ViT-stage policies by name, including those of other packages."""
     return found(__name__, VisionPolicy)
 
 
 def __getattr__(name: str) -> Any:
-    """VISION_POLICIES, and any policy by the name of its class."""
+    """Return VISION_POLICIES, or a policy by the name of its class."""
     if name.startswith("_"):
         raise AttributeError(name)
     if name == "VISION_POLICIES":

@@ -1,4 +1,4 @@
-"""DART in the ViT: keep what resembles a few pivots least."""
+"""DART in the ViT, which keeps the groups that are least similar to a few pivot groups."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,24 +12,33 @@ from deltahalt.vision.policy import GroupHalting, GroupView
 
 @dataclass(frozen=True, kw_only=True)
 class DartViT(GroupHalting):
-    """Keep `pivots` groups with the largest keys (L1 norm) and, for each pivot in turn, the groups least similar to it.
+    """Keep the `pivots` groups with the largest keys (L1 norm), and for each pivot the groups least similar to it.
 
-    Similarity is the cosine of states under the next block's norm, averaged over a group. The published code picks
-    single patches, of which the merger then takes any four for a square; whole groups keep their coordinates.
+    Similarity is the cosine of the groups' states after the next block's norm, averaged over patches. The published
+    code picks single patches, so the merger joins four patches that need not be neighbours. Here whole groups are
+    picked, which keep their coordinates.
 
-    pivots: number of groups that the others are compared with, 1 or more.
+    Args:
+        pivots: Number of groups that the others are compared with, 1 or more.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> DartViT(retain=0.25, pivots=8).kept(256)
+        64
     """
 
     name: ClassVar[str] = "dart-vit"
-    summary: ClassVar[str] = "least similar to a few pivots stays active"
-    source: ClassVar[str] = "DART (arXiv 2502.11494), as in its authors' ViT stage: block 3 of 32"
+    summary: ClassVar[str] = "groups least similar to a few pivots stay active"
+    source: ClassVar[str] = "DART (arXiv 2502.11494), ViT stage of its authors' code: block 3 of 32"
 
     pivots: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pivots < 1:
-            raise PolicyError(f"pivots is {self.pivots}; give 1 or more")
+            raise PolicyError(f"pivots is {self.pivots}; it must be 1 or more")
 
     def select(self, view: GroupView, states: torch.Tensor, count: int) -> torch.Tensor:
         pivots = min(self.pivots, count)
@@ -38,7 +47,7 @@ class DartViT(GroupHalting):
         features = F.normalize(view.per_group(view.normed(states).flatten(0, 1)), dim=-1)  # [n, D]
         pool = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill(0, torch.cat(chosen), 0)
         for turn, pivot in enumerate(chosen[:pivots]):
-            picks = (count - 1 - turn) // pivots  # even shares of what is left, the remainder to the first
+            picks = (count - 1 - turn) // pivots  # the other groups in even shares; the first pivots get the remainder
             likeness = (features @ features[pivot[0]]).masked_fill(~pool, torch.inf)
             chosen.append(likeness.argsort(stable=True)[:picks])
             pool[chosen[-1]] = False

@@ -1,4 +1,4 @@
-"""PruMerge+: groups that stand out in attention, filled up over the image, each with its neighbours merged in."""
+"""PruMerge+, which keeps attention outliers and evenly spaced groups and merges similar groups into them."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,18 +11,28 @@ from deltahalt.policies.selection import evenly
 from deltahalt.vision.attention import attention_on_groups
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
 
-ROWS = 128  # kept groups compared with all at once
+ROWS = 128  # number of kept groups that are compared with all groups at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruMergePlus(VisionPolicy):
-    """Keep groups whose attention is an outlier, Q3 + 1.5 IQR, then evenly spaced ones up to the budget.
+    """Keep the groups whose attention is an outlier, above Q3 + 1.5 IQR, then evenly spaced ones up to the budget.
 
-    All blocks run in full; what shrinks is the tower's output. To each kept feature its `neighbours` nearest (cosine of
-    raw keys, averaged over heads and patches) are added, each times its share of the image's attention. With more
-    outliers than the budget, the most attended stay. Attention is the class token's, where the tower has one.
+    All blocks run on all groups; only the tower's output is reduced. To each kept feature, the features of its
+    `neighbours` most similar groups are added, each multiplied by its share of the image's attention. Similarity is the
+    cosine of keys before rotary embedding, averaged over heads and patches. If there are more outliers than the budget,
+    those with the most attention stay. A group's attention is the class token's attention on it, or in a tower without
+    a class token the attention that it receives from all patches.
 
-    neighbours: number of groups whose features are added to each kept one, 0 or more.
+    Args:
+        neighbours: Number of groups whose features are added to each kept group, 0 or more.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> PruMergePlus(retain=0.25).kept(576)
+        144
     """
 
     name: ClassVar[str] = "prumerge-plus"
@@ -38,7 +48,7 @@ class PruMergePlus(VisionPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.neighbours < 0:
-            raise PolicyError(f"neighbours is {self.neighbours}; give 0 or more")
+            raise PolicyError(f"neighbours is {self.neighbours}; it must be 0 or more")
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
         attention = attention_on_groups(view)
@@ -49,7 +59,7 @@ class PruMergePlus(VisionPolicy):
         return Reduced(index, (states[index].float() + added).to(states.dtype))
 
     def choose(self, attention: torch.Tensor, raster: torch.Tensor, count: int) -> torch.Tensor:
-        """Ascending index of `count` groups, by the attention [n] that each received. raster: their raster order."""
+        """Return the ascending index of `count` groups. attention: [n], per group. raster: [n], their raster order."""
         lower, upper = attention.sort().values.quantile(attention.new_tensor([0.25, 0.75]))
         order = attention.argsort(descending=True, stable=True)
         outliers = order[: int((attention > upper + 1.5 * (upper - lower)).sum())][:count]
@@ -60,7 +70,7 @@ class PruMergePlus(VisionPolicy):
     def _neighbours(
         self, rows: torch.Tensor, keys: torch.Tensor, attention: torch.Tensor, states: torch.Tensor
     ) -> torch.Tensor:
-        """What the groups at `rows` [k] get from the nearest others: [k, ...] float32."""
+        """Return what the most similar groups add to the groups at `rows` [k]: [k, ...] float32."""
         likeness = keys[rows] @ keys.T  # [k, n]
         likeness[torch.arange(len(rows)), rows] = -torch.inf  # not itself
         nearest = likeness.topk(min(self.neighbours, len(keys) - 1), dim=1).indices

@@ -1,4 +1,4 @@
-"""Random selection: the floor that every signal has to beat."""
+"""Random selection, the baseline that every score has to beat."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,11 +13,19 @@ from deltahalt.vision.policy import GroupHalting, GroupView
 class RandomGroups(GroupHalting):
     """Keep groups drawn at random.
 
-    seed: draws the groups: the same ones in every image of a size, whatever the device or pack.
+    Args:
+        seed: Seed of the draw. Images of one size keep the same groups, on every device and in every pack.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> RandomGroups(retain=0.5, seed=1).kept(256)
+        128
     """
 
     name: ClassVar[str] = "random-groups"
-    summary: ClassVar[str] = "a seeded random draw stays active"
+    summary: ClassVar[str] = "groups drawn at random with a seed stay active"
     source: ClassVar[str] = "baseline"
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""ToFu: prune similar groups while the ViT is shallow, merge them later."""
+"""ToFu (Token Fusion), which prunes similar groups in earlier blocks and merges them in later ones."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +11,20 @@ from deltahalt.vision.policy import GroupView, Reduced
 
 @dataclass(frozen=True, kw_only=True)
 class ToFu(GroupMerging):
-    """Drop what ToMe would merge in the first half of the blocks that reduce; merge in the second, keeping the norm.
+    """Drop the groups that ToMe would merge in the first half of the reducing blocks; merge in the second half.
 
-    A merged patch is the mean of those that meet in it, as long as the longest of them (MLERP).
+    A merged patch has the direction of the mean of its patches and the largest of their norms (MLERP).
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> ToFu(retain=0.5, step=0.8).schedule(256)
+        [204, 163, 130, 128]
     """
 
     name: ClassVar[str] = "tofu"
-    summary: ClassVar[str] = "similar groups are pruned first, then merged with their norm kept"
+    summary: ClassVar[str] = "similar groups are pruned in earlier blocks and merged, with norms kept, in later ones"
     source: ClassVar[str] = "Token Fusion (arXiv 2312.01026), reduced proportionally as in DASH, App. B.2"
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
@@ -28,7 +35,7 @@ class ToFu(GroupMerging):
 
 
 def fuse(states: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """States [n, u, D] with those at `sources` merged into those at `targets`, patch by patch (MLERP)."""
+    """Return states [n, u, D] after the groups at `sources` merged into those at `targets`, patch by patch (MLERP)."""
     exact = states.float()
     sums = exact.index_add(0, targets, exact[sources])
     norms = exact.norm(dim=-1)  # [n, u]

@@ -1,4 +1,4 @@
-"""ToMe: similar groups become their mean."""
+"""ToMe (Token Merging), which replaces similar groups by their mean."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,15 @@ from deltahalt.vision.policy import GroupView, Reduced
 
 @dataclass(frozen=True, kw_only=True)
 class ToMe(GroupMerging):
-    """Merge groups into their average, weighted by size, and let attention count each as often as its size says."""
+    """Merge similar groups into their mean, weighted by size, and weight keys by size in attention.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> ToMe(retain=0.5, step=0.7).schedule(256)
+        [179, 128]
+    """
 
     name: ClassVar[str] = "tome"
     summary: ClassVar[str] = "similar groups merge into their average, block by block"

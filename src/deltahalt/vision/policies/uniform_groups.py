@@ -1,4 +1,4 @@
-"""Uniform selection: every so-many-th group."""
+"""Uniform selection, which keeps evenly spaced groups."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,15 @@ from deltahalt.vision.policy import GroupHalting, GroupView
 
 @dataclass(frozen=True, kw_only=True)
 class UniformGroups(GroupHalting):
-    """Keep groups at even distances in raster order."""
+    """Keep groups at even distances in raster order.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> UniformGroups(retain=0.25).kept(256)
+        64
+    """
 
     name: ClassVar[str] = "uniform-groups"
     summary: ClassVar[str] = "evenly spaced groups stay active"

@@ -1,4 +1,4 @@
-"""ViTs that groups can be halted in, one a file. A new file that defines a Tower is found by itself."""
+"""ViTs in which groups can be halted, one kind per file. A Tower in a new file is found automatically."""
 
 import pkgutil
 from functools import cache
@@ -8,15 +8,15 @@ from typing import Any
 from deltahalt.errors import UnsupportedError
 from deltahalt.vision.towers.base import Tower
 
-# Why a model whose visual tokens can be halted in its decoder is refused here.
+# Models whose visual tokens can be halted in the decoder but not in the ViT, and why.
 REFUSED = {
-    "llava_onevision": "it resamples features behind its ViT, so a patch has no place of its own in the prompt",
+    "llava_onevision": "it resamples features after its ViT, so a patch has no position of its own in the prompt",
 }
 
 
 @cache
 def known_towers() -> dict[str, type[Tower]]:
-    """Every kind of tower by the model types that have it."""
+    """Return every kind of tower by the model types that have it."""
     modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     classes = {
         item
@@ -28,14 +28,14 @@ def known_towers() -> dict[str, type[Tower]]:
 
 
 def tower_of(config: Any) -> Tower:
-    """The tower of a vision-language model with this configuration.
+    """Return the tower of a vision-language model with this configuration.
 
-    Raises UnsupportedError, naming the known ones, for another.
+    Raises UnsupportedError, which names the known model types, if groups cannot be halted in its tower.
     """
     kind: Any = getattr(config, "model_type", None)
     tower = known_towers()[kind](config) if kind in known_towers() else None
     reason = tower.unsupported() if tower else REFUSED.get(kind, "its tower is not known")
     if tower is None or reason:
         known = ", ".join(sorted(known_towers()))
-        raise UnsupportedError(f"ViT-stage methods do not work in {kind!r}: {reason}; known: {known}")
+        raise UnsupportedError(f"ViT-stage policies do not work in a {kind!r} model: {reason}; known: {known}")
     return tower

@@ -1,4 +1,4 @@
-"""What the loop asks of a ViT with pre-norm blocks of attention and MLP; a kind of tower states what differs."""
+"""The interface between the ViT loop and a host's ViT with pre-norm blocks; a subclass defines what differs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from deltahalt.vision.groups import GroupStream
 
 @dataclass(frozen=True)
 class Feed:
-    """What the host feeds to its blocks.
+    """What the host computes before its first block. `stream` enters that block.
 
-    inputs: keyword arguments of each block. kinds: the name of the segments in `stream` that each block keeps apart.
-    taps: what becomes of the groups in mid-tower, by the number of blocks before it. output: the host's own, to be
-    filled; None where the tower makes one.
+    inputs: keyword arguments of each block. kinds: for each block, the name of the segments in `stream` that its
+    attention keeps apart. taps: functions from groups to features in the middle of the tower, by the number of blocks
+    before them. output: the host's output, still to be filled, or None if `Tower.output` creates it.
     """
 
     stream: GroupStream
@@ -32,87 +32,87 @@ class Feed:
 class Tower:
     """The ViT of a vision-language model, whose configuration is `config`.
 
-    A subclass in a file of its own names the `model_types` of the models that have it (as in `config.model_type`) and
-    overrides what differs. `tower` is the host's module, and `block` one of its blocks.
+    A subclass in its own file lists the `model_types` that have this ViT (as in `config.model_type`) and overrides
+    what differs. `tower` is the host's module, and `block` is one of its blocks.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    home: ClassVar[str]  # name of the tower in the host's base model
-    flags: ClassVar[tuple[str, ...]]  # outputs of the host that are refused
-    attn_name: ClassVar[str]  # names of a block's parts
-    norm_names: ClassVar[tuple[str, str]]
-    projections: ClassVar[tuple[str, ...]]  # names in the attention: into queries, keys and values, and out of heads
-    out_name: ClassVar[str]
+    home: ClassVar[str]  # attribute of the host's base model that holds the tower
+    flags: ClassVar[tuple[str, ...]]  # options of the host that raise UnsupportedError
+    attn_name: ClassVar[str]  # attribute of a block that holds its attention
+    norm_names: ClassVar[tuple[str, str]]  # attributes of a block: the norms before attention and MLP
+    projections: ClassVar[tuple[str, ...]]  # attributes of the attention: q, k and v projections, or one for all
+    out_name: ClassVar[str]  # attribute of the attention: its output projection
 
-    lead: int = 0  # class tokens before an image's patches
+    lead: int = 0  # number of class tokens before an image's patches
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     def unsupported(self) -> str | None:
-        """Why groups cannot be halted in this model's tower, or None."""
+        """Return why groups cannot be halted in this model's tower, or None if they can."""
         return None
 
-    # What differs between kinds of towers
+    # Methods that differ between kinds of towers
 
     def blocks(self, tower: Module) -> Sequence[Module]:
-        """The blocks that the loop runs."""
+        """Return the blocks that the loop runs, in order."""
         raise NotImplementedError
 
     def unit(self, tower: Module) -> int:
-        """Patches in a group."""
+        """Return the number of patches in a group."""
         raise NotImplementedError
 
     def patch_embedding(self, tower: Module) -> Module:
-        """The convolution that makes states of pixels."""
+        """Return the convolution that turns pixels into the states of patches."""
         raise NotImplementedError
 
     def merger(self, tower: Module) -> Module:
-        """What runs behind the last block."""
+        """Return the module that runs after the last block."""
         raise NotImplementedError
 
     def mergers(self, tower: Module) -> Mapping[int, Module]:
-        """Mergers of states in mid-tower, by the number of blocks before them."""
+        """Return the mergers in the middle of the tower, by the number of blocks before them."""
         return {}
 
     def scaling(self, block: Module) -> float:
-        """Factor on q.k."""
+        """Return the factor on the product of a query and a key."""
         raise NotImplementedError
 
     def rotate(
         self, queries: torch.Tensor, keys: torch.Tensor, *rotary: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys [S, heads, d] after rotary embedding, if there is one."""
+        """Return queries and keys [S, heads, d] after rotary embedding; unchanged in a tower without one."""
         raise NotImplementedError
 
     def feed(self, tower: Module, *args: Any, **options: Any) -> Feed:
-        """What the host makes of the arguments of the tower's forward, before its first block."""
+        """Return what the host computes from the arguments of the tower's forward, before its first block."""
         raise NotImplementedError
 
     def block_inputs(self, feed: Feed, index: int, stream: GroupStream) -> dict[str, Any]:
-        """Keyword arguments for block number `index`, which runs on `stream`."""
+        """Return the keyword arguments of block `index` when it runs on `stream`."""
         raise NotImplementedError
 
     def features(self, tower: Module, last: GroupStream, taps: Sequence[GroupStream]) -> GroupStream:
-        """What the tower gives of groups that are left behind the last block."""
+        """Return the tower's features of the groups that are active after the last block."""
         raise NotImplementedError
 
     def output(self, feed: Feed, last: GroupStream, final: GroupStream, taps: Sequence[GroupStream]) -> Any:
-        """The output of the tower's forward, in full length. final: what is left of `features`."""
+        """Return the output of the tower's forward, in full length. final: those of `features` that the policy kept."""
         raise NotImplementedError
 
-    # What all have in common
+    # Methods that all kinds share
 
     def attn(self, block: Module) -> Module:
-        """The block's attention."""
+        """Return the block's attention."""
         return getattr(block, self.attn_name)
 
     def norm(self, block: Module) -> Module:
-        """The norm before the block's attention."""
+        """Return the norm before the block's attention."""
         return getattr(block, self.norm_names[0])
 
     def attention(self, block: Module, hidden: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention output before the residual addition, and queries, keys and values on the way, [..., 3 * D]."""
+        """Return the attention output before the residual addition, and its queries, keys and values, [..., 3 * D]."""
         parts = {name: Keep(getattr(self.attn(block), name)) for name in self.projections}
         update = shell_of(self.attn(block), **parts)(self.norm(block)(hidden), **inputs)
         update = update[0] if isinstance(update, tuple) else update
@@ -121,7 +121,7 @@ class Tower:
     def sized_attention(
         self, block: Module, hidden: torch.Tensor, sizes: torch.Tensor, lengths: Sequence[int], **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`attention` in which each row [S] counts as often as its size says; lengths: rows in each segment."""
+        """Return `attention` in which each key counts `sizes` [S] times. lengths: number of rows in each segment."""
         attn, normed = self.attn(block), self.norm(block)(hidden).flatten(0, -2)
         projected = torch.cat([getattr(attn, name)(normed) for name in self.projections], dim=-1)
         queries, keys, values = self.heads(block, projected)
@@ -130,17 +130,17 @@ class Tower:
         return getattr(attn, self.out_name)(mixed).view_as(hidden), projected
 
     def heads(self, block: Module, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values before rotary embedding, each [S, heads, d]."""
+        """Return queries, keys and values before rotary embedding, each [S, heads, d]."""
         return projected.unflatten(-1, (3, self.attn(block).num_heads, -1)).unbind(dim=1)
 
     def feed_forward(self, block: Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the block's MLP, residual included."""
+        """Return the hidden states after the block's MLP, residual included."""
         out: torch.Tensor = hidden + block.mlp(getattr(block, self.norm_names[1])(hidden))
         return out
 
 
 class Note(nn.Module):
-    """A block that notes what it is given and hands it on."""
+    """A block that stores its input and returns it unchanged."""
 
     hidden: torch.Tensor
     inputs: dict[str, Any]
@@ -151,7 +151,7 @@ class Note(nn.Module):
 
 
 class Keep(nn.Module):
-    """A module that keeps the latest output of another."""
+    """A wrapper that stores the latest output of a module."""
 
     output: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""The batched towers of the CLIP and SigLIP kind: images of one size, side by side; a file states what differs."""
+"""Batched towers (CLIP and SigLIP), whose images all have one size; a subclass defines what differs."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from deltahalt.vision.towers.base import Feed, Note, Tower
 
 
 class BatchedTower(Tower):
-    """A ViT that runs a batch of images, [B, s, D], in layers of `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`.
+    """A ViT that runs a batch of images [B, s, D] in layers of `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`.
 
-    Patches lie in raster order. What the tower gives are their states; the host's projector makes a feature of each
-    square of `side` x `side`, which is a group.
+    Patches are in raster order, and the tower's output is their states. A group is a square of `side` x `side` patches,
+    which the host's projector turns into one feature.
     """
 
     home = "vision_tower"
@@ -32,7 +32,7 @@ class BatchedTower(Tower):
 
     @property
     def side(self) -> int:
-        """Patches along a group."""
+        """Number of patches along the side of a group."""
         raise NotImplementedError
 
     def blocks(self, tower: Module) -> Sequence[Module]:
@@ -54,7 +54,7 @@ class BatchedTower(Tower):
     def rotate(
         self, queries: torch.Tensor, keys: torch.Tensor, *rotary: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return queries, keys  # positions are in the states
+        return queries, keys  # position embeddings are added to the states
 
     def feed(
         self,
@@ -64,10 +64,10 @@ class BatchedTower(Tower):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **options: Any,
     ) -> Feed:
-        """Run the host's own forward, with blocks that only note what they are given.
+        """Run the host's own forward with blocks that only store their inputs.
 
-        pixel_values: [B, channels, height, width]. output_hidden_states: which are wanted, by the number of blocks
-        before them (negative from the end); True for all. Raises UnsupportedError where patches are masked.
+        pixel_values: [B, channels, height, width]. output_hidden_states: the hidden states to return, by the number of
+        blocks before them (negative: from the end); True for all. Raises UnsupportedError if patches are masked.
         """
         core = bare_tower(tower)
         blocks = [MaskedNote() for _ in core.encoder.layers]
@@ -80,7 +80,7 @@ class BatchedTower(Tower):
             )
         images, length, _ = blocks[0].hidden.shape
         squares = _squares(length - self.lead, self.side).to(blocks[0].hidden.device)
-        first = torch.arange(images, device=squares.device) * length + self.lead  # patch of each image
+        first = torch.arange(images, device=squares.device) * length + self.lead  # row of each image's first patch
         places = torch.arange(images * len(squares), device=squares.device)
         stream = GroupStream(
             hidden=blocks[0].hidden.flatten(0, 1),
@@ -100,13 +100,13 @@ class BatchedTower(Tower):
         return feed.inputs[index]
 
     def features(self, tower: Module, last: GroupStream, taps: Sequence[GroupStream]) -> GroupStream:
-        """The tower's output, and beside it in the last dimension the hidden states that are wanted."""
+        """Return the tower's output and the requested hidden states, concatenated in the last dimension."""
         own = self.merger(tower)(last.rows).flatten(0, 1)
         taken = [tap.hidden[torch.isin(tap.origin, last.origin).to(tap.hidden.device)] for tap in taps]
         return last.advance(torch.cat([own, *(states.to(own.device) for states in taken)], dim=-1))
 
     def output(self, feed: Feed, last: GroupStream, final: GroupStream, taps: Sequence[GroupStream]) -> Any:
-        """States of groups that are gone are NaN. There is no pooled output."""
+        """Return states that are NaN for dropped groups. There is no pooled output."""
         full = final.spread(len(feed.stream.hidden), torch.nan).unflatten(0, (feed.stream.images, -1))
         own, *taken = full.split(feed.stream.hidden.shape[-1], dim=-1)
         states = dict(zip(feed.taps, taken, strict=True))
@@ -115,7 +115,7 @@ class BatchedTower(Tower):
 
 
 class MaskedNote(Note):
-    """A Note that is given its mask without a name."""
+    """A Note whose mask is a positional argument."""
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
         return super().forward(hidden, attention_mask=attention_mask, **inputs)
@@ -126,7 +126,7 @@ def _unchanged(stream: GroupStream) -> GroupStream:
 
 
 def _wanted(layers: bool | int | Sequence[int], states: int) -> list[int]:
-    """Numbers of the hidden states that `output_hidden_states` asks for, ascending, out of `states`."""
+    """Return the indices, ascending, of the hidden states that `output_hidden_states` selects out of `states`."""
     if isinstance(layers, bool):
         return list(range(states)) if layers else []
     chosen = [layers] if isinstance(layers, int) else layers
@@ -134,9 +134,9 @@ def _wanted(layers: bool | int | Sequence[int], states: int) -> list[int]:
 
 
 def _squares(patches: int, side: int) -> torch.Tensor:
-    """The patches of each square of `side` x `side`, squares and patches in raster order, [squares, side**2].
+    """Return the patches of each square of `side` x `side` patches, in raster order: [squares, side**2].
 
-    Raises UnsupportedError where an image cannot be divided.
+    Raises UnsupportedError if an image cannot be divided into such squares.
     """
     numbers = torch.arange(patches)
     if side == 1:

@@ -1,4 +1,4 @@
-"""The ViT of Gemma 3: SigLIP, whose output is averaged over squares of patches."""
+"""The ViT of Gemma 3, a SigLIP whose output is averaged over squares of patches."""
 
 import math
 
@@ -6,7 +6,7 @@ from deltahalt.vision.towers.batched import BatchedTower
 
 
 class Gemma3Tower(BatchedTower):
-    """A group is a square that the host's projector averages; where a patch of it is NaN, its feature is."""
+    """A group is a square that the host's projector averages, so its feature is NaN if its patches are."""
 
     model_types = ("gemma3",)
 

@@ -1,4 +1,4 @@
-"""The ViT of LLaVA: CLIP with a class token, or SigLIP; every patch is a visual token."""
+"""The ViT of LLaVA, a CLIP with a class token or a SigLIP; every patch becomes one visual token."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from deltahalt.vision.towers.batched import BatchedTower
 
 
 class LlavaTower(BatchedTower):
-    """Features are hidden states in mid-tower. Whether the class token is among them is the host's business."""
+    """The features are hidden states of a middle layer. The host decides whether to drop the class token from them."""
 
     model_types = ("llava",)
     side = 1
@@ -25,4 +25,4 @@ class LlavaTower(BatchedTower):
         return f"its ViT is a {self.kind!r}, not CLIP or SigLIP"
 
     def merger(self, tower: Module) -> Module:
-        return nn.Identity() if self.lead else super().merger(tower)  # CLIP's norm is for its class token alone
+        return nn.Identity() if self.lead else super().merger(tower)  # CLIP's final norm is for the class token only

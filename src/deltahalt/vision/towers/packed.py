@@ -1,4 +1,4 @@
-"""The packed towers of the Qwen family: images of any size, one after another; a file states what differs."""
+"""Packed towers (the Qwen family), which concatenate images of any size; a subclass defines what differs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from deltahalt.vision.towers.base import Feed, Note, Tower
 
 
 class PackedTower(Tower):
-    """A ViT that runs a pack of images, [S, D], in blocks of `norm1`, `attn` (`qkv`, `proj`), `norm2` and `mlp`.
+    """A ViT that runs a pack of images [S, D] in blocks of `norm1`, `attn` (`qkv`, `proj`), `norm2` and `mlp`.
 
-    The patches of a group are consecutive; `merger` makes a feature of them.
+    The patches of a group are consecutive, and `merger` turns them into one feature.
     """
 
     home = "visual"
@@ -43,14 +43,14 @@ class PackedTower(Tower):
         return float(block.attn.scaling)
 
     def stand_ins(self, tower: Module) -> dict[str, nn.Module]:
-        """Parts of the host that do nothing, for its `mergers`."""
+        """Return modules that do nothing, to run in place of the host's `mergers` in `feed`."""
         return {}
 
     def feed(self, tower: Module, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **options: Any) -> Feed:
-        """Run the host's own forward, with blocks that only note what they are given.
+        """Run the host's own forward with blocks that only store their inputs.
 
-        So embeddings, positions, windows and their order are the host's business in every version of it.
-        hidden_states: pixels as the host's processor makes them; grid_thw: [images, 3] of frames, rows and columns of
+        The host thus computes embeddings, positions, windows and their order, in each of its versions. hidden_states:
+        pixels in the form of the host's processor. grid_thw: [images, 3], numbers of frames, rows and columns of
         patches.
         """
         unit = self.unit(tower)
@@ -58,10 +58,10 @@ class PackedTower(Tower):
         parts = {"blocks": nn.ModuleList(blocks), "merger": Number(unit), **self.stand_ins(tower)}
         output = type(tower).forward(shell_of(tower, **parts), hidden_states, grid_thw=grid_thw, **options)
         order, hidden = output.pooler_output.squeeze(1), blocks[0].hidden
-        kinds = tuple(str(id(block.inputs["cu_seqlens"])) for block in blocks)  # blocks that attend alike share them
+        kinds = _numbered([block.inputs["cu_seqlens"] for block in blocks])
         segments = _images_and_frames(grid_thw.cpu(), unit, hidden.device)
         rows = torch.arange(len(hidden), device=hidden.device)
-        first = torch.arange(len(order), device=hidden.device) * unit  # patch of each group
+        first = torch.arange(len(order), device=hidden.device) * unit  # [G] row of each group's first patch
         for kind, block in zip(kinds, blocks, strict=True):
             if kind not in segments:
                 ends = block.inputs["cu_seqlens"][1:]
@@ -83,7 +83,7 @@ class PackedTower(Tower):
             return inputs
         segments = stream.segments[feed.kinds[index]]
         inputs = inputs | {"cu_seqlens": segments.cu_seqlens(stream.unit), "position_embeddings": stream.rotary}
-        if inputs.get("max_seqlen") is not None:  # only where the host's attention asks for it
+        if inputs.get("max_seqlen") is not None:  # the host sets it only for attention that needs it
             inputs["max_seqlen"] = max(segments.lengths) * stream.unit
         return inputs
 
@@ -91,7 +91,7 @@ class PackedTower(Tower):
         return _merged_by(tower.merger)(last)
 
     def output(self, feed: Feed, last: GroupStream, final: GroupStream, taps: Sequence[GroupStream]) -> Any:
-        """Features of groups that are gone are NaN; their deepstack features are 0."""
+        """Return features that are NaN for dropped groups, and deepstack features that are 0 for them."""
         groups, output = len(feed.stream.places), feed.output
         output.pooler_output = final.spread(groups, torch.nan)
         output.last_hidden_state = last.spread(len(feed.stream.hidden), torch.nan)
@@ -103,21 +103,27 @@ class PackedTower(Tower):
         return output
 
 
+def _numbered(borders: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    """Name each block's segments by the number of their first appearance; blocks that attend alike share a tensor."""
+    numbers: dict[int, str] = {}
+    return tuple(numbers.setdefault(id(own), str(len(numbers))) for own in borders)
+
+
 def _merged_by(merger: Module) -> Callable[[GroupStream], GroupStream]:
-    """What turns groups into the features that `merger` makes of them."""
+    """Return a function that turns groups into the features that `merger` computes from them."""
     return lambda stream: stream.as_features(merger(stream.hidden))
 
 
 def _images_and_frames(grid: torch.Tensor, unit: int, device: torch.device) -> dict[str, Segments]:
-    """Which image and which frame each group belongs to; grid as in `feed`."""
-    frames, groups = grid[:, 0], grid[:, 1:].prod(dim=1) // unit  # of each image, and of each of its frames
+    """Return the segments of images and of frames. grid: as grid_thw in `feed`. unit: number of patches in a group."""
+    frames, groups = grid[:, 0], grid[:, 1:].prod(dim=1) // unit  # per image, and per frame of an image
     image = torch.arange(len(grid)).repeat_interleave(frames * groups)
     frame = torch.arange(int(frames.sum())).repeat_interleave(groups.repeat_interleave(frames))
     return {"image": Segments.of(image.to(device)), "frame": Segments.of(frame.to(device))}
 
 
 class Number(nn.Module):
-    """A merger that gives each group its own number in place of a feature, [G, 1]."""
+    """A merger that returns the number of each group in place of a feature, [G, 1]."""
 
     def __init__(self, unit: int) -> None:
         super().__init__()

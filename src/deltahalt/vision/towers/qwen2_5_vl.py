@@ -1,4 +1,4 @@
-"""The ViT of Qwen2.5-VL: most blocks attend inside windows, and groups run window by window."""
+"""The ViT of Qwen2.5-VL. Most blocks attend inside windows, and groups are ordered by window."""
 
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
@@ -6,7 +6,7 @@ from deltahalt.vision.towers.packed import PackedTower
 
 
 class Qwen25VLTower(PackedTower):
-    """Plain packed tower: `feed` learns windows and order from the host."""
+    """A packed tower without changes: `feed` takes windows and order from the host."""
 
     model_types = ("qwen2_5_vl",)
     rotate = staticmethod(apply_rotary_pos_emb_vision)

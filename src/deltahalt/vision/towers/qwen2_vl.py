@@ -1,4 +1,4 @@
-"""The ViT of Qwen2-VL: every frame attends to itself."""
+"""The ViT of Qwen2-VL. Each frame attends only to itself."""
 
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
@@ -6,7 +6,7 @@ from deltahalt.vision.towers.packed import PackedTower
 
 
 class Qwen2VLTower(PackedTower):
-    """Plain packed tower."""
+    """A packed tower without changes."""
 
     model_types = ("qwen2_vl",)
     rotate = staticmethod(apply_rotary_pos_emb_vision)

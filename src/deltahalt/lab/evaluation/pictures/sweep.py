@@ -14,7 +14,7 @@ from transformers import BatchFeature
 
 from deltahalt.answering.picture_inputs import picture_inputs
 from deltahalt.engine.report import Report
-from deltahalt.host.stand_in import replace
+from deltahalt.host.stand_in import swap_in
 from deltahalt.lab.bench.machine import machine_name, number_format
 from deltahalt.lab.evaluation.pictures.combinations import FULL, Combination
 from deltahalt.lab.evaluation.pictures.row import VisionRow
@@ -87,7 +87,7 @@ def seeing_once(model: Any, vision: str | None) -> Iterator[SeenOnce]:
         module = find_tower(model)
         tower = undo.enter_context(halting_vision(model, vision)) if vision else None
         seen = SeenOnce(module.forward, tower)
-        replace(module, "forward", seen, undo)
+        swap_in(module, "forward", seen, undo)
         yield seen
 
 
