@@ -15,11 +15,31 @@ HEAD = 4096  # bytes of a file that show what wrote it
 def require_writable(path: Path) -> None:
     """Raise InputError where a file cannot be written or added to; makes none."""
     try:
-        existing = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
-    except ValueError as error:  # a name with a zero byte
-        raise InputError(f"cannot write to {str(path)!r}: give the name of a file") from error
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # too long a name, or one with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to {str(path)[:80]!r} ({reason}): give the name of a file") from error
+    existing = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
     if existing.is_dir() == (existing == path) or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write to {path}: give a file that can be written")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, also for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def require_output(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.files import write_whole
+from deltahalt.files import is_file, write_whole
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import AnyPolicy, Policy
@@ -99,7 +99,7 @@ class Profile:
     @classmethod
     def read(cls, path: Path) -> "Profile":
         """The profile in a file. Raises InputError for a file that is missing or is not a profile."""
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"there is no profile {path}: make one with `deltahalt calibrate`")
         try:
             text = path.read_text(encoding="utf-8")

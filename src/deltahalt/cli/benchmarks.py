@@ -94,7 +94,6 @@ def evaluate(
     )
     if max_length is not None and max_length > context_size(config):
         raise InputError(f"--max-length is {max_length:,}, but the model takes {context_size(config):,} tokens")
-    log.print(f"loading {model}")
     found = find_tasks(
         names,
         data=data,
@@ -103,6 +102,7 @@ def evaluate(
         tokenizer=load_tokenizer(model),
         bertscore=bertscore,
     )
+    log.print(f"loading {model}")
     lm = DeltahaltLM(
         model,
         policy,

@@ -1,5 +1,6 @@
 """Reading options, finding policies, loading models."""
 
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,6 +119,6 @@ def parse_speedups(text: str) -> list[float]:
         speedups = [float(speedup) for speedup in text.split(",")]
     except ValueError as error:
         raise InputError(f"speedups {text!r} are not numbers with commas between") from error
-    if min(speedups) <= 1:
-        raise InputError("every target speedup must be above 1")
+    if not all(1 < speedup < math.inf for speedup in speedups):
+        raise InputError(f"speedups {text!r} must all be finite numbers above 1")
     return speedups

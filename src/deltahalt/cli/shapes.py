@@ -12,6 +12,8 @@ from deltahalt.files import require_apart
 from deltahalt.methods.registry import parse_method
 from deltahalt.profile import AUTO
 
+MOST_PROMPTS = 10_000  # of each shape, all of which are kept in memory
+
 
 def shapes(
     rows: Annotated[
@@ -20,7 +22,7 @@ def shapes(
     model: ModelOption = "smollm2-135m",
     policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = AUTO,
     shapes: Annotated[str | None, typer.Option(help="Shapes, separated by commas; by default all.")] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each shape.")] = 3,
+    prompts: Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Prompts of each shape.")] = 3,
     tokens: Annotated[str, typer.Option(help="Lengths of prompts, about, which take turns.")] = "2000,4000,8000",
     data: Annotated[
         Path | None, typer.Option(help="Folder of texts for documents: essays/*.txt, longbench/multi_news.jsonl.")
@@ -32,6 +34,8 @@ def shapes(
     device: DeviceOption = None,
 ) -> None:
     """Measure policies on prompts as people write them, beside the full model (see docs/accuracy.md)."""
+    from deltahalt.answering.documents import require_room
+    from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.shapes import calibration_seeds, held_out_seeds, make_prompts, shape_names
     from deltahalt.lab.evaluation.shapes.measure import measuring_prompts
     from deltahalt.lab.evaluation.shapes.row import ShapeRow
@@ -41,11 +45,13 @@ def shapes(
     if rows is not None:
         require_apart(rows, [model, *named])
         require_rows(rows, ShapeRow)
-    for policy in named:
-        check_policy(policy)
+    methods = [check_policy(policy) for policy in named]
+    sizes = parse_numbers(tokens)
+    config = check_text_model(model, methods, device=device)
+    require_room(max(sizes), 0, config, "give shorter --tokens")
     seeds = calibration_seeds(prompts) if calibration else held_out_seeds(prompts)
     wanted = shape_names("" if shapes is None else ",".join(parse_names(shapes, "--shapes", ",")))
-    made = make_prompts(wanted, seeds, parse_numbers(tokens), data)
+    made = make_prompts(wanted, seeds, sizes, data)
     loaded = load_model(model, dtype=dtype, device=device)
     chosen = {text: parse_method(text) for text in (resolve_policy(policy, loaded.model) for policy in named)}
     measured: list[ShapeRow] = []

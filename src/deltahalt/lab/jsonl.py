@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from deltahalt.errors import InputError
+from deltahalt.files import is_file
 
 Kinds = type | tuple[type, ...]
 
@@ -46,7 +47,7 @@ def read_jsonl(
     Raises:
         InputError: for a file that is missing, damaged or binary, and for a line that is not such an object.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no file {path}: {hint}")
     try:
         with COMPRESSED.get(path.suffix, open)(path, "rb") as file:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -143,6 +143,8 @@ def check_targets(
     query_free: bool,
 ) -> None:
     """Raise InputError where a model with this configuration cannot be calibrated so: arguments as in `calibrate`."""
+    if max_loss is not None and not 0 <= max_loss < inf:
+        raise InputError(f"the most loss is {max_loss}: give a number of nats a token, 0 or more, as --max-loss")
     decoder = config.get_text_config()
     windows, search = family_of(decoder).windows(decoder), BLIND if query_free else ASKED
     first_fields(layers, targets, windows, search, all_needed=max_loss is None)

@@ -13,6 +13,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.ruler import common_utils
 
 from deltahalt.errors import InputError
+from deltahalt.files import is_folder
 from deltahalt.integrations.lm_eval import without_warnings
 from deltahalt.lab.harness.bertscore import BERTSCORE, load_bertscore
 from deltahalt.lab.harness.local import longbench_rows, ruler_rows
@@ -63,7 +64,7 @@ def find_tasks(
         manager = TaskManager(include_path=OWN_TASKS, metadata=metadata)
         specs: list[Any] = [_known(manager, ALIASES.get(name, name)) for name in names]
     else:
-        if not data.is_dir():
+        if not is_folder(data):
             raise InputError(f"there is no folder {data}: give one that holds longbench, ruler, loogle or essays")
         manager = TaskManager(
             include_path=[LONGBENCH, RULER, OWN_TASKS], include_defaults=False, metadata={"data": str(data)}

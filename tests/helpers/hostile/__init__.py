@@ -1,0 +1,1 @@
+"""Hostile inputs, as tables: commands, and calls of the Python API."""
