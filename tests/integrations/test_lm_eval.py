@@ -19,6 +19,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 from deltahalt.integrations.lm_eval import DeltahaltLM
+from deltahalt.methods.registry import parse_method
 
 POLICIES = [
     "dash:start=2,keep_first=4,keep_last=8",
@@ -161,14 +162,14 @@ def test_options_of_the_policy_may_stand_by_themselves(make: Any) -> None:
     ]:
         lm = make(policy, keep_first=4, scope="text")
         assert lm.policy_text == whole
-        assert lm.policy == parse_policy(whole)
+        assert lm.policy == parse_method(whole)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "complaint"),
     [
         ({"policy": "dash", "revision": "main"}, PolicyError, "no option 'revision'"),
-        ({"policy": "dash:start=1", "start": 2}, PolicyError, "start twice"),
+        ({"policy": "dash:start=1", "start": 2}, PolicyError, "start is given twice: as 1 in 'dash:start=1', and as 2"),
         ({"policy": "dash:start=5"}, PolicyError, "leaves no deeper layer"),
         ({"policy": "dash", "batch_size": "auto"}, InputError, "give a number"),
         ({"policy": "llmlingua2:encoder=/no/such"}, ModelError, "cannot load the encoder /no/such"),

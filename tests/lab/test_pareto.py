@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deltahalt import InputError
 from deltahalt.lab.evaluation.sweep import SweepRow
-from deltahalt.lab.figures.house import check_plot, drawn, looks
+from deltahalt.lab.figures.house import DRAWN, check_plot, drawn, looks
 from deltahalt.lab.figures.names import method, short
 from deltahalt.lab.figures.pareto import pareto
 from deltahalt.methods.registry import METHODS
@@ -88,7 +88,7 @@ def test_the_frontier_is_a_step_line_through_its_points(draw: Callable[[list[Swe
 
 
 def test_each_method_has_its_own_colour_and_marker(draw: Callable[[list[SweepRow]], Figure]) -> None:
-    names = [name for name, policy in POLICIES.items() if name != "dense" and policy.scope == "all"]
+    names = [name for name in DRAWN if name in POLICIES.keys() - {"dense"} and POLICIES[name].scope == "all"]
     (legend,) = draw([row(name) for name in [*names, STAGES, "dash:start=1+dash:start=9"]]).legends
     methods = [line for line in legend.get_lines() if line.get_label() not in {"frontier", "full model"}]
     assert len(methods) == len(names) + 2
