@@ -23,7 +23,7 @@ REFUSED_IN_GENERATE = {
     "assistant_model": "draft tokens would be taken for the prompt; leave it out",
     "assistant_early_exit": "draft tokens would be taken for the prompt; leave it unset",
     "prompt_lookup_num_tokens": "draft tokens would be taken for the prompt; leave it unset",
-    "use_cache": "every step would halt anew; leave the cache on",
+    "use_cache": "without a cache every generated token would rerun and halt the prompt again; leave use_cache on",
     "cache_implementation": "only a dynamic cache holds layers of different lengths; leave cache_implementation unset",
 }
 FINE_IN_GENERATE = {
@@ -44,13 +44,12 @@ def halting(
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
-    model: a Hugging Face causal language model, or vision-language model, of a known family. policy: a Policy or
-    Progressive; `deltahalt.halting` takes its text, too.
-    min_prompt_tokens: shorter prompts stay whole. timed: measure each prefill's seconds, waiting for the
-    device. depth: the layers that generated token number i runs through, given i and how many there are; None for all.
-    tower: what drops visual tokens before the decoder, and marks them as NaN.
+    policy: a Policy or Progressive; `deltahalt.halting` takes its text, too. min_prompt_tokens: shorter prompts stay
+    whole. timed: measure the seconds of each prefill, which waits for the device. depth: the layers that run generated
+    token number i, given i and the number of layers; None for all. tower: drops visual tokens before the decoder, and
+    marks them as NaN.
 
-    Yields the Halted model, whose `report` has what the latest prefill did. On any exit the model is as before.
+    Yields the Halted model, whose `report` describes the latest prefill. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
     once if transformers is newer than every tested version.
     """
@@ -75,7 +74,7 @@ def halting(
     if halted.block.missed and not halted.ran:
         warnings.warn(
             "nothing halted in this block, but the model ran in another thread, which has no part in it: start it with "
-            "halted.generate in place of model.generate, or with contextvars.copy_context().run",
+            "halted.generate instead of model.generate, or with contextvars.copy_context().run",
             UnhaltedCallWarning,
             stacklevel=3,
         )
@@ -99,7 +98,9 @@ def _places(model: Module, base: Module, halted: Halted) -> dict[Place, Answer]:
 def find_decoder(model: Module) -> Module:
     """The part of a host's model that runs the layers. Raises UnsupportedError where tokens cannot be halted in it."""
     if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
-        raise UnsupportedError("this model is compiled as a whole: compile its layers in place of it")
+        raise UnsupportedError(
+            "this model is compiled as a whole, and halting needs its layers: compile each layer instead of the model"
+        )
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
     if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):

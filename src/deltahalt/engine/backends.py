@@ -5,25 +5,27 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-# cuDNN plans anew for each length that it has not met: 40 to 65 ms on an H200, with PyTorch 2.11. As long as that takes
-# FlashAttention more than a planned cuDNN, on so many pairs of query and key over heads and layers.
+# cuDNN compiles a plan for every new sequence length (40 to 65 ms on an H200, PyTorch 2.11). Break-even: with this many
+# query-key pairs, summed over heads and layers, FlashAttention is slower than an already planned cuDNN by that much.
 PAIRS_A_PLAN = 1.6e11
-MASKED = 4  # with a mask FlashAttention cannot run, and what does is four times as far behind
+MASKED = 4  # with a mask another kernel runs instead of FlashAttention: its loss to cuDNN is four times as large
 
 
 def backend(pairs: int, *, masked: bool) -> AbstractContextManager[object]:
-    """The context for layers that one plan of cuDNN's would serve, on `pairs` of query and key over heads and layers.
+    """The context for a run of layers that share one cuDNN plan.
 
-    PyTorch prefers cuDNN from Hopper on. The full model plans once a call, for all layers; layers that hold different
-    tokens plan once each, so they go without cuDNN where a plan takes longer than it saves.
+    pairs: query-key pairs, summed over heads and layers. PyTorch prefers cuDNN on Hopper and newer GPUs. The full model
+    needs one plan a call; every run of layers that holds other tokens needs its own. Such a run goes without cuDNN where
+    compiling the plan takes longer than the plan saves.
     """
     return nullcontext() if pairs * (MASKED if masked else 1) > PAIRS_A_PLAN else WITHOUT_CUDNN
 
 
 class _WithoutCudnn:
-    """Keeps scaled_dot_product_attention from cuDNN; the other backends stay.
+    """Keeps scaled_dot_product_attention from cuDNN; the other backends stay available.
 
-    PyTorch's switch is the process's: other threads go without meanwhile, and the last of them to leave turns it back.
+    PyTorch has one switch for the whole process: other threads run without cuDNN meanwhile, and the last thread to
+    leave restores it.
     """
 
     def __init__(self) -> None:

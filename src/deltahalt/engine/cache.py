@@ -63,7 +63,7 @@ def untouched_on_error(cache: DynamicCache | None) -> Iterator[None]:
 
 
 def fork(cache: DynamicCache) -> DynamicCache:
-    """A cache that begins with the same entries and goes its own way: growing one leaves the other as it is.
+    """A copy of the cache that can grow without changing the original.
 
     Shares the tensors, which the host replaces and never writes to.
     """
@@ -83,7 +83,7 @@ class HaltedCache(DynamicCache):
 
     segments: list[Segment]
     seen: int  # columns of the input so far, halted tokens and padding included
-    tail: int  # so many of the last columns are held by every layer
+    tail: int  # number of last columns that every layer holds
     generated: int  # columns since the latest call of several tokens
 
     @classmethod
@@ -99,7 +99,7 @@ class HaltedCache(DynamicCache):
     ) -> None:
         """Note that every layer, save for those `skipped`, has received the tokens at `slots` [B, n].
 
-        columns: so many of the input they are out of. whole: whether these are all there were; the last one always is.
+        columns: input columns that these tokens come from. whole: whether every column is among them (the last always is).
         """
         self._part(skipped)
         for segment in self.segments:
@@ -130,11 +130,14 @@ class HaltedCache(DynamicCache):
         cut = -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
         if cut > self.tail:
             raise InputError(
-                f"cannot crop {cut} tokens: only the last {self.tail} are in every layer. Run the shorter prompt anew."
+                f"cannot crop {cut} tokens: only the last {self.tail} are in every layer. "
+                "Run the shorter prompt with a new cache."
             )
         layers: list[Any] = self.layers
         if any(layer.is_sliding and layer.get_seq_length() >= layer.sliding_window for layer in layers):
-            raise InputError("cannot crop: a sliding-window layer has let go of older tokens. Run the prompt anew.")
+            raise InputError(
+                "cannot crop: a sliding-window layer has dropped older tokens. Run the shorter prompt with a new cache."
+            )
         if cut == 0:
             return
         for layer in layers:

@@ -146,7 +146,7 @@ def prepare(
 def _without_dropped(stream: TokenStream, kinds: torch.Tensor) -> TokenStream:
     """The stream without tokens of `kinds` [B, n] DROPPED. Raises InputError where a row ends in one."""
     if (kinds[:, -1] == DROPPED).any():
-        raise InputError("a prompt ends in a visual token that was dropped: put text behind the image")
+        raise InputError("a prompt ends in a visual token that was dropped: put text after the image")
     return stream.keep([(kinds[row, stream.row(row)] != DROPPED).nonzero().squeeze(1) for row in range(len(kinds))])
 
 

@@ -1,4 +1,4 @@
-"""A model while it is halting: what runs in place of its decoder's forward."""
+"""A model under halting: the function that replaces its decoder's forward."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -37,7 +37,7 @@ class Tower(Protocol):
 
 
 class Halted:
-    """A model under `halting`: what runs in place of its decoder's forward, and the report of its latest prefill."""
+    """A model under `halting`: the replacement of its decoder's forward, and the report of its latest prefill."""
 
     block: Block  # what answers in the model
 

@@ -36,5 +36,5 @@ class _Observer(Policy):
         return torch.zeros(len(view.positions), device=view.positions.device)
 
     def kept(self, prompt: int, kinds: torch.Tensor | None = None) -> int:
-        """Past the last layer no token is active: so no prompt is too short to be looked at."""
+        """Zero, so that every prompt is observed, however short."""
         return 0

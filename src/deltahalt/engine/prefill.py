@@ -1,4 +1,4 @@
-"""Running the decoder on one call: halting tokens on the way, and noting in the cache which tokens its layers hold."""
+"""Runs the decoder on one call, and notes in the cache which tokens its layers hold."""
 
 from collections.abc import Collection, Iterable
 

@@ -1,4 +1,4 @@
-"""What the latest prefill did."""
+"""The report of a prefill."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,28 @@ def in_short(numbers: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """One prefill of a batch of prompts.
+    """The latest prefill of a batch of prompts.
 
-    prompts: tokens in each prompt. stages: for each decision its layer and, for each prompt, the positions [k] that
-    stayed active. scores: for each decision and prompt, the policy's score [n] of each token that was active until
-    then; None for a prompt that it left whole. loads: for each prompt, what each layer computed. cache_bytes: K and V
-    after the prefill. full_cache_bytes: the same had nothing been halted. seconds: wall time of the prefill, if it was
-    asked for. reason: why no token of the latest call of several tokens halted; None where some did. That call may
-    be a later turn, which continues the cache of these prompts. cached: for each layer, the tokens that it held before
-    them; empty if there were none.
+    Attributes:
+        shape: Sizes of the decoder.
+        prompts: Number of tokens in each prompt.
+        stages: For each decision, its layer and the positions [k] of each prompt that stayed active. Layer -1 stands
+            for visual tokens dropped before the first layer.
+        scores: For each decision and prompt, the policy's score [n] of each token that was active until then; None for
+            a prompt that stayed whole.
+        loads: For each prompt, what each layer computed.
+        cache_bytes: Bytes of K and V after the prefill.
+        full_cache_bytes: The same for the full model.
+        seconds: Wall time of the prefill; None unless `halting(..., timed=True)`.
+        reason: Why no token of the latest call of several tokens halted; None where some did. That call may be a later
+            turn, which continues the cache of these prompts.
+        cached: For each layer, the number of tokens that its cache held before; empty without a cache.
+
+    Example:
+        >>> with halting(model, "auto") as halted:  # doctest: +SKIP
+        ...     model.generate(**inputs)
+        >>> halted.report  # doctest: +SKIP
+        Report(prompts of 4,373 tokens, 2,678 active after layer 4, 1.73x fewer FLOPs, K/V 133.8 of 201.5 MB)
     """
 
     shape: ModelShape

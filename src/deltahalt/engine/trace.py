@@ -1,4 +1,4 @@
-"""What a run through the layers leaves behind."""
+"""The record of one run through the layers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Trace:
 
     @classmethod
     def begin(cls, stream: TokenStream, *, dropped: bool) -> "Trace":
-        """From layer 0 on, every layer holds the whole stream. dropped: tokens were gone before; noted as layer -1."""
+        """From layer 0 on, every layer holds the whole stream. dropped: tokens were dropped before; noted as layer -1."""
         trace = cls([Segment(0, stream.slots, stream.padded)])
         if dropped:
             trace.stages.append((-1, _slots_by_row(stream)))

@@ -55,8 +55,8 @@ def look_ahead(
 ) -> Iterator[LayerView]:
     """Views of the deeper layers in turn, as the row's last `window` tokens would see them if all others stayed.
 
-    states: [n, D] of the row at `view`. Only the last tokens run through each layer; the others serve K and V of their
-    present state, so a layer costs two projections of n tokens, and attention of `window` queries.
+    states: [n, D] of the row at `view`. Only the last tokens run through each layer; K and V of the others come from
+    their present states, so a layer costs two projections of n tokens, and attention of `window` queries.
     Raises UnsupportedError for a layer whose weights are not there: accelerate brings them for its own run alone.
     """
     family = call.host.family
