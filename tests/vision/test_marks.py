@@ -216,7 +216,7 @@ def test_only_what_every_layer_holds_can_be_cropped() -> None:
         feed.cache.crop(-2)
         feed.mask = feed.mask[:, :-2]
         assert (feed(more(2)) - expected(more(2))).abs().max() < TOLERANCE
-        with pytest.raises(InputError, match="Run the shorter prompt anew"):
+        with pytest.raises(InputError, match="Run the shorter prompt with a new cache"):
             feed.cache.crop(-9)
 
 
@@ -342,7 +342,7 @@ def test_a_prompt_that_ends_in_a_dropped_token_is_refused() -> None:
     model = tiny_vision("llava")
     prompts = vision_prompts(model, "llava", ((4, (1, 1), 0),))
     ids, mask = prompts.ids[:, :-1], prompts.mask[:, :-1]
-    message = "put text behind the image"
+    message = "put text after the image"
     with torch.no_grad(), halting(model, Dense()), marking(model, 1.0), pytest.raises(InputError, match=message):
         model(input_ids=ids, attention_mask=mask, logits_to_keep=1, **prompts.inputs)
 

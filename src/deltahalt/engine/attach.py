@@ -99,7 +99,7 @@ def find_decoder(model: Module) -> Module:
     """The part of a host's model that runs the layers. Raises UnsupportedError where tokens cannot be halted in it."""
     if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
         raise UnsupportedError(
-            "this model is compiled as a whole, and halting needs its layers: compile each layer instead of the model"
+            "halting needs the layers of this model, which is compiled as a whole: compile each layer"
         )
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None

@@ -15,8 +15,8 @@ def backend(pairs: int, *, masked: bool) -> AbstractContextManager[object]:
     """The context for a run of layers that share one cuDNN plan.
 
     pairs: query-key pairs, summed over heads and layers. PyTorch prefers cuDNN on Hopper and newer GPUs. The full model
-    needs one plan a call; every run of layers that holds other tokens needs its own. Such a run goes without cuDNN where
-    compiling the plan takes longer than the plan saves.
+    needs one plan a call, and every run of layers that holds other tokens needs its own. Such a run goes without cuDNN
+    where compiling the plan takes longer than the plan saves.
     """
     return nullcontext() if pairs * (MASKED if masked else 1) > PAIRS_A_PLAN else WITHOUT_CUDNN
 

@@ -99,7 +99,8 @@ class HaltedCache(DynamicCache):
     ) -> None:
         """Note that every layer, save for those `skipped`, has received the tokens at `slots` [B, n].
 
-        columns: input columns that these tokens come from. whole: whether every column is among them (the last always is).
+        columns: input columns that these tokens come from. whole: whether every column is among them; the last always
+        is.
         """
         self._part(skipped)
         for segment in self.segments:
