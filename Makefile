@@ -1,7 +1,8 @@
-# Everything is installed into .venv (and .venv-kvpress), never into the system.
+# Everything is installed into .venv (and .venv-kvpress, .venv-newest), never into the system.
 PYTHON ?= python3
 VENV := .venv
 KVPRESS := .venv-kvpress
+NEWEST := .venv-newest
 LMMS := build/lmms-eval
 SMOKE := --tasks longbench_multifieldqa_en_e,niah_single_2,needle --lengths 1536 --limit 3 --apply-chat-template \
 	--data build/eval-smoke/data --rows build/eval-smoke/rows.jsonl
@@ -9,7 +10,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress test-lmms kvpress-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
+.PHONY: help demo test test-kvpress test-newest test-lmms kvpress-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +25,13 @@ test: lint ## lint, then run the tests on the pinned versions
 test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
 	$(KVPRESS)/bin/python -m pytest --ignore-glob 'tests/integrations/test_kvpress_*'
 	$(KVPRESS)/bin/python -m pytest tests/integrations/test_kvpress_*.py
+
+# Without constraints, torch apart: what `pip install deltahalt` gives today, so it is resolved again at each run.
+test-newest: $(NEWEST)/bin/python ## run the central tests on the newest release of every dependency, and name untested ones
+	grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -c $(NEWEST)/torch.txt \
+		-e '.[eval,plot,vision]' pytest hypothesis
+	$(NEWEST)/bin/python -m tools.newest_releases
 
 test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
 	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/integrations/test_lmms_eval.py
@@ -69,10 +77,10 @@ figures: $(VENV)/.installed-dev ## draw the pictures of docs/ from the rows in r
 	grep -rhE --include='*.md' '^deltahalt plot results/' docs | PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh -ex
 
 clean: ## remove what these targets made; downloaded models stay
-	rm -rf $(VENV) $(KVPRESS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(KVPRESS) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/bin/python $(KVPRESS)/bin/python:
+$(VENV)/bin/python $(KVPRESS)/bin/python $(NEWEST)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("deltahalt needs Python 3.10 or newer: run make PYTHON=/path/to/python3" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(@D:/bin=)
 
