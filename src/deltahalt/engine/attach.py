@@ -13,8 +13,8 @@ from deltahalt.engine.handover import finding, through_base, through_model
 from deltahalt.errors import UnhaltedCallWarning, UnsupportedError
 from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting, kept_open
 from deltahalt.host.compat import warn_if_untested
-from deltahalt.host.families import vision_family_of
-from deltahalt.host.families.base import Module
+from deltahalt.host.families import known_families, vision_family_of
+from deltahalt.host.families.base import Family, Module
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.policies.text import require_policy
 
@@ -104,7 +104,11 @@ def find_decoder(model: Module) -> Module:
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
     if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-        raise UnsupportedError(f"{type(model).__name__} has no decoder to halt tokens in: use a causal language model")
+        known = ", ".join(sorted(known_families(Family)))
+        raise UnsupportedError(
+            f"{type(model).__name__} has no decoder to halt tokens in: use a causal language model of a known family; "
+            f"known: {known}"
+        )
     if is_halting(decoder):
         raise UnsupportedError("this model is halting already: leave the other `with halting(...)` block first")
     return decoder

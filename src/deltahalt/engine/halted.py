@@ -58,6 +58,9 @@ class Halted:
         self.model, self.policy, self.tower = model, policy, tower
         self.stages = place(policy, self.host.shape.layers, vision=sees_images)
         refuse_halted_kv(self.host.shape, self.stages)
+        shortest: Any = min_prompt_tokens
+        if not isinstance(shortest, int) or shortest < 0:
+            raise InputError(f"min_prompt_tokens is {shortest!r}; give a number of tokens, 0 or more")
         self.min_prompt_tokens, self.timed, self.depth = min_prompt_tokens, timed, depth
         self._report: Report | None = None
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import deltahalt
 from deltahalt import (
     D3,
     Dash,
@@ -104,7 +103,7 @@ CALLS: dict[str, tuple[Call, type[Exception], str]] = {
     "a vision policy for text": (_under(SMALL, vision="visionzip"), UnsupportedError, "ViT"),
     "a negative minimum": (_under(SMALL, min_prompt_tokens=-1), InputError, "min_prompt_tokens"),
     "a minimum that is text": (_under(SMALL, min_prompt_tokens="many"), InputError, "min_prompt_tokens"),
-    "a model that is none": (lambda _: _under(SMALL)(Loaded(nn.Linear(2, 2))), UnsupportedError, "known families"),
+    "a model that is none": (lambda _: _under(SMALL)(Loaded(nn.Linear(2, 2))), UnsupportedError, "known: gemma3_text"),
     "GPT-2": (_gpt2, UnsupportedError, "known: gemma3_text"),
     "a report before a run": (_report, InputError, "no report yet"),
     "a report of no ViT": (_vision_report, InputError, "no policy acts in the ViT"),
@@ -209,6 +208,3 @@ class Loaded:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-
-
-assert deltahalt.__version__

@@ -6,7 +6,7 @@ SWEEP = "sweep --model {tiny} --rows {new}.jsonl --data {data}"
 CALIBRATE = "calibrate --model {tiny} --out {new}.json"
 OBSERVE = "observe --model {tiny} --rows {new}.jsonl"
 VISION = "vision-sweep --model {small} --rows {new}.jsonl"
-SHAPES = "shapes --model {tiny} --tokens 100"
+SHAPES = "shapes --model {tiny} --tokens 500"
 BITS = "99999999999999999999"
 
 # Each a command, with words that its error has. `|` stands for a blank within an argument.
