@@ -8,7 +8,7 @@ from statistics import fmean
 
 from deltahalt.errors import InputError
 from deltahalt.lab.evaluation.summary import PolicySummary, summarize, with_formats
-from deltahalt.lab.evaluation.sweep import SweepRow, Way
+from deltahalt.lab.evaluation.sweep import SweepRow, SweepSettings
 from deltahalt.policies.text import is_dense
 
 SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
@@ -131,7 +131,7 @@ def on_frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
 
 def _subject(row: SweepRow) -> str:
     """What a figure is about: a model, and how it was run where that is not the usual way."""
-    usual = Way()
+    usual = SweepSettings()
     ways = {
         f"halted K/V {row.halted_kv}": row.halted_kv != "drop",
         "query-free": row.query_free,
