@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deltahalt.errors import InputError, OutputError
 
-HEAD = 4096  # number of bytes in which a file's maker is looked for
+HEAD = 4096  # number of first bytes that show which command wrote a file
 
 
 def require_writable(path: Path) -> None:

@@ -146,7 +146,7 @@ def _triangle(n: int) -> int:
 
 
 def dense_loads(layers: int, tokens: int) -> list[LayerLoad]:
-    """The full model's loads for a prompt of `tokens`."""
+    """Return the loads of the full model for a prompt of `tokens` tokens."""
     return [LayerLoad(tokens, tokens)] * layers
 
 

@@ -293,7 +293,7 @@ def test_half_a_row_is_one_line_of_warning_and_the_rest_is_read(
     shown = capsys.readouterr()
     assert shown.out == table
     (line,) = shown.err.splitlines()
-    assert line.startswith(f"deltahalt: {rows}, line 5: half a row, which an interrupted write left, is not read")
+    assert line.startswith(f"deltahalt: {rows}, line 5: this row is incomplete")
 
 
 @pytest.mark.parametrize(

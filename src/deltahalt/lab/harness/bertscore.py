@@ -63,5 +63,5 @@ class BertScore:
 
 @cache
 def load_bertscore(encoder: str) -> BertScore:
-    """One BertScore an encoder, however many tasks use it."""
+    """Return the scorer of an encoder, which all tasks share."""
     return BertScore(encoder)
