@@ -1,4 +1,4 @@
-"""Wall time that counts work a GPU has yet to finish."""
+"""Wall-clock time that includes all work that was sent to a GPU."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 def clock() -> float:
-    """Seconds on a clock that only runs forward, read once the current CUDA device has caught up."""
+    """Return the seconds of a monotonic clock, after the current CUDA device has finished its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

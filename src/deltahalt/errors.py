@@ -6,7 +6,7 @@ class DeltahaltError(Exception):
 
 
 class PolicyError(DeltahaltError, ValueError):
-    """A policy was given settings that make no sense, or scored tokens with NaN."""
+    """A policy has invalid settings, or its scores contain NaN."""
 
 
 class InputError(DeltahaltError, ValueError):
@@ -18,7 +18,7 @@ class UnsupportedError(DeltahaltError, NotImplementedError):
 
 
 class OutputError(DeltahaltError):
-    """A file could not be written, such as on a full disk; what was measured has been shown."""
+    """A file could not be written, such as on a full disk. Results measured before that have been shown."""
 
 
 class ModelError(DeltahaltError):
@@ -38,4 +38,4 @@ class UnhaltedCallWarning(DeltahaltWarning):
 
 
 class RowsWarning(DeltahaltWarning):
-    """A file of rows ends in half a line, as an interrupted write leaves it."""
+    """A file of rows ends in an incomplete line, which an interrupted write left."""

@@ -1,4 +1,4 @@
-"""Output files: refused before there is anything to write, and never left half written."""
+"""Output files: they are checked before there is anything to write, and never left half written."""
 
 import os
 import shutil
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from deltahalt.errors import InputError, OutputError
 
-HEAD = 4096  # bytes of a file that show what wrote it
+HEAD = 4096  # number of first bytes that show which command wrote a file
 
 
 def require_writable(path: Path) -> None:
-    """Raise InputError where a file cannot be written or added to; makes none."""
+    """Raise InputError if a file cannot be written or appended to. The check does not create the file."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -45,13 +45,13 @@ def is_folder(path: Path) -> bool:
 def require_output(
     path: Path, wrote: Callable[[Path], bool], *, inputs: Iterable[Path | str | None] = (), force: bool | None = False
 ) -> None:
-    """Raise InputError where writing `path` as a whole would fail, or lose a file that is not ours.
+    """Raise InputError if replacing `path` would fail, or would lose a file that this command did not write.
 
     Args:
         path: the file to write.
-        wrote: whether an existing file is one that the same command wrote before, by its content.
-        inputs: what the command reads; names of other things than files are ignored.
-        force: overwrite a file whoever wrote it, unless it is an input; None where a command has no such option.
+        wrote: decides by the content of an existing file whether the same command wrote it.
+        inputs: the files that the command reads; names that are not files are ignored.
+        force: whether to overwrite any file but the inputs; None if the command has no such option.
     """
     require_writable(path)
     require_apart(path, inputs)
@@ -61,33 +61,33 @@ def require_output(
         raise InputError(f"cannot write to the folder of {path}: give a file in another folder")
     if not force and path.stat().st_size and not wrote(path):
         instead = "name another file" if force is None else "name another file, or give --force"
-        raise InputError(f"{path} was not written by this command, and would be lost: {instead}")
+        raise InputError(f"{path} exists and was not written by this command, so it is not overwritten: {instead}")
 
 
 def require_apart(path: Path, others: Iterable[Path | str | None]) -> None:
-    """Raise InputError where one of `others` is the file `path`, also by a link or another spelling of its name."""
+    """Raise InputError if one of `others` is the file `path`, also through a link or another spelling of the name."""
     for other in others:
         if other is not None and _same(path, Path(other).expanduser()):
-            raise InputError(f"{path} is also {other}, which this command uses: name another file to write")
+            raise InputError(f"{path} is the file {other}, which this command uses: name another file to write")
 
 
 def _same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other) if one.exists() and other.exists() else one.resolve() == other.resolve()
-    except (OSError, ValueError):  # not the name of a file at all
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def head(path: Path) -> bytes:
-    """The first bytes of a file."""
+    """Return the first `HEAD` bytes of a file."""
     with path.open("rb") as file:
         return file.read(HEAD)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file at once, through a temporary file beside it; where that fails, the old content stays.
+    """Replace a file's content through a temporary file in the same folder; on failure, the old content stays.
 
-    What is not an ordinary file, such as /dev/stdout, is written to directly. Raises OutputError.
+    Anything but an ordinary file, such as /dev/stdout, is written to directly. Raises OutputError on failure.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise OutputError, which names `path`, for an OSError in the block."""
+    """Turn an OSError in the `with` block into an OutputError that names `path`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a prefill costs: the paper's proxy, and the count of what the matrix units really do."""
+"""FLOPs of a prefill by two counts: the DASH paper's proxy, and all operations of the matrix multiplications."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from deltahalt.policies.base import AnyPolicy, place
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder. windows: for each layer, how many tokens back it attends; None for all."""
+    """Sizes of a decoder. windows: for each layer, the number of latest tokens it attends to; None for all."""
 
     layers: int
     hidden: int
@@ -23,7 +23,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> "ModelShape":
-        """The shape of a decoder with this transformers configuration; UnsupportedError for an unknown family."""
+        """Return the shape in a transformers configuration. Raises UnsupportedError for an unknown family."""
         family = family_of(config)
         return cls(
             layers=config.num_hidden_layers,
@@ -37,7 +37,7 @@ class ModelShape:
 
     @classmethod
     def parse(cls, text: str) -> "ModelShape":
-        """A known model's name, or "layers,hidden,intermediate,heads,kv_heads,head_dim". Raises InputError."""
+        """Read a known model's name, or "layers,hidden,intermediate,heads,kv_heads,head_dim". Raises InputError."""
         if text in KNOWN_SHAPES:
             return KNOWN_SHAPES[text]
         numbers = [number.strip() for number in text.split(",")]
@@ -48,21 +48,24 @@ class ModelShape:
             )
         for number, (name, largest) in zip(numbers, LARGEST.items(), strict=True):
             if len(number) > 9 or int(number) > largest:
-                raise InputError(f"shape {text!r} has {name} above {largest:,}: give the sizes of a real model")
+                raise InputError(f"shape {text!r} has {name} {number}: give {largest:,} or less")
         layers, hidden, intermediate, heads, kv_heads, head_dim = map(int, numbers)
         shape = cls(layers, hidden, intermediate, heads, kv_heads, head_dim)
         if shape.heads % shape.kv_heads:
-            raise InputError(f"shape {text!r} has {shape.heads} heads, which {shape.kv_heads} kv_heads do not divide")
+            raise InputError(
+                f"shape {text!r} has {shape.heads} heads and {shape.kv_heads} kv_heads: give heads that are a multiple "
+                "of kv_heads"
+            )
         if shape.head_dim % 2:
-            raise InputError(f"shape {text!r} has an odd head_dim, {shape.head_dim}: rotary embedding takes pairs")
+            raise InputError(f"shape {text!r} has head_dim {shape.head_dim}: rotary embedding needs an even number")
         return shape
 
     def window(self, layer: int) -> int | None:
-        """How many tokens back the layer attends; None for all."""
+        """Return the number of latest tokens that the layer attends to; None for all tokens."""
         return self.windows[layer] if self.windows else None
 
 
-LARGEST = {  # what `ModelShape.parse` takes; far above any model there is
+LARGEST = {  # the largest sizes that `ModelShape.parse` accepts, far above those of any existing model
     "layers": 1_000,
     "hidden": 1_000_000,
     "intermediate": 10_000_000,
@@ -84,7 +87,7 @@ class LayerLoad:
     """What one layer computes for one sequence.
 
     attended: tokens that pass through attention. ffn_tokens: tokens that pass through the FFN (differs where tokens
-    halt between the two). kv_only_tokens: halted tokens whose K and V are computed and read all the same.
+    halt between the two). kv_only_tokens: halted tokens whose K and V this layer still computes and reads.
     lookahead_tokens: tokens whose K and V at deeper layers are computed for a look-ahead, once for each such layer.
     regressed_pairs: (halted, running) pairs in the regression that predicts states of halted tokens.
     """
@@ -97,17 +100,26 @@ class LayerLoad:
 
 
 def paper_flops(shape: ModelShape, loads: Sequence[LayerLoad]) -> int:
-    """The proxy of DASH Eq. 4, summed over layers: A(n) = 4nd^2 + 2n^2 d + 2ndm. Ignores GQA, SwiGLU and causality."""
+    """Return the proxy of DASH Eq. 4, A(n) = 4nd^2 + 2n^2 d + 2ndm, summed over layers.
+
+    The proxy ignores grouped-query attention, gated FFNs and causal masking.
+    """
     d, m = shape.hidden, shape.intermediate
     return sum(4 * load.attended * d * d + 2 * load.attended**2 * d + 2 * load.ffn_tokens * d * m for load in loads)
 
 
 def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> int:
-    """Multiply and add counted as two: q, k, v, o with grouped heads, causal attention, gated FFN, windows.
+    """Return the FLOPs of all matrix multiplications in the layers; a multiply-add counts as two.
 
-    prompt: tokens before any halting. Kept tokens are taken as evenly spread over it where distance matters.
-    Embedding, norms, logits, queries for scores and the solution of a regression are left out: together they are below
-    1 % of any real prompt.
+    The count includes the q, k, v and o projections with grouped heads, causal attention and the gated FFN. It leaves
+    out embedding, norms, logits, the queries that policies score with and the solving of a regression: together these
+    are less than 1 % of the FLOPs of any real prompt.
+
+    Args:
+        shape: The decoder's sizes.
+        loads: What each layer computes.
+        prompt: Number of tokens before any halting. A layer with a sliding window is counted as if the kept tokens
+            were spread evenly over the prompt.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     total = 0
@@ -121,12 +133,12 @@ def true_flops(shape: ModelShape, loads: Sequence[LayerLoad], prompt: int) -> in
 
 
 def _pairs(load: LayerLoad, window: int | None, prompt: int) -> int:
-    """Query-key pairs of a causal layer."""
+    """Return the number of query-key pairs of a causal layer."""
     readers = load.attended
     if window is not None and window < prompt:
         inside = max(1, round(window * readers / prompt))
         return _triangle(inside) + (readers - inside) * inside
-    return _triangle(readers) + readers * load.kv_only_tokens // 2  # half of them lie before the average reader
+    return _triangle(readers) + readers * load.kv_only_tokens // 2  # on average, half of them precede a query
 
 
 def _triangle(n: int) -> int:
@@ -134,15 +146,15 @@ def _triangle(n: int) -> int:
 
 
 def dense_loads(layers: int, tokens: int) -> list[LayerLoad]:
-    """The full model's loads for a prompt of `tokens`."""
+    """Return the loads of the full model for a prompt of `tokens` tokens."""
     return [LayerLoad(tokens, tokens)] * layers
 
 
 def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = False) -> list[LayerLoad]:
-    """The loads of `policy` on a prompt of `tokens` (scope "all"), known from the length alone.
+    """Return the load of each layer under `policy`, for a prompt of `tokens` tokens with scope "all".
 
-    paper: as in the paper's Eq. 7, where layer l_s runs on the kept tokens already; Alg. 1, and this engine, run it
-    in full.
+    paper: count as the paper's Eq. 7 does, where the start layer runs on the kept tokens only. The paper's Alg. 1 and
+    this engine run it on all tokens.
     """
     loads, active, kv_only, regressed, placed = [], tokens, 0, 0, place(policy, layers)
     decisions = {stage.last: (stage, single) for stage in placed for single in stage.policies}
@@ -169,7 +181,12 @@ def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = F
 
 @dataclass(frozen=True)
 class Savings:
-    """What a policy saves on one prompt. prompt, kept: tokens before and after its last decision; shares and ratios."""
+    """What a policy saves on one prompt.
+
+    prompt, kept: number of tokens before the first and after the last decision. paper_reduction, true_reduction: share
+    of the full model's FLOPs that the policy saves, by each count. paper_speedup, true_speedup: FLOPs of the full model
+    divided by those under the policy, by each count.
+    """
 
     prompt: int
     kept: int
@@ -180,7 +197,7 @@ class Savings:
 
 
 def savings(shape: ModelShape, policy: AnyPolicy, tokens: int) -> Savings:
-    """Reduction (Eq. 8) and speedup (Eq. 9) of `policy` on a prompt of `tokens`, by both counts."""
+    """Return the reduction (Eq. 8) and speedup (Eq. 9) of `policy` on a prompt of `tokens` tokens, by both counts."""
     full = dense_loads(shape.layers, tokens)
     paper = policy_loads(policy, shape.layers, tokens, paper=True)
     true = policy_loads(policy, shape.layers, tokens)

@@ -1,7 +1,7 @@
-"""What the tokens of a prompt are, and which of them a policy may choose among."""
+"""The kinds of prompt tokens, and the kinds that a policy may halt in each scope."""
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
-DROPPED = -1  # a visual token that was gone before the first layer
+DROPPED = -1  # a visual token that was removed before the first layer
 
 SCOPES = {
     "all": (TEXT, IMAGE, VIDEO),

@@ -67,7 +67,7 @@ def test_an_output_that_is_an_input_is_refused_by_any_name(
     }.items():
         for name in other_names(given):
             assert deltahalt(*call, name, *force) == 2
-            assert f"{name} is also {given}, which this command uses" in capsys.readouterr().err
+            assert f"{name} is the file {given}, which this command uses" in capsys.readouterr().err
         for link in (given.with_name(f"link{given.suffix}"), given.with_name(f"hard{given.suffix}")):
             link.unlink()
         assert given.read_bytes() == before
@@ -96,7 +96,7 @@ def test_no_command_takes_one_file_for_two_things(
 ) -> None:
     before = text.read_bytes()
     assert deltahalt(*(part.format(text) for part in call.split())) == 2
-    assert f"{text} is also {text}, which this command uses: name another file to write" in capsys.readouterr().err
+    assert f"{text} is the file {text}, which this command uses: name another file to write" in capsys.readouterr().err
     assert text.read_bytes() == before
 
 
@@ -115,7 +115,10 @@ def test_a_file_of_somebody_else_is_refused(
 ) -> None:
     before = text.read_bytes()
     assert deltahalt(*(part.format(text, rows) for part in call.split())) == 2
-    assert f"{text} was not written by this command, and would be lost: name another" in capsys.readouterr().err
+    assert (
+        f"{text} exists and was not written by this command, so it is not overwritten: name another"
+        in capsys.readouterr().err
+    )
     assert text.read_bytes() == before
 
 
@@ -290,7 +293,7 @@ def test_half_a_row_is_one_line_of_warning_and_the_rest_is_read(
     shown = capsys.readouterr()
     assert shown.out == table
     (line,) = shown.err.splitlines()
-    assert line.startswith(f"deltahalt: {rows}, line 5: half a row, which an interrupted write left, is not read")
+    assert line.startswith(f"deltahalt: {rows}, line 5: this row is incomplete")
 
 
 @pytest.mark.parametrize(

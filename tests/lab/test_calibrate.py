@@ -287,7 +287,7 @@ def test_a_profile_is_what_was_measured(
     assert line.pop("samples") == len(SAMPLES)
     assert Choice(**line) == choice
     assert choice in {one.choice for one in rate([row for row in read_sweep(rows) if row.policy == choice.policy])}
-    assert said[:2] == [("what the full model answers", 0.0), ("1.7x: 4 policies on 1 samples", 0.0)]
+    assert said[:2] == [("answers of the full model", 0.0), ("1.7x: 4 policies on 1 samples", 0.0)]
     shares = [done for _, done in said]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -336,7 +336,7 @@ def _counting(ran: list[str], append: Any) -> Any:
 
 
 def test_an_unreachable_target_is_refused(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"reaches 50\.0x: ask for less"):
+    with pytest.raises(InputError, match=r"reaches 50\.0x: give a lower target"):
         calibrate(loaded_tiny, SAMPLES, [1.5, 50.0], tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()
 
@@ -365,7 +365,7 @@ def test_query_free_no_policy_sees_the_question(
     assert profile.query_free
     assert all(row.query_free for row in read_sweep(tmp_path / "rows.jsonl"))
     assert any(exit_of(parse_policy(line["policy"])) is not None for line in profile.evidence["tried"])
-    with pytest.raises(InputError, match="query-free needs it apart"):
+    with pytest.raises(InputError, match="leave --query-free out"):
         calibrate(loaded_tiny, SAMPLES, [1.3], tmp_path / "more.jsonl", query_free=True)
 
 

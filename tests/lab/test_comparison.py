@@ -111,7 +111,7 @@ def test_the_full_model_is_a_line_and_no_point() -> None:
     [
         ([], "no rows of a policy that halts"),
         (ROWS[:1], "no rows of a policy that halts"),
-        ([row(DASH), row(DASH, model="large")], r"several models or ways \(large; small\)"),
+        ([row(DASH), row(DASH, model="large")], r"several models or settings \(large; small\)"),
         ([row(DASH), row(DASH, halted_kv="frozen")], "halted K/V frozen"),
         ([row(DASH), row(DASH, query_free=True)], "query-free"),
         ([row(DASH), row(DASH, max_answer_tokens=9)], "answers up to 9 tokens"),

@@ -207,7 +207,7 @@ def test_a_chat_format_that_there_is_none_of_is_refused(
     evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate("--tasks", "longbench_trec_e", "--apply-chat-template", "--policy", "dense") == 2
-    assert "has no chat format: leave --apply-chat-template out" in capsys.readouterr().err
+    assert "has no chat template: leave --apply-chat-template out" in capsys.readouterr().err
 
 
 def test_tasks_of_whole_texts_are_refused_before_anything_runs(

@@ -44,8 +44,8 @@ def test_no_run_meets_a_length_again(
     for first in (40, 80):
         own = [run for run in measured if first <= run[2] < first + 40]
         assert all(later - earlier >= 3 for earlier, later in pairwise(width for _, _, width, _ in own))
-        ways = [(name, cudnn) for name in (measure.FULL, POLICY) for cudnn in (True, False)]
-        assert [run[:2] for run in own] == ways * 2
+        configurations = [(name, cudnn) for name in (measure.FULL, POLICY) for cudnn in (True, False)]
+        assert [run[:2] for run in own] == configurations * 2
     assert not {width for *_, width, _ in measured} & {width for *_, width, new in runs if new != 3}
     rows = read_rows(file, NewLengthsRow)
     assert [(row.prompt, row.policy) for row in rows] == [
@@ -68,7 +68,7 @@ def test_the_table_sets_both_beside_each_other() -> None:
     ("options", "complaint"),
     [
         (["--new-tokens", "1"], "--new-tokens must be at least 2 (got 1)"),
-        (["--lengths", "40,60", "--new-tokens", "3"], "lengths 40 and 60 share prompts of one length"),
+        (["--lengths", "40,60", "--new-tokens", "3"], "lengths 40 and 60 are 20 tokens apart"),
         (["--batch-sizes", "2"], "leave --text and --batch-sizes out"),
     ],
 )

@@ -14,7 +14,7 @@ from deltahalt.engine.observer import observing
 from deltahalt.lab.evaluation import observe as module
 from deltahalt.lab.evaluation.observe import Observation, correlation, delta_edges, observe, observe_sample, ranks
 from deltahalt.lab.evaluation.samples import Sample
-from deltahalt.lab.evaluation.sweep import Way, encode
+from deltahalt.lab.evaluation.sweep import SweepSettings, encode
 from deltahalt.lab.rows.base import read_rows
 from deltahalt.loading.models import LoadedModel
 from deltahalt.policies.base import LayerView
@@ -165,7 +165,7 @@ def test_samples_already_in_the_rows_are_not_run_again(
     assert both[0] == first[0]
     assert both[1] == both[2]
     assert len(rows.read_text().splitlines()) == 2
-    assert both[0].prompt == encode(loaded_tiny, SAMPLE, Way()).prompt.shape[1]
+    assert both[0].prompt == encode(loaded_tiny, SAMPLE, SweepSettings()).prompt.shape[1]
 
 
 def test_the_command_writes_rows(

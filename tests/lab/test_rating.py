@@ -119,5 +119,5 @@ def test_for_each_speed_the_least_loss_is_chosen() -> None:
 
 def test_for_a_loss_the_fastest_is_chosen() -> None:
     assert choose(MEASURED, [1.7], 0.2) == (MEASURED[1].choice,)
-    with pytest.raises(InputError, match="allow more"):
+    with pytest.raises(InputError, match="give a higher --max-loss"):
         choose(MEASURED, [1.7], 0.01)

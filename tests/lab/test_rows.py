@@ -192,9 +192,9 @@ def test_half_a_row_at_the_end_is_set_aside(half: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     append_rows(path, [SWEPT])
     path.write_text(path.read_text() + half)
-    with pytest.warns(RowsWarning, match=r"rows\.jsonl, line 2: half a row"):
+    with pytest.warns(RowsWarning, match=r"rows\.jsonl, line 2: this row is incomplete"):
         assert read_rows(path, SweepRow) == [SWEPT]
-    with pytest.warns(RowsWarning, match=r"half a row at the end of .* was moved to .*rows\.jsonl\.half"):
+    with pytest.warns(RowsWarning, match=r"an incomplete row at the end of .* was moved to .*rows\.jsonl\.half"):
         append_rows(path, [SWEPT])
     assert read_rows(path, SweepRow) == [SWEPT, SWEPT]
     assert (tmp_path / "rows.jsonl.half").read_text() == half + "\n"

@@ -116,9 +116,9 @@ def test_without_the_full_model_there_is_no_line() -> None:
     [
         ([], "no rows of a policy that halts"),
         (ROWS[:2], "no rows of a policy that halts"),
-        ([*ROWS, row(DASH, model="large")], "several models or ways"),
-        ([*(replace(one, model="large") for one in ROWS), *ROWS], "several models or ways"),
-        ([*ROWS, row(DASH, machine="one GPU")], "several models or ways"),
+        ([*ROWS, row(DASH, model="large")], "several models or settings"),
+        ([*(replace(one, model="large") for one in ROWS), *ROWS], "several models or settings"),
+        ([*ROWS, row(DASH, machine="one GPU")], "several models or settings"),
         ([*ROWS, row(DASH, attention="eager", halted_kv="frozen")], "halted K/V frozen, attention by eager"),
         ([*ROWS, row(DASH, chat_template=True)], f"^{DASH} ran qa on other samples.* than dense, or.* chat"),
         ([*ROWS, row(KEYS, batch_size=4), row(DASH, batch_size=4)], f"^{DASH}, {KEYS} ran qa .*batch sizes"),

@@ -20,7 +20,7 @@ from deltahalt.lab.evaluation.shapes.measure import measure_prompt, measure_prom
 from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.shapes.scorers import Names
 from deltahalt.lab.evaluation.shapes.summary import ALL, markdown, summarize
-from deltahalt.lab.evaluation.sweep import Way, digest, encode, sweep
+from deltahalt.lab.evaluation.sweep import SweepSettings, digest, encode, sweep
 from deltahalt.lab.rows.base import read_rows
 from deltahalt.loading.models import LoadedModel
 
@@ -67,7 +67,7 @@ def test_a_text_that_nothing_is_asked_of_is_no_chat(chatting: LoadedModel) -> No
 
 
 def test_what_is_hidden_is_read_after_the_rest(chatting: LoadedModel) -> None:
-    encoded = encode(chatting, shaped_sample(NEXT), Way())
+    encoded = encode(chatting, shaped_sample(NEXT), SweepSettings())
     assert chatting.tokenizer.decode(encoded.prompt[0]) == f"<user>{'The tide is in. ' * 12}</>"
     assert chatting.tokenizer.decode(encoded.rest[0]) == "<assistant>Yes?</><user>When?</><assistant>"
     assert shared_ids(chatting, shaped_sample(LAST)) is None
@@ -75,7 +75,7 @@ def test_what_is_hidden_is_read_after_the_rest(chatting: LoadedModel) -> None:
 
 def test_a_query_free_sweep_refuses_a_shape_that_shows_its_question(chatting: LoadedModel) -> None:
     with pytest.raises(InputError, match="question-last sample has no question"):
-        encode(chatting, shaped_sample(LAST), Way(query_free=True))
+        encode(chatting, shaped_sample(LAST), SweepSettings(query_free=True))
 
 
 def test_a_format_without_system_prompts_has_it_before_the_user_s_words(
@@ -99,7 +99,7 @@ def test_samples_from_before_shapes_are_known_by_the_same_digest() -> None:
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["last", "next-turn", "plain"])
 def test_rows_are_those_of_a_real_halted_run(chatting: LoadedModel, prompt: ShapedPrompt) -> None:
     model: Any = chatting.model
-    encoded = encode(chatting, shaped_sample(prompt), Way())
+    encoded = encode(chatting, shaped_sample(prompt), SweepSettings())
     rows = {row.policy: row for row in measure_prompt(chatting, prompt, METHODS)}
     for text, row in rows.items():
         with halting(model, parse_policy(text)), torch.no_grad():

@@ -34,7 +34,7 @@ from deltahalt.lab.evaluation.samples import TASKS, Sample, generate_samples, re
 from deltahalt.lab.evaluation.summary import markdown, summarize
 from deltahalt.lab.evaluation.sweep import (
     SweepRow,
-    Way,
+    SweepSettings,
     encode,
     greedy_answer,
     judge,
@@ -106,23 +106,23 @@ QUESTIONS = [Sample("qa", "The tide is in. " * 12, "at noon", question=text) for
 
 
 def test_query_free_no_policy_sees_the_question(loaded_tiny: LoadedModel) -> None:
-    way = Way(query_free=True)
-    one, other = (encode(loaded_tiny, sample, way) for sample in QUESTIONS)
+    settings = SweepSettings(query_free=True)
+    one, other = (encode(loaded_tiny, sample, settings) for sample in QUESTIONS)
     assert torch.equal(one.prompt, other.prompt)
     for sample, encoded in zip(QUESTIONS, (one, other), strict=True):
-        whole = encode(loaded_tiny, sample, Way())
+        whole = encode(loaded_tiny, sample, SweepSettings())
         assert torch.equal(torch.cat([encoded.prompt, encoded.rest], dim=1), whole.prompt)
         assert sample.question in loaded_tiny.tokenizer.decode(encoded.rest[0])
     with pytest.raises(InputError, match="no question"):
-        encode(loaded_tiny, SAMPLES[0], way)
+        encode(loaded_tiny, SAMPLES[0], settings)
 
 
 def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
     loaded_tiny: LoadedModel, tmp_path: Path
 ) -> None:
-    way, spec = Way(query_free=True), SPECS[1]
-    (row,) = sweep(loaded_tiny, QUESTIONS[:1], named([spec]), tmp_path / "rows.jsonl", way)
-    encoded = encode(loaded_tiny, QUESTIONS[0], way)
+    settings, spec = SweepSettings(query_free=True), SPECS[1]
+    (row,) = sweep(loaded_tiny, QUESTIONS[:1], named([spec]), tmp_path / "rows.jsonl", settings)
+    encoded = encode(loaded_tiny, QUESTIONS[0], settings)
     assert encoded.answer is not None
     cache = DynamicCache()
     with halting(loaded_tiny.model, parse_policy(spec)) as halted, torch.no_grad():
@@ -135,10 +135,15 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
     assert row.prompt == encoded.prompt.shape[1]
 
 
-def test_rows_of_another_way_are_run_anew(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
+def test_rows_of_other_settings_are_run_again(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    for way in (Way(), Way(query_free=True), Way(max_answer_tokens=2), Way()):
-        sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, way)
+    for settings in (
+        SweepSettings(),
+        SweepSettings(query_free=True),
+        SweepSettings(max_answer_tokens=2),
+        SweepSettings(),
+    ):
+        sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, settings)
     assert len(file.read_text().splitlines()) == 3 * 2
 
 
@@ -173,7 +178,7 @@ def test_own_answers_of_several_prompts_are_those_of_each_alone(
     alone = []
     with torch.inference_mode():
         for sample in samples:
-            shared = PromptSweep(model, encode(loaded_tiny, sample, Way()).prompt, set())
+            shared = PromptSweep(model, encode(loaded_tiny, sample, SweepSettings()).prompt, set())
             alone.append(greedy_answer(model, shared.finish(()), NOTHING, 8).tolist())
     for at_once in (1, 100, 10_000):
         monkeypatch.setattr(answers, "AT_ONCE", at_once)

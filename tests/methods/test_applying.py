@@ -17,7 +17,7 @@ from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.evaluation.grid import variants
 from deltahalt.lab.evaluation.samples import Sample
-from deltahalt.lab.evaluation.sweep import Encoded, Way, encode, reference_speedup, sweep
+from deltahalt.lab.evaluation.sweep import Encoded, SweepSettings, encode, reference_speedup, sweep
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.applying import applying, speedup_bound
 from deltahalt.methods.d3 import D3
@@ -186,7 +186,7 @@ def test_a_sweep_judges_each_method_as_generate_would_go(
 ) -> None:
     """The first answer token follows the prefill, each later one the method's own step."""
     rows = sweep(loaded_tiny, [SAMPLE], named(texts), tmp_path / "rows.jsonl")
-    encoded = encode(loaded_tiny, SAMPLE, Way())
+    encoded = encode(loaded_tiny, SAMPLE, SweepSettings())
     text = format_turn(loaded_tiny.tokenizer, SAMPLE.text)
     ends = context_ends(loaded_tiny.tokenizer, text, SAMPLE.prompt, encoded.prompt.shape[1])
     for row in rows:
@@ -207,9 +207,9 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
     loaded_tiny: LoadedModel, tmp_path: Path
 ) -> None:
     """Under D3 the document and the question run in full, and the answer's tokens one by one with less and less."""
-    way = Way(query_free=True)
-    (row,) = sweep(loaded_tiny, [SAMPLE], named([D3_TEXT]), tmp_path / "rows.jsonl", way)
-    encoded = encode(loaded_tiny, SAMPLE, way)
+    settings = SweepSettings(query_free=True)
+    (row,) = sweep(loaded_tiny, [SAMPLE], named([D3_TEXT]), tmp_path / "rows.jsonl", settings)
+    encoded = encode(loaded_tiny, SAMPLE, settings)
     cache = DynamicCache()
     with applying(loaded_tiny.model, parse_method(D3_TEXT)), torch.no_grad():
         for tokens in (encoded.prompt, encoded.rest):
@@ -222,7 +222,7 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
 def test_a_sample_without_a_question_apart_keeps_both_ends(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     sample = Sample("qa", TEXT, "at noon")
     (row,) = sweep(loaded_tiny, [sample], named(["gemfilter:start=3,count=1"]), tmp_path / "rows.jsonl")
-    encoded = encode(loaded_tiny, sample, Way())
+    encoded = encode(loaded_tiny, sample, SweepSettings())
     with applying(loaded_tiny.model, GemFilter(start=3, count=1)) as applied:
         prompt = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}
         short = applied.shorten(prompt)["input_ids"]

@@ -58,7 +58,7 @@ def sweep(
     from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.grid import variants
     from deltahalt.lab.evaluation.samples import load_samples
-    from deltahalt.lab.evaluation.sweep import SweepRow, Way, sweeping
+    from deltahalt.lab.evaluation.sweep import SweepRow, SweepSettings, sweeping
     from deltahalt.lab.figures.house import check_plot, is_plot
     from deltahalt.lab.figures.pareto import pareto
     from deltahalt.lab.rows.base import require_rows
@@ -70,7 +70,7 @@ def sweep(
         require_output(plot, is_plot, inputs=[rows, data, model, *named], force=None)
     require_apart(rows, [data, model, *named])
     require_rows(rows, SweepRow)
-    way = Way(query_free, max_answer_tokens)
+    settings = SweepSettings(query_free, max_answer_tokens)
     for policy in named:
         check_policy(policy)
     given = variants([policy for policy in named if not names_profile(policy)], *settings)
@@ -83,7 +83,7 @@ def sweep(
     try:
         with progress() as bar:
             task = bar.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
-            measured.extend(sweeping(loaded, samples, chosen, rows, way, tick=lambda: bar.advance(task)))
+            measured.extend(sweeping(loaded, samples, chosen, rows, settings, tick=lambda: bar.advance(task)))
     finally:
         if measured:
             _show(measured)

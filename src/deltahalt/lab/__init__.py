@@ -1,1 +1,1 @@
-"""What measures: accuracy, benchmarks, speed, figures, and the rows they are made of."""
+"""Measurements: accuracy, speed, figures, and the rows that results are stored in."""

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, in a plain file or in one compressed by xz or gzip."""
+"""JSON lines: one object per line, in a plain file or one that is compressed by xz or gzip."""
 
 import gzip
 import json
@@ -33,16 +33,16 @@ def read_jsonl(
     fields: Mapping[str, Kinds] = {},
     half: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each line is ("FILE, line N") and its object; blank lines are skipped.
+    """Yield the place ("FILE, line N") and the object of each line that is not blank.
 
-    A line ends at a line feed and nowhere else: U+2028, U+2029 and U+0085 may stand inside a text.
+    Only a line feed ends a line: U+2028, U+2029 and U+0085 may be part of a text.
 
     Args:
         path: the file; a name that ends in .xz or .gz is read decompressed.
-        hint: what to do instead, for every error.
+        hint: what to do instead, which every error ends with.
         fields: fields that each object must have, and their types.
-        half: called with the place of a last line that is half an object, as an interrupted write leaves it; without
-            this function such a line is an error like any other.
+        half: called with the place of the last line if it is an incomplete object, which an interrupted write leaves;
+            if None, such a line is an error like any other.
 
     Raises:
         InputError: for a file that is missing, damaged or binary, and for a line that is not such an object.
@@ -79,7 +79,7 @@ def is_whole(line: bytes) -> bool:
 
 
 def spoken(value: Any) -> str:
-    """What kind of JSON value this is, in words."""
+    """Return the kind of a JSON value in words."""
     return SPOKEN.get(type(value), type(value).__name__)
 
 
@@ -93,7 +93,7 @@ def is_text(value: str) -> bool:
 
 
 def _read_line(line: bytes) -> dict[str, Any]:
-    """The object of one line. Raises InputError that says what is wrong."""
+    """Return the object of a line. Raises InputError, which says what is wrong."""
     if b"\0" in line:
         raise InputError("it is binary, not text")
     try:
@@ -119,7 +119,7 @@ def _is_half(line: bytes, error: InputError) -> bool:
 
 
 def _wrong_field(read: dict[str, Any], fields: Mapping[str, Kinds]) -> str | None:
-    """What is wrong with the fields of an object; None where nothing is."""
+    """Return what is wrong with the fields of an object; None if nothing is."""
     if missing := [name for name in fields if name not in read]:
         return f"it has no {', '.join(missing)}"
     for name, kinds in fields.items():

@@ -1,1 +1,1 @@
-"""Efficiency: what a prefill and the tokens after it take, with the full model and with a halted one."""
+"""Efficiency: time and memory of prefill and generation, for the full model and under policies."""

@@ -1,4 +1,4 @@
-"""What a measurement ran on, in words."""
+"""The hardware and software that a measurement ran on."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import deltahalt
 
 
 def ran_on(model: Any) -> dict[str, Any]:
-    """What a row says of where and how a model ran: number format, attention, machine, and versions."""
+    """Return a row's fields on how a model ran: number format, attention implementation, machine and versions."""
     return {
         "dtype": number_format(model),
         "attention": attention_name(model),
@@ -24,19 +24,19 @@ def ran_on(model: Any) -> dict[str, Any]:
 
 
 def attention_name(model: Any) -> str:
-    """The implementation, as transformers names it, and whether sdpa prefers cuDNN where a GPU has it."""
+    """Return transformers' name of the attention implementation; for sdpa on a GPU, also whether cuDNN comes last."""
     name: str = model.config._attn_implementation
     preferred = torch.backends.cuda.cudnn_sdp_enabled() and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
     return f"{name}, cuDNN last" if name == "sdpa" and model.device.type == "cuda" and not preferred else name
 
 
 def number_format(model: Any) -> str:
-    """The name of a model's dtype, such as bfloat16."""
+    """Return the name of a model's dtype, such as bfloat16."""
     return str(model.dtype).removeprefix("torch.")
 
 
 def machine_name(device: torch.device) -> str:
-    """The GPU's name; or the processor's, and how many of its threads torch uses."""
+    """Return the GPU's name, or the processor's name and the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

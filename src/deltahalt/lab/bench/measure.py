@@ -1,4 +1,4 @@
-"""The plain host, the engine with nothing halted, and policies: run in turn on the same prompts."""
+"""Measure the host alone, the engine with nothing halted, and policies, in turn on the same prompts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies import Dense
 
 FULL, NOTHING_HALTED = "full model", "nothing halted"
-Way = Callable[[], AbstractContextManager[Applied | None]]
+RunContext = Callable[[], AbstractContextManager[Applied | None]]  # makes the `with` block that a run happens in
 
 
 def measure(
@@ -35,26 +35,36 @@ def measure(
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[list[BenchRow]]:
-    """Measure all policies `repeats` times in turn with the full model, after one warm-up.
+    """Measure all policies and the full model in turn, in `repeats` rounds after one warm-up.
 
-    Yields a row for each policy by name after each of these rounds, of all rounds so far: the last ones are the result,
-    and those before are what is left of an interrupted measurement.
+    After each round, yields a row for each policy over all rounds so far. The last rows are the result; earlier ones
+    are what remains of an interrupted measurement.
 
-    tokenizer: the model's, for methods that read text. seed: what the prompts were drawn with. tick: called after each
-    run, `runs(...)` times. Raises InputError where prompts and answers are longer than the model takes, or do not fit
-    into the GPU's memory.
+    Args:
+        model: The host.
+        name: The model's name in rows.
+        policies: The methods to measure, by their texts in rows.
+        prompts: The prompts of every run.
+        tokenizer: The model's tokenizer, for methods that read text.
+        new_tokens: Number of tokens to generate after each prompt.
+        repeats: Number of measured rounds.
+        seed: The seed that the prompts were drawn with, for the rows.
+        tick: Called after each run, `runs(...)` times.
+
+    Raises:
+        InputError: If prompts and answers exceed the model's context or the GPU's memory.
     """
     require_room(model.config, name, prompts.length, new_tokens)
-    ways: dict[str, Way] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
-    ways |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
-    costs: dict[str, list[Cost]] = {way: [] for way in ways}
+    contexts: dict[str, RunContext] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
+    contexts |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
+    costs: dict[str, list[Cost]] = {text: [] for text in contexts}
     for run in range(repeats + 1):
-        for way, context in ways.items():
-            # The first run is the warm-up; with nothing halted, only the prefill is asked about.
-            limit = 1 if way == NOTHING_HALTED else new_tokens if run else min(new_tokens, 2)
+        for text, context in contexts.items():
+            # Run 0 is the warm-up. With nothing halted, only the prefill is measured.
+            limit = 1 if text == NOTHING_HALTED else new_tokens if run else min(new_tokens, 2)
             cost = run_once(model, context, prompts, limit)
             if run:
-                costs[way].append(cost)
+                costs[text].append(cost)
             tick()
         if run:
             ran = {"new_tokens": new_tokens, "repeats": run, "seed": seed, **ran_on(model)}
@@ -62,7 +72,7 @@ def measure(
 
 
 def _row(name: str, policy: str, prompts: Prompts, costs: dict[str, list[Cost]], ran: dict[str, Any]) -> BenchRow:
-    """The row of a policy. costs: of each round, by way."""
+    """Return the row of a policy. costs: the cost of each round, by policy."""
     full, halted = costs[FULL], costs[policy]
     gain = median_gains(full, halted)
     return BenchRow(
@@ -80,19 +90,21 @@ def _row(name: str, policy: str, prompts: Prompts, costs: dict[str, list[Cost]],
 
 
 def require_room(config: Any, name: str, length: int, new_tokens: int) -> None:
-    """Raise InputError where prompts of `length` tokens and their answers are longer than the model takes."""
+    """Raise InputError if a prompt of `length` tokens and its answer exceed the model's context."""
     longest = context_size(config)
     if length + new_tokens > longest:
-        raise InputError(f"{name} takes {longest} tokens, prompt and {new_tokens} new ones: measure shorter prompts")
+        raise InputError(
+            f"{name} takes {longest} tokens, and a prompt has {length}, its answer {new_tokens}: measure shorter ones"
+        )
 
 
 def runs(policies: int, repeats: int) -> int:
-    """How many runs `measure` makes."""
+    """Return the number of runs that `measure` makes."""
     return (policies + 2) * (repeats + 1)
 
 
-def run_once(model: Any, context: Way, prompts: Prompts, new_tokens: int) -> Cost:
-    """What one run costs. Raises InputError where it does not fit into the GPU's memory."""
+def run_once(model: Any, context: RunContext, prompts: Prompts, new_tokens: int) -> Cost:
+    """Run the prompts once in `context` and return the cost. Raises InputError if the GPU's memory is too small."""
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)

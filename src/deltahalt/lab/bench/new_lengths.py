@@ -1,7 +1,7 @@
-"""Prompts of lengths that the process has not seen before, as real prompts are, with cuDNN's attention and without it.
+"""Time of prompts whose lengths are new to the process, as with real prompts, with cuDNN's attention and without.
 
-PyTorch prefers cuDNN's attention from Hopper on, and cuDNN compiles a plan for each new length. `measure` repeats its
-lengths, so it does not see that cost.
+From Hopper GPUs on, PyTorch prefers cuDNN's attention, which compiles a plan for each new sequence length. `measure`
+repeats the same lengths, so its times do not include that cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from deltahalt.engine.backends import WITHOUT_CUDNN
 from deltahalt.errors import InputError
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, Way, run_once
+from deltahalt.lab.bench.measure import FULL, RunContext, run_once
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.bench.row import Cost
 from deltahalt.lab.rows.base import RanRow
@@ -26,9 +26,9 @@ from deltahalt.methods.registry import AnyMethod
 
 @dataclass(frozen=True)
 class NewLengthsRow(RanRow):
-    """Prompts of about `prompt` tokens, each of a length of its own, and `new_tokens` after each.
+    """Prompts of about `prompt` tokens, all of different lengths, with `new_tokens` generated after each.
 
-    prefill: seconds until the first new token. token: seconds of each later one. Both are medians over `runs`.
+    prefill: seconds until the first new token. token: seconds of each later token. Both are medians over `runs` runs.
     """
 
     kind: ClassVar[str] = "new-lengths"
@@ -43,20 +43,20 @@ class NewLengthsRow(RanRow):
 
 
 def spread(policies: int, runs: int, new_tokens: int) -> int:
-    """By how many tokens the prompts of one length differ at most."""
+    """Return the largest difference, in tokens, between prompts that are measured for one length."""
     return 2 * (policies + 1) * runs * new_tokens
 
 
 def check_lengths(lengths: Sequence[int], policies: int, runs: int, new_tokens: int) -> None:
-    """Raise InputError where answers have no later token, or where two of `lengths` would share prompt lengths."""
+    """Raise InputError if answers have one token only, or if two of `lengths` would have prompts of equal length."""
     if new_tokens < 2:
-        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}): tokens after the first are timed")
+        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}), since tokens after the first are timed")
     apart = spread(policies, runs, new_tokens)
     for shorter, longer in pairwise(sorted(lengths)):
         if longer - shorter < apart:
             raise InputError(
-                f"lengths {shorter} and {longer} share prompts of one length: each needs {apart} lengths of its own, "
-                "so give lengths further apart, or fewer repeats"
+                f"lengths {shorter} and {longer} are {longer - shorter} tokens apart, and prompt lengths would be "
+                f"repeated: give lengths at least {apart} apart, or fewer repeats"
             )
 
 
@@ -70,31 +70,31 @@ def measure_new_lengths(
     new_tokens: int,
     runs: int,
 ) -> Iterator[list[NewLengthsRow]]:
-    """For each length the rows of the full model and of each policy by name, first with cuDNN and then without it.
+    """Yield, for each length, the rows of the full model and of each policy, each with cuDNN and then without it.
 
-    Raises InputError as `check_lengths` does, and where prompts do not fit into the GPU's memory.
+    Raises InputError as `check_lengths` does, and if the GPU's memory is too small for a prompt.
     """
     check_lengths(lengths, len(policies), runs, new_tokens)
-    ways: dict[str, Way] = {FULL: nullcontext}
-    ways |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
-    for way in ways.values():  # a warm-up, on a length that is not measured
-        _run(model, way, max(1, min(lengths) // 2), 2)
+    contexts: dict[str, RunContext] = {FULL: nullcontext}
+    contexts |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
+    for context in contexts.values():  # a warm-up, on a length that is not measured
+        _run(model, context, max(1, min(lengths) // 2), 2)
     for length in lengths:
-        # An answer's tokens lengthen K/V, so prompts are `new_tokens` apart.
+        # Each new token lengthens K/V, so the lengths of prompts differ by `new_tokens`.
         longer = count(length, step=new_tokens)
         costs: dict[tuple[str, bool], list[Cost]] = {}
         for _ in range(runs):
-            for text, way in ways.items():
+            for text, context in contexts.items():
                 for cudnn in (True, False):
                     with nullcontext() if cudnn else WITHOUT_CUDNN:
-                        costs.setdefault((text, cudnn), []).append(_run(model, way, next(longer), new_tokens))
+                        costs.setdefault((text, cudnn), []).append(_run(model, context, next(longer), new_tokens))
         yield [
             _row(model, name, text, length, new_tokens, found, cudnn=cudnn) for (text, cudnn), found in costs.items()
         ]
 
 
-def _run(model: Any, way: Way, length: int, new_tokens: int) -> Cost:
-    return run_once(model, way, random_prompts(model, length, 1, seed=length), new_tokens)
+def _run(model: Any, context: RunContext, length: int, new_tokens: int) -> Cost:
+    return run_once(model, context, random_prompts(model, length, 1, seed=length), new_tokens)
 
 
 def _row(
@@ -115,11 +115,11 @@ def _row(
 
 
 def markdown(rows: Sequence[NewLengthsRow]) -> str:
-    """The rows as a Markdown table: with cuDNN as PyTorch prefers it, beside without it."""
+    """Return the rows as a Markdown table, with columns for PyTorch's order of attention kernels and without cuDNN."""
     found: dict[tuple[str, int, str], list[NewLengthsRow]] = {}
     for row in rows:
         found.setdefault((row.model, row.prompt, row.policy), []).append(row)
-    # Without cuDNN the attention has a longer name, save on a CPU, where the sort leaves the two as they are.
+    # Without cuDNN, the attention has a longer name. On a CPU the names are equal, and the sort keeps the order.
     pairs = [sorted(own, key=lambda row: len(row.attention)) for own in found.values()]
     return table(
         {

@@ -1,4 +1,4 @@
-"""What the bench runs on: random tokens, or a text that is tokenized in every run."""
+"""The prompts of the bench: random tokens, or a text that is tokenized in every run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from deltahalt.errors import InputError
 class Prompts:
     """`batch` prompts of `length` tokens.
 
-    read: gives the model's inputs, input_ids and attention_mask [B, T]. is_text: whether that is tokenization, which
-    counts as part of a run.
+    read: returns the model's inputs, input_ids and attention_mask [B, T]. is_text: whether `read` tokenizes a text; if
+    so, its time is part of a run.
     """
 
     length: int
@@ -25,7 +25,7 @@ class Prompts:
 
 
 def random_prompts(model: Any, length: int, batch: int, seed: int) -> Prompts:
-    """Prompts of random tokens, the same for the same seed."""
+    """Return prompts of random tokens. Equal seeds give equal prompts."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_decoder().config.vocab_size
     ids = torch.randint(0, vocabulary, (batch, length), generator=generator).to(model.device)
@@ -34,14 +34,14 @@ def random_prompts(model: Any, length: int, batch: int, seed: int) -> Prompts:
 
 
 def text_prompts(model: Any, tokenizer: Any, text: str, length: int, batch: int) -> Prompts:
-    """`batch` times the beginning of `text`, repeated if too short, of at most `length` tokens.
+    """Return `batch` copies of the first `length` tokens of `text`, which is repeated if it is too short.
 
-    A token or two may be missing: cut text does not always fall into the tokens that it was cut at. Raises InputError
+    A prompt may be a few tokens shorter, since the end of a cut text can be tokenized differently. Raises InputError
     for a text without tokens.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise InputError("the text has no tokens: give one with some words")
+        raise InputError("the text has no tokens: give a text with some words")
     beginning = tokenizer.decode((ids * (length // len(ids) + 1))[:length])
 
     def read() -> dict[str, torch.Tensor]:

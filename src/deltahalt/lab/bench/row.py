@@ -1,4 +1,4 @@
-"""A row of the bench: one policy against the full model, on prompts of one length and batch size."""
+"""A row of the bench: a policy compared with the full model, on prompts of one length and batch size."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -10,12 +10,15 @@ from deltahalt.lab.rows.base import RanRow
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took; or, as a gain, how many times less than the full model (above 1 is better).
+    """The cost of a run; or a gain, each field the full model's cost divided by the policy's (above 1 is better).
 
-    first_token: seconds from text to the first new token, reading the text included; None where there was no text.
-    prefill: seconds from token ids to the first new token. generation: seconds of all later tokens; None if there are
-    none. total: seconds of all of it. flops: true FLOPs of the prefill. kv_bytes: K and V after the prefill.
-    peak_bytes: most GPU memory that was held, weights included; None on a CPU.
+    first_token: seconds from text to the first new token, tokenization included; None without a text.
+    prefill: seconds from token ids to the first new token.
+    generation: seconds of all later tokens; None if there are none.
+    total: seconds of the whole run, tokenization included.
+    flops: true FLOPs of the prefill.
+    kv_bytes: size of K and V after the prefill.
+    peak_bytes: peak of the allocated GPU memory, weights included; None on a CPU.
     """
 
     first_token: float | None
@@ -31,9 +34,9 @@ class Cost:
 class BenchRow(RanRow):
     """A policy and the full model on the same `batch` prompts of `prompt` tokens, `new_tokens` generated after each.
 
-    full, halted: medians over `repeats` runs. gain: medians of full / halted over pairs of runs in turn, so drift
-    cancels. overhead: what the engine adds to the prefill with nothing halted, as a share of it. share: how much of
-    the bound, the gain in FLOPs, the prefill reaches.
+    full, halted: medians over `repeats` runs. gain: medians of full / halted over pairs of successive runs, in which
+    slow drift of the machine cancels. overhead: time that the engine adds to the prefill when nothing is halted, as a
+    share of the host's prefill. share: the prefill's gain in time divided by its gain in FLOPs, which bounds it.
     """
 
     kind: ClassVar[str] = "bench"
@@ -57,17 +60,17 @@ class BenchRow(RanRow):
         return cls(**fields | {name: Cost(**fields[name]) for name in ("full", "halted", "gain")})
 
     def throughput(self, cost: Cost) -> float:
-        """Tokens a second, of prompts and answers together."""
+        """Return the tokens per second of `cost`, prompts and answers together."""
         return self.batch * (self.prompt + self.new_tokens) / cost.total
 
 
 def medians(runs: Sequence[Cost]) -> Cost:
-    """The median of each figure."""
+    """Return the median of each figure over the runs; None for a figure that is None."""
     return Cost(*(_all_or_none(statistics.median, figures) for figures in zip(*map(astuple, runs), strict=True)))
 
 
 def median_gains(full: Sequence[Cost], halted: Sequence[Cost]) -> Cost:
-    """The median over pairs of runs of each figure's ratio."""
+    """Return the median of each figure's ratio full / halted over pairs of runs."""
     return medians([_gain(*pair) for pair in zip(full, halted, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""A model with random weights of a given shape, and the memory that it needs at least."""
+"""A model of a given shape with random weights, and the least memory that it needs."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ VOCABULARY = 32_000
 
 
 def random_config(shape: ModelShape, *, longest: int) -> LlamaConfig:
-    """The configuration of a Llama of this shape, for up to `longest` tokens."""
+    """Return the configuration of a Llama of this shape, for up to `longest` tokens."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
@@ -36,7 +36,7 @@ def random_model(
     seed: int = 0,
     attention: str | None = None,
 ) -> Any:
-    """A Llama of this shape with random weights, for up to `longest` tokens: its speed does not depend on them."""
+    """Return a Llama of this shape for up to `longest` tokens, with random weights: speed does not depend on them."""
     config = random_config(shape, longest=longest)
     torch.manual_seed(seed)
     with torch.device(device):
@@ -45,7 +45,7 @@ def random_model(
 
 
 def require_memory(shape: ModelShape, dtype: str | torch.dtype, device: str, tokens: int) -> None:
-    """Raise InputError where weights of this shape, and K and V of `tokens` tokens, exceed all memory of the device."""
+    """Raise InputError if weights of this shape and K and V of `tokens` tokens exceed the device's total memory."""
     assert isinstance(dtype, torch.dtype)
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = 2 * shape.hidden * (queries + keys) + 3 * shape.hidden * shape.intermediate
@@ -53,13 +53,13 @@ def require_memory(shape: ModelShape, dtype: str | torch.dtype, device: str, tok
     needed, there = weights + 2 * shape.layers * keys * tokens * dtype.itemsize, memory_of(device)
     if needed > there:
         raise InputError(
-            f"this shape needs {needed / 1e9:,.1f} GB for its weights and {tokens:,} tokens, but {device} has "
+            f"this shape needs {needed / 1e9:,.1f} GB for its weights and K/V of {tokens:,} tokens, but {device} has "
             f"{there / 1e9:,.1f} GB: measure a smaller shape, shorter prompts, or fewer at once"
         )
 
 
 def memory_of(device: str) -> int:
-    """All memory of a device, in bytes, whether or not it is in use."""
+    """Return the total memory of a device in bytes, including memory in use."""
     place = torch.device(device)
     if place.type == "cuda":
         return int(torch.cuda.get_device_properties(place).total_memory)

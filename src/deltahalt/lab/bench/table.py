@@ -1,4 +1,4 @@
-"""Rows of the bench as a table: full model, halted model, and how many times less."""
+"""Rows of the bench as a table: costs of the full model and the policy, and gains."""
 
 from collections.abc import Callable, Sequence
 
@@ -47,11 +47,11 @@ COLUMNS: dict[str, Cell] = {
 
 
 def cells(rows: Sequence[BenchRow]) -> dict[str, list[str]]:
-    """The table's columns by head; one that no row has a figure for is left out."""
+    """Return the table's columns by head, without columns that are empty in every row."""
     columns = {head: [cell(row) or "" for row in rows] for head, cell in COLUMNS.items()}
     return {head: column for head, column in columns.items() if any(column)}
 
 
 def markdown(rows: Sequence[BenchRow]) -> str:
-    """The rows as a Markdown table. Pairs are full / halted, and 1.50x is 1.5 times less than the full model."""
+    """Return a Markdown table. Pairs are full / halted; 1.50x means that the full model costs 1.5 times as much."""
     return table(cells(rows))

@@ -1,1 +1,1 @@
-"""Accuracy at speed: samples, and many policies measured on each with one pass through the shallow layers."""
+"""Accuracy against speed: samples, and sweeps that measure many policies with one pass through the shallow layers."""

@@ -1,4 +1,4 @@
-"""What the full model itself answers to samples, several prompts at a time."""
+"""The full model's own answers to samples, generated for several prompts at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from deltahalt.lab.evaluation.encoding import sample_ids
 from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.loading.models import LoadedModel, end_tokens
 
-AT_ONCE = 32_768  # tokens of the prompts that run together
+AT_ONCE = 32_768  # largest number of prompt tokens in a batch, padding included
 
 
 @torch.inference_mode()
 def own_answers(loaded: LoadedModel, samples: Sequence[Sample], limit: int) -> list[torch.Tensor]:
-    """For each sample up to `limit` tokens [n] that greedy decoding gives, the one that ends it included.
+    """Return the greedy answer to each sample: up to `limit` tokens [n], with the end token.
 
-    Raises InputError for a prompt longer than the model takes.
+    Raises InputError for a prompt longer than the model's context.
     """
     model: Any = loaded.model
     prompts = [sample_ids(loaded, sample) for sample in samples]
@@ -40,7 +40,7 @@ def own_answers(loaded: LoadedModel, samples: Sequence[Sample], limit: int) -> l
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of prompts to run together, of like lengths: at most `AT_ONCE` tokens with padding, or one prompt."""
+    """Yield batches of prompt numbers, prompts of similar length together: at most `AT_ONCE` tokens, or one prompt."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[number] > AT_ONCE:

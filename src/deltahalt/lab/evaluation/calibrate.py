@@ -1,4 +1,4 @@
-"""Calibration: measure candidate policies on a model by successive halving, keep the best for each speed asked for."""
+"""Calibration: measure candidate policies on a model by successive halving, and keep the best for each target."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -29,15 +29,15 @@ from deltahalt.lab.evaluation.candidates import (
 from deltahalt.lab.evaluation.progress import Share, Tick
 from deltahalt.lab.evaluation.rating import Rated, choose, evidence, rate
 from deltahalt.lab.evaluation.samples import Sample
-from deltahalt.lab.evaluation.sweep import Way, digest, sweep
+from deltahalt.lab.evaluation.sweep import SweepSettings, digest, sweep
 from deltahalt.loading.models import LoadedModel
 from deltahalt.policies.base import AnyPolicy
 from deltahalt.policies.text import format_policy
 from deltahalt.profile import Profile, Signature
 
-ROUNDS = (12, 36)  # samples of all rounds but the last: one and three of each kind that is generated
+ROUNDS = (12, 36)  # samples in all rounds but the last: one and three of each generated task
 Fields = dict[float, list[AnyPolicy]]  # by target speedup
-FEWEST = 4  # policies that a round leaves, where there are as many
+FEWEST = 4  # policies that a round leaves at least, if it has as many
 
 
 def calibrate(
@@ -53,39 +53,47 @@ def calibrate(
 ) -> Profile:
     """Choose a policy for each target speedup by successive halving: see docs/calibration.md.
 
-    Every layer, and every exit, on a few samples; for the better third of them other settings on the same; of all these
-    the better third on three times as many, and the better third of those on all. `choose` decides among the last. The
-    usual policies go through all rounds, save exits, which compete with the others.
-    Loss is judged on what the full model itself answers, so that a question it cannot answer is no noise.
+    The first round measures a decision at every layer, and every exit, on a few samples. The second measures the better
+    third of these, and variants of them, on the same samples. The third measures the better third of all on three times
+    as many samples, and the last the better third of those on all samples; `choose` decides among the last. The usual
+    policies stay in all rounds, except exits, which compete with the others.
 
-    targets: speedups as in `reference_speedup`; the first becomes the default. max_loss: choose one policy only, the
-    fastest of the last that loses no more. layers: only these decide early. query_free: no policy sees the question.
-    rows: JSONL that every measurement goes to; a calibration that was cut short goes on from it. tick: called
-    with what is measured and the share of all work that is done, before each sample.
+    The loss is measured on the full model's own answers, so that questions that it cannot answer add no noise.
 
-    Raises InputError for no samples, where no policy reaches a target or keeps the loss, or a layer cannot decide.
+    Args:
+        loaded: The model and its tokenizer.
+        samples: The samples to measure on; their answers are ignored.
+        targets: Speedups as in `reference_speedup`; the policy of the first becomes the default.
+        rows: The JSONL file that measurements are appended to. An interrupted calibration continues from it.
+        max_loss: If given, choose one policy only: the fastest in the last round with at most this loss.
+        layers: The layers at which early decisions are tried; None for all that can decide.
+        query_free: Whether the question comes after the halted prefill, so that no policy sees it.
+        tick: Called before each sample with a description of the work and the share of all work that is done.
+
+    Raises:
+        InputError: If there are no samples, no policy reaches a target or keeps the loss, or a layer cannot decide.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
     windows = family_of(decoder.config).windows(decoder.config)
-    way, search = Way(query_free=query_free), BLIND if query_free else ASKED
+    settings, search = SweepSettings(query_free=query_free), BLIND if query_free else ASKED
     own = [replace(sample, answer=None) for sample in in_turn(samples)]
     few, more = ROUNDS
     tried: dict[AnyPolicy, Rated] = {}
     begin = perf_counter()
 
     def measure(fields: Fields, count: int) -> Fields:
-        """The policies of each target, best on the first `count` samples first."""
+        """Measure the policies on the first `count` samples; return those of each target, the lowest loss first."""
         wanted = {format_policy(policy): policy for policy in _distinct(chain(*fields.values()))}
         some = own[:count]
         what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {len(some)} samples"
         advance = share.begin(len(wanted), len(some), what)
-        found = sweep(loaded, some, wanted, rows, way, own=answers, tick=advance)
+        found = sweep(loaded, some, wanted, rows, settings, own=answers, tick=advance)
         tried.update((one.policy, one) for one in rate(found))
         return {target: sorted(field, key=lambda policy: tried[policy].loss) for target, field in fields.items()}
 
     def halve(fields: Fields, measure: Callable[[Fields, int], Fields]) -> Fields:
-        """The last policies of each target, by rounds of which `measure` ranks each."""
+        """Run all rounds, in which `measure` ranks the policies; return the last ones of each target."""
         best = {target: better_third(field) for target, field in measure(fields, few).items()}
         fields = {
             target: _distinct([*kept[target], *field, *varied(field, target, windows, search)])
@@ -97,20 +105,20 @@ def calibrate(
         return measure(fields, len(own))
 
     def plan(fields: Fields, count: int) -> Fields:
-        """Note how much a round is, if the policies do as well as they come."""
+        """Note the work of a round, as if its policies were ranked in the order given."""
         planned.append((len(_distinct(chain(*fields.values()))), min(count, len(own))))
         return fields
 
     if not samples:
         raise InputError("there are no samples to calibrate on: give one or more")
     fields, usual = first_fields(layers, targets, windows, search, all_needed=max_loss is None)
-    # Which exit is usual for this model is for the rounds to tell.
+    # The rounds decide which exit suits this model.
     kept = {target: [policy for policy in some if exit_of(policy) is None] for target, some in usual.items()}
     planned: list[tuple[int, int]] = []
     halve(fields, plan)
     share = Share(planned, tick)
-    share.say("what the full model answers")
-    said = own_answers(loaded, own, way.max_answer_tokens)
+    share.say("answers of the full model")
+    said = own_answers(loaded, own, settings.max_answer_tokens)
     answers = {digest(sample): answer for sample, answer in zip(own, said, strict=True)}
     fields = halve(fields, measure)
 
@@ -142,9 +150,9 @@ def check_targets(
     *,
     query_free: bool,
 ) -> None:
-    """Raise InputError where a model with this configuration cannot be calibrated so: arguments as in `calibrate`."""
+    """Raise InputError if a model with this configuration cannot be calibrated with these arguments of `calibrate`."""
     if max_loss is not None and not 0 <= max_loss < inf:
-        raise InputError(f"the most loss is {max_loss}: give a number of nats a token, 0 or more, as --max-loss")
+        raise InputError(f"--max-loss is {max_loss}: give 0 or more nats per token")
     decoder = config.get_text_config()
     windows, search = family_of(decoder).windows(decoder), BLIND if query_free else ASKED
     first_fields(layers, targets, windows, search, all_needed=max_loss is None)
@@ -158,29 +166,29 @@ def first_fields(
     *,
     all_needed: bool,
 ) -> tuple[dict[float, list[AnyPolicy]], dict[float, list[AnyPolicy]]]:
-    """By target, what is tried first, and what is usual. layers: that may decide early; None for all that can.
+    """Return two dicts by target: the policies to try first, and the usual policies.
 
-    Targets that nothing reaches are left out, or refused if `all_needed`. Raises InputError for these, and for a layer
-    that cannot decide.
+    layers: the layers at which early decisions are tried; None for all that can decide. Targets that no policy reaches
+    are left out; if `all_needed`, they raise InputError. A layer that cannot decide raises InputError, too.
     """
     able = deciding_layers(len(windows))
     if unable := sorted(set(layers or ()).difference(able)):
-        raise InputError(f"layers {unable} cannot decide: choose among {able}")
+        raise InputError(f"policies cannot decide at layers {unable} of this model: choose among {able}")
     tried = layers or able
     fields = {target: _distinct(first_field(tried, target, windows, search)) for target in targets}
     if all_needed and (missed := [target for target, field in fields.items() if not field]):
-        raise InputError(f"no schedule of this model reaches {missed[0]}x: ask for less")
+        raise InputError(f"no policy that is tried on this model reaches {missed[0]}x: give a lower target speedup")
     fields = {target: field for target, field in fields.items() if field}
     return fields, {target: usual_policies(tried, target, windows, search) for target in fields}
 
 
 def default_samples(device: str) -> tuple[str, int]:
-    """What `load_samples` is given where nobody says: data and characters, fewer on a CPU."""
+    """Return the default data and characters for `load_samples`: fewer and shorter samples on a CPU."""
     return ("generated:24", 4_000) if device.startswith("cpu") else ("generated:108", 12_000)
 
 
 def better_third(ranked: Sequence[AnyPolicy]) -> list[AnyPolicy]:
-    """The first third, rounded up, and no fewer than `FEWEST` where there are as many."""
+    """Return the first third, rounded up, and at least `FEWEST` policies if there are as many."""
     return list(ranked[: max(FEWEST, ceil(len(ranked) / 3))])
 
 
@@ -189,7 +197,7 @@ def _distinct(policies: Iterable[AnyPolicy | None]) -> list[AnyPolicy]:
 
 
 def in_turn(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with their tasks in turn, so that the first few are of all."""
+    """Return the samples with their tasks in turn, so that the first few cover all tasks."""
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)

@@ -1,4 +1,4 @@
-"""The policies that calibration tries, at a target speedup: early decisions in one or two steps, and a late one."""
+"""The policies that calibration tries for a target speedup: one or two early decisions, and a late one."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -11,24 +11,26 @@ from deltahalt.policies.base import AnyPolicy, Policy, Progressive
 from deltahalt.policies.text import joined, override
 from deltahalt.policies.usual import AHEAD, EARLY, attended, exit_at, keyed, resembling, updated
 
-Form = Callable[..., Policy]  # a policy of one decision, given `start` and `pruning_ratio`
-DEEPEST = 0.62  # of the depth: a first decision later than that saves too little
-HIGHEST = 0.95  # ratio that a stage may have
-LATE = 2 / 3  # of the depth: where a further decision may relieve the others
-LATE_RATIO = 0.8  # what it halts
-PAIRED = 3  # layers that are tried in pairs, and with a late decision
-EXITS = 0.5, 0.8  # of the depth: between them tokens may stop
+Form = Callable[..., Policy]  # makes a policy with one decision from `start` and `pruning_ratio`
+DEEPEST = 0.62  # share of the depth: a first decision at a deeper layer saves too little
+HIGHEST = 0.95  # largest pruning ratio of a stage
+LATE = 2 / 3  # share of the depth: the layer of a late decision, which lets the early ones halt less
+LATE_RATIO = 0.8  # pruning ratio of the late decision
+PAIRED = 3  # number of best layers that are tried in pairs, and with a late decision
+EXITS = 0.5, 0.8  # shares of the depth between which exits are tried
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried.
+    """The forms of policies that are tried.
 
-    first: the form of early decisions, at every layer. early: the part of the depth after which the usual one is taken.
-    usual: its forms, one of which is chosen unless another policy is clearly better. others: further forms, where the
-    first does well. looking: the same after a look ahead, at layers that see the whole prompt. exits: whether the late
-    decision is an exit, at every layer where tokens can stop; one of them behind the usual early decision is then
-    what is usual. Else it is late interaction again.
+    first: form of the early decision that is tried at every layer.
+    early: the usual early decision is taken at layer depth / early.
+    usual: forms of the usual early decision. One of these policies is chosen unless another is clearly better.
+    others: further forms, tried at the layers where the first one is best.
+    looking: forms with a look-ahead, tried at layers that attend to the whole prompt.
+    exits: whether the late decision is an exit, tried at every layer where tokens can exit. The usual policies are then
+        the usual early decision followed by an exit. If False, the late decision is late interaction.
     """
 
     first: Form
@@ -39,7 +41,7 @@ class Search:
     exits: bool = False
 
 
-NARROW = partial(resembling, kernel=129)  # which width is better differs by model
+NARROW = partial(resembling, kernel=129)  # the better kernel width differs by model
 ASKED = Search(
     first=resembling,
     early=EARLY,
@@ -47,29 +49,29 @@ ASKED = Search(
     others=(partial(resembling, kernel=257), NARROW, partial(resembling, window=32)),
     looking=(attended, partial(attended, similar=1.0)),
 )
-BLIND = Search(first=updated, early=7, others=(keyed,), exits=True)  # to a question that is not known yet
+BLIND = Search(first=updated, early=7, others=(keyed,), exits=True)  # for prompts whose question is not known yet
 
 
 def deciding_layers(depth: int) -> list[int]:
-    """Layers of `depth` that may decide: from the first few to a little past the middle."""
+    """Return the layers at which a first decision is tried: from a tenth of `depth` to a little past the middle."""
     return list(range(depth // 10, int(DEEPEST * depth) + 1))
 
 
 def stopping_layers(windows: Sequence[int | None]) -> list[int]:
-    """Layers at which tokens can stop: none where some layers do not see the whole prompt."""
+    """Return the layers at which tokens can exit: none if some layers have a sliding window."""
     depth = len(windows)
     return [] if any(windows) else list(range(int(EXITS[0] * depth), int(EXITS[1] * depth)))
 
 
 def usual_layer(layers: Sequence[int], depth: int, search: Search = ASKED) -> int:
-    """Of `layers` the one where the usual early decision is taken."""
+    """Return the one of `layers` at which the usual early decision is taken."""
     return min(layers, key=lambda layer: abs(layer - depth / search.early))
 
 
 def usual_policies(
     layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search = ASKED
 ) -> list[AnyPolicy]:
-    """The usual policies at the usual one of `layers`, alone or before every exit, those that can give `target`."""
+    """Return the usual policies that reach `target`: at the usual one of `layers`, alone or before every exit."""
     layer = usual_layer(layers, len(windows), search)
     alone = [policy for form in search.usual if (policy := single(layer, target, len(windows), form))]
     return [*alone, *_exits(layer, target, windows, search)]
@@ -78,7 +80,7 @@ def usual_policies(
 def first_field(
     layers: Sequence[int], target: float, windows: Sequence[int | None], search: Search = ASKED
 ) -> Iterator[AnyPolicy | None]:
-    """What is tried first: one decision at each of `layers`, and the usual one before every exit."""
+    """Yield the policies to try first: one decision at each of `layers`, and the usual one before every exit."""
     yield from (single(layer, target, len(windows), search.first) for layer in layers)
     yield from _exits(usual_layer(layers, len(windows), search), target, windows, search)
 
@@ -86,11 +88,13 @@ def first_field(
 def varied(
     best: Sequence[AnyPolicy], target: float, windows: Sequence[int | None], search: Search = ASKED
 ) -> Iterator[AnyPolicy | None]:
-    """What else to try where those of a first field that give `target` did well, `best` first.
+    """Yield variants of the best policies of a first field, at the same `target` speedup; None for one that is slower.
 
-    Other forms of each single decision, and others yet at the nearest layer that sees the whole prompt; for the first
-    `PAIRED` of them also two decisions, and a further late one: the best exits, or another halting. windows: how far
-    back each layer attends; None for all. None where a schedule cannot be that fast.
+    Each single decision is tried in other forms, and with a look-ahead at the nearest layer that attends to the whole
+    prompt. The first `PAIRED` are also tried in pairs, and with a late decision: the best exits, or a late halting.
+
+    best: policies of the first field, the best one first. windows: for each layer, the number of latest tokens that it
+    attends to; None for all.
     """
     depth = len(windows)
     alone = [policy for policy in best if exit_of(policy) is None]
@@ -108,12 +112,12 @@ def varied(
 
 
 def single(layer: int, target: float, depth: int, form: Form = resembling) -> AnyPolicy | None:
-    """One decision at `layer` with the ratio that gives `target`, in a model `depth` layers deep; None if none does."""
+    """Return one decision at `layer` with the lowest ratio that reaches `target`; None if none does."""
     return _least(partial(form, layer), _ratios(), target, depth)
 
 
 def layer_of(policy: AnyPolicy) -> int:
-    """The layer at which a policy of one decision takes it."""
+    """Return the layer at which a policy with one decision takes it."""
     (stage,) = policy.stages
     assert isinstance(stage.start, int)
     return stage.start
@@ -122,9 +126,9 @@ def layer_of(policy: AnyPolicy) -> int:
 def pair(
     first: AnyPolicy, last: AnyPolicy, target: float, depth: int, shares: Sequence[float] = (0.5, 0.75)
 ) -> AnyPolicy | None:
-    """Two decisions that give `target` together, at the layers of two single ones; None if none do.
+    """Return two decisions, at the layers of two single ones, that reach `target` together; None if none do.
 
-    The first halts a share of what it would alone, the earliest of `shares` with which the second can do the rest.
+    The first keeps a share of its ratio: the first of `shares` with which the second can still reach `target`.
     """
     (before,), (after,) = first.stages, last.stages
     if before.start >= after.start:
@@ -138,16 +142,17 @@ def pair(
 
 
 def exit_of(policy: AnyPolicy) -> int | None:
-    """The layer at which all tokens but the latest stop, with K/V in deeper layers; None where they do not."""
+    """Return the layer of a policy's exit, at which all but the latest tokens stop; None if it has no exit."""
     *_, last = policy.stages
     assert isinstance(last.start, int)
     return last.start if last.halted_states is not None else None
 
 
 def relieved(policy: AnyPolicy, further: AnyPolicy, target: float, depth: int) -> AnyPolicy | None:
-    """`policy` with a `further` decision after it, and all its ratios so much smaller that both give `target`.
+    """Return `policy` followed by the decision `further`, its own ratios scaled down until both just reach `target`.
 
-    `further` alone where that is fast enough; None where `policy` halts as many, or decides no earlier.
+    The result is `further` alone if that is fast enough. It is None if `policy` does not decide earlier than `further`,
+    or halts as many tokens.
     """
     (late,), stages = further.stages, policy.stages
     if stages[-1].pruning_ratio >= late.pruning_ratio or stages[-1].start >= late.start:
@@ -159,24 +164,24 @@ def relieved(policy: AnyPolicy, further: AnyPolicy, target: float, depth: int) -
 
 
 def forgotten_share(policy: AnyPolicy) -> float:
-    """Share of the eligible tokens that the deepest layers cannot read."""
+    """Return the share of the eligible tokens whose K/V the deepest layers do not have."""
     return max((stage.pruning_ratio for stage in policy.stages if stage.halted_states is None), default=0.0)
 
 
 def looks_ahead(policy: AnyPolicy) -> int:
-    """How many layers all decisions look ahead at."""
+    """Return the number of layers in the look-aheads of all decisions."""
     return sum(stage.layers_ahead for stage in policy.stages)
 
 
 def _exits(layer: int, target: float, windows: Sequence[int | None], search: Search) -> Iterator[AnyPolicy]:
-    """The first form's decision at `layer` before every exit that is tried."""
+    """Yield the decision of the first form at `layer`, followed by each exit that is tried."""
     stops = stopping_layers(windows) if search.exits else ()
     early = search.first(layer, HIGHEST)
     yield from (policy for stop in stops if (policy := relieved(early, exit_at(stop), target, len(windows))))
 
 
 def _seeing(layer: int, windows: Sequence[int | None]) -> int | None:
-    """The first layer from `layer` on that sees the whole prompt and has one behind it, if any."""
+    """Return the first layer from `layer` on that attends to the whole prompt and is not the last, if any."""
     return next((one for one in range(layer, len(windows) - 1) if windows[one] is None), None)
 
 
@@ -195,6 +200,6 @@ def _ratios(lowest: float = 0.0) -> list[float]:
 def _least(
     policy: Callable[[float], AnyPolicy], values: Sequence[float], target: float, depth: int
 ) -> AnyPolicy | None:
-    """`policy` with the smallest of ascending `values` whose schedule is at least as fast as `target`."""
+    """Return `policy` of the smallest of ascending `values` whose speedup is at least `target`; None if none is."""
     at = bisect_left(values, target, key=lambda value: reference_speedup(policy(value), depth))
     return policy(values[at]) if at < len(values) else None

@@ -1,4 +1,4 @@
-"""Samples to token ids, in the model's own chat format."""
+"""Token ids of samples, in the model's own chat format."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from deltahalt.loading.models import LoadedModel
 
 
 def sample_ids(loaded: LoadedModel, sample: Sample) -> torch.Tensor:
-    """Token ids [T] of a sample's prompt, on the CPU. Raises InputError for one that is longer than the model takes."""
+    """Return the token ids [T] of a sample's prompt, on the CPU. Raises InputError above the model's context."""
     tokenizer, config = loaded.tokenizer, loaded.model.config
     if sample.shaped is None:
         return _row(encode_turn(tokenizer, config, sample.text, sample.lead))
@@ -22,9 +22,9 @@ def sample_ids(loaded: LoadedModel, sample: Sample) -> torch.Tensor:
 
 
 def shared_ids(loaded: LoadedModel, sample: Sample, *, query_free: bool = False) -> int | None:
-    """How many of a sample's tokens are read before its question is known; None where both are read together.
+    """Return the number of a sample's tokens that are prefilled before its question; None if both run together.
 
-    query_free: the question is not known in any sample. Raises InputError for a sample without a question of its own.
+    query_free: whether this holds for every sample. If so, a sample without a separate question raises InputError.
     """
     shaped = sample.shaped
     if shaped is not None and shaped.hidden:
@@ -35,7 +35,9 @@ def shared_ids(loaded: LoadedModel, sample: Sample, *, query_free: bool = False)
     if not query_free:
         return None
     if not sample.question:
-        raise InputError(f"a {sample.task} sample has no question: query-free needs it apart from the prompt")
+        raise InputError(
+            f"a {sample.task} sample has no question: give it one apart from the prompt, or leave --query-free out"
+        )
     before = _row(encode_turn(loaded.tokenizer, loaded.model.config, sample.prompt))
     return shared_start(sample_ids(loaded, sample), before)
 

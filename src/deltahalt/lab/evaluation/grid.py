@@ -1,4 +1,4 @@
-"""The methods of a sweep: each that is named, at each start layer and ratio."""
+"""The methods of a sweep: each given method at each start layer and pruning ratio."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,10 @@ from deltahalt.policies.text import Written, read, write
 
 
 def variants(methods: Sequence[str], starts: Sequence[str], ratios: Sequence[str]) -> dict[str, Method]:
-    """Each method with each start layer and ratio that it takes and does not name itself, by its text in rows.
+    """Return each method at each start layer and ratio, by its text in rows.
 
-    Combinations of stages and the full model stay as they are. Raises PolicyError for a name, option or value that is
-    wrong.
+    A method that sets an option itself, or does not have it, is not varied in it. Combinations of stages and the full
+    model stay as they are. Raises PolicyError for a wrong name, option or value.
     """
     texts = [text for method in methods for text in _crossed(method, {"start": starts, "pruning_ratio": ratios})]
     return {text: parse_method(text) for text in texts}

@@ -1,4 +1,4 @@
-"""What tokens do in the full model: how much attention updates them, and how much attention they get (Fig. 1-3)."""
+"""Tokens in the full model: how much attention updates them, and how much attention they get (Fig. 1-3)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ import torch
 
 from deltahalt.engine.observer import observing
 from deltahalt.lab.evaluation.samples import Sample
-from deltahalt.lab.evaluation.sweep import Way, digest, encode
+from deltahalt.lab.evaluation.sweep import SweepSettings, digest, encode
 from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
 from deltahalt.lab.rows.markdown import table
 from deltahalt.loading.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies.attention_scores import attention_weights
 from deltahalt.policies.base import LayerView
 
-# Edges of the histogram of relative deltas: decades 10^-3 to 10^1, 40 bins each; what lies beyond is in the end bins.
+# Edges of the histogram of relative deltas: decades 10^-3 to 10^1, 40 bins each; the end bins hold what lies beyond.
 DECADES, BINS_A_DECADE = (-3, 1), 40
-UNATTENDED = 0.01  # of its query's largest weight: below it, a token counts as not attended to
+UNATTENDED = 0.01  # share of a query's largest weight below which a token counts as not attended to
 QUERIES_AT_ONCE = 256
 
 
@@ -27,11 +27,14 @@ QUERIES_AT_ONCE = 256
 class Observation(Row):
     """All tokens of one modality ("text" or "visual") of one prompt in the full model.
 
-    tokens: how many they are, of `prompt` in all. relative_delta: by layer, how many of them have ||U_t|| / ||H_t||,
-    what attention adds over what it is added to, in each bin of `delta_edges`. sparsity: by layer, the share of
-    attention weights on these tokens below `UNATTENDED` of their query's largest, over all heads and queries that see
-    them. delta: by token, ||U_t|| (Eq. 2), mean over the layers. attention: by token, its share of all attention of the
-    last layer, mean over heads. pearson, spearman: correlation of these two; None where one of them does not vary.
+    prompt, tokens: number of tokens of the prompt, and of this modality.
+    relative_delta: for each layer, the number of tokens in each bin of `delta_edges`, by ||U_t|| / ||H_t||: the norm of
+        attention's output divided by that of the hidden state it is added to.
+    sparsity: for each layer, the share of attention weights on these tokens that are below `UNATTENDED` times their
+        query's largest weight, over all heads and all queries that can attend to the tokens.
+    delta: for each token, ||U_t|| (Eq. 2), mean over the layers.
+    attention: for each token, its share of all attention in the last layer, mean over the heads.
+    pearson, spearman: correlation of `delta` and `attention`; None if one of them is constant.
     """
 
     kind: ClassVar[str] = "observe"
@@ -52,14 +55,14 @@ class Observation(Row):
 
 
 def delta_edges() -> torch.Tensor:
-    """Edges of the bins of relative deltas, ascending."""
+    """Return the edges of the bins of relative deltas, ascending."""
     first, last = DECADES
     return torch.logspace(first, last, (last - first) * BINS_A_DECADE + 1, dtype=torch.float64)
 
 
 def observe_sample(loaded: LoadedModel, sample: Sample) -> list[Observation]:
     """Observe the full model on the sample's prompt and question."""
-    inputs = {"input_ids": encode(loaded, sample, Way()).prompt}
+    inputs = {"input_ids": encode(loaded, sample, SweepSettings()).prompt}
     return list(observe_prompt(loaded, inputs, sample=digest(sample), task=sample.task))
 
 
@@ -67,7 +70,7 @@ def observe_sample(loaded: LoadedModel, sample: Sample) -> list[Observation]:
 def observe_prompt(
     loaded: LoadedModel | LoadedVisionModel, inputs: Mapping[str, torch.Tensor], *, sample: str, task: str
 ) -> Iterator[Observation]:
-    """One prefill of the full model on `inputs`, all that it takes for one prompt; an observation for each modality."""
+    """Run one prefill of the full model on the `inputs` of one prompt; yield an observation for each modality."""
     model: Any = loaded.model
     seen = _Seen()
     with observing(model, seen.look):
@@ -94,7 +97,7 @@ def observe_prompt(
 def observe(
     loaded: LoadedModel, samples: Iterable[Sample], rows: Path, *, tick: Callable[[], None] = lambda: None
 ) -> Iterator[Observation]:
-    """Observe the model on every sample; rows are added to the JSONL file as they come, and those in it are kept.
+    """Observe the model on every sample that the JSONL file `rows` has no rows of, and append the new rows.
 
     tick: called after each sample. Yields all rows of this model and these samples, each before it is written.
     """
@@ -109,7 +112,7 @@ def observe_missing(
     *,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Observation]:
-    """As `observe`; wanted: each sample's digest, and what observes it."""
+    """Do the same as `observe`. wanted: for each sample, its digest and a function that observes it."""
     known = [row for row in rows_so_far(rows, Observation) if row.model == model]
     for sample, look in wanted:
         found = [row for row in known if row.sample == sample]
@@ -121,7 +124,7 @@ def observe_missing(
 
 
 def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:
-    """The rows in numbers: columns of a table by head, a line a row. Correlation is that of delta and attention."""
+    """Return the columns of a table by head, with a line for each row. Correlations are of delta and attention."""
     return {
         "model": [row.model for row in rows],
         "task": [row.task for row in rows],
@@ -134,16 +137,17 @@ def columns(rows: Sequence[Observation]) -> dict[str, list[str]]:
 
 
 def markdown(rows: Sequence[Observation]) -> str:
-    """The rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     return table(columns(rows))
 
 
 @dataclass
 class _Layer:
-    """One layer's numbers by token, [n] each, on the CPU.
+    """One layer's numbers for each token, [n] each, on the CPU.
 
-    relative: ||U_t|| / ||H_t||. attention: its share of all attention, mean over heads. possible: how many weights
-    there are on it, over all heads and the queries that see it; counting: how many of them are not `UNATTENDED`.
+    relative: ||U_t|| / ||H_t||. attention: the token's share of all attention, mean over the heads. possible: number of
+    attention weights on the token, over all heads and the queries that can attend to it. counting: number of these
+    weights that are at least `UNATTENDED` times their query's largest.
     """
 
     relative: torch.Tensor
@@ -153,7 +157,7 @@ class _Layer:
 
     @classmethod
     def of(cls, view: LayerView, delta: torch.Tensor) -> "_Layer":
-        """Look at a layer that has the whole prompt; delta: ||U_t||, [n]."""
+        """Compute the numbers of a layer in which all prompt tokens are active. delta: ||U_t||, [n]."""
         relative = delta / torch.linalg.vector_norm(view.hidden_in, dim=-1, dtype=torch.float32)
         queries, keys = view.queries(len(delta)), view.keys()
         (heads, n, _), positions = queries.shape, view.positions.to(keys.device)
@@ -161,9 +165,9 @@ class _Layer:
         counting = torch.zeros(n, dtype=torch.int64, device=keys.device)
         for begin in range(0, n, QUERIES_AT_ONCE):
             end = min(begin + QUERIES_AT_ONCE, n)
-            asked = positions[:end]  # those after it are not seen by any of these queries
+            readable = positions[:end]  # none of these queries attends to later tokens
             weights = attention_weights(
-                queries[:, begin:end], asked[begin:], keys[:, :end], asked, view.scaling, view.window
+                queries[:, begin:end], readable[begin:], keys[:, :end], readable, view.scaling, view.window
             )
             for group in weights:
                 received[:end] += group.sum(dim=(0, 1))
@@ -172,11 +176,11 @@ class _Layer:
         return cls(relative.cpu(), (received / (heads * n)).float().cpu(), possible, counting.cpu())
 
     def sparsity(self, members: torch.Tensor) -> float:
-        """Share of the weights on these tokens [n] bool that are `UNATTENDED`."""
+        """Return the share of the weights on the tokens in `members` [n] bool that are below `UNATTENDED`."""
         return 1 - float(self.counting[members].sum() / self.possible[members].sum())
 
     def histogram(self, members: torch.Tensor) -> list[int]:
-        """How many of these tokens [n] bool have a relative delta in each bin of `delta_edges`."""
+        """Return the number of tokens in `members` [n] bool with a relative delta in each bin of `delta_edges`."""
         edges = delta_edges()
         inside = self.relative[members].double().clamp(float(edges[0]), float(edges[-1]))
         counts: list[int] = torch.histogram(inside, edges).hist.long().tolist()
@@ -185,14 +189,14 @@ class _Layer:
 
 @dataclass
 class _Seen:
-    """What has been seen of one prompt so far. delta: [n], ||U_t|| summed over the layers, on the CPU."""
+    """The layers of one prompt observed so far. delta: ||U_t|| summed over these layers, [n], on the CPU."""
 
     layers: list[_Layer] = field(default_factory=list)
     delta: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     modalities: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def look(self, view: LayerView) -> None:
-        """Take one more layer in."""
+        """Observe one more layer."""
         delta = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
         self.layers.append(_Layer.of(view, delta))
         self.delta = self.delta + delta.cpu()
@@ -200,7 +204,7 @@ class _Seen:
 
 
 def _modalities(view: LayerView) -> dict[str, torch.Tensor]:
-    """The tokens, [n] bool, of each modality that the prompt has."""
+    """Return a mask of the tokens, [n] bool, for each modality in the prompt."""
     visual = view.visual
     if visual is None:
         return {"text": torch.ones(len(view.positions), dtype=torch.bool)}
@@ -209,19 +213,19 @@ def _modalities(view: LayerView) -> dict[str, torch.Tensor]:
 
 
 def correlation(one: torch.Tensor, other: torch.Tensor) -> float | None:
-    """Pearson's correlation of two [n]; None where one does not vary."""
+    """Return Pearson's correlation of two tensors [n]; None if one of them is constant."""
     if one.min() == one.max() or other.min() == other.max():
         return None
     return round(float(torch.corrcoef(torch.stack([one, other]).double())[0, 1]), 4)
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
-    """The rank of each of `values` [n], from 0; equal ones share the mean of their ranks."""
+    """Return the rank of each of `values` [n], from 0; equal values share the mean of their ranks."""
     _, places, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     return (ends - (counts + 1) / 2)[places]
 
 
 def _rounded(values: torch.Tensor) -> list[float]:
-    """Four significant digits: rows are read by people and kept in git."""
+    """Round to four significant digits, which keeps rows readable and small."""
     return [float(f"{value:.4g}") for value in values.tolist()]

@@ -22,16 +22,16 @@ Scores = dict[tuple[int, Policy], torch.Tensor]  # by layer and policy: [n]
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What a prefill leaves: the cache, and states [1, 1 + m, D] of the prompt's last token and of m that ran along."""
+    """The result of a prefill: its cache, and states [1, 1 + m, D] of the prompt's last token and m trailing tokens."""
 
     cache: DynamicCache
     states: torch.Tensor
 
 
 class PromptSweep:
-    """One prompt run through the full model, with the tokens remembered as they enter each layer of `firsts`.
+    """One prompt run through the full model, which stores the tokens as they enter each layer of `firsts`.
 
-    Scores of the whole prompt are remembered, too: policies that differ in ratio or chunk alone share them.
+    It also stores the scores of the whole prompt: policies that differ only in ratio or chunk share them.
     """
 
     def __init__(self, model: Any, prompt: torch.Tensor, firsts: set[int]) -> None:
@@ -45,7 +45,7 @@ class PromptSweep:
         self.full = Prefilled(cache, self._last(stream))
 
     def _run(self, stream: TokenStream, call: DecoderCall) -> tuple[dict[int, TokenStream], TokenStream]:
-        """The tokens as they enter each layer of `bounds`, and as they leave the last."""
+        """Return the tokens as they enter each layer of `bounds`, and as they leave the last layer."""
         entering: dict[int, TokenStream] = {}
         for begin, end in pairwise(self.bounds):
             entering[begin] = stream
@@ -53,7 +53,7 @@ class PromptSweep:
         return entering, stream
 
     def followed_by(self, tokens: torch.Tensor) -> "PromptSweep":
-        """The same prompt with `tokens` [1, m] after it, which run along with it in every layer and never halt."""
+        """Return the same prompt with trailing `tokens` [1, m], which pass through every layer and never halt."""
         if tokens.shape[1] == 0:
             return self
         twin, cache = copy.copy(self), fork(self.full.cache)
@@ -66,7 +66,7 @@ class PromptSweep:
         return twin
 
     def finish(self, stages: tuple[Stage, ...]) -> Prefilled:
-        """The prefill that halts at `stages`."""
+        """Return the prefill that halts at `stages`."""
         if not stages:
             return self.full
         refuse_halted_kv(self.host.shape, stages)
@@ -83,7 +83,7 @@ class PromptSweep:
 
 
 def remembering(stage: Stage, scores: Scores) -> Stage:
-    """The stage with policies that look a score of a whole prompt up in `scores`, and add it there."""
+    """Return the stage with policies that store scores of a whole prompt in `scores`, and reuse those stored there."""
     return replace(stage, policies=tuple(_remembering(policy, scores) for policy in stage.policies))
 
 

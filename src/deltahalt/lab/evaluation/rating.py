@@ -1,4 +1,4 @@
-"""What sweep rows say of policies on the same samples, and which of them to choose."""
+"""Sweep rows summed up by policy on the same samples, and the choice of a policy among them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,18 +13,18 @@ from deltahalt.policies.base import AnyPolicy
 from deltahalt.policies.text import format_policy, parse_policy
 from deltahalt.profile import Choice
 
-# Standard errors by which another must beat the usual policies: the luckiest of many is two ahead by chance, and one
-# that was three ahead on generated prompts lost twice as much on documents (docs/lab/journal.md).
+# Number of standard errors by which another policy must beat the usual ones. Among many policies, chance alone gives a
+# lead of two; a policy that led by three on generated prompts had twice the loss on documents (docs/lab/journal.md).
 CLEARLY = 4
-CLIP = 0.5  # nats a token by which one sample may count, so that a missed answer does not rule the mean
+CLIP = 0.5  # largest change of one sample, nats per token, so that one missed answer does not dominate the mean
 
 
 @dataclass(frozen=True)
 class Rated:
-    """A policy on some samples.
+    """A policy's results on some samples.
 
-    speedup: as in `reference_speedup`. changes: by sample, how much less likely the answer became, nats a token, at
-    most `CLIP` up or down. exact: share of answers that stay the same.
+    speedup: as in `reference_speedup`. changes: for each sample, the increase in the answer's negative log-likelihood,
+    nats per token, clipped to -`CLIP`..`CLIP`. exact: share of answers that greedy decoding gives whole.
     """
 
     policy: AnyPolicy
@@ -34,12 +34,12 @@ class Rated:
 
     @property
     def loss(self) -> float:
-        """Mean change, nats a token."""
+        """Mean change, nats per token."""
         return fmean(self.changes.values())
 
     @property
     def choice(self) -> Choice:
-        """The same in the words of a profile."""
+        """The policy and its results as a profile stores them."""
         error = round(standard_error([*self.changes.values()]), 4)
         return Choice(
             format_policy(self.policy), round(self.speedup, 3), round(self.loss, 4), round(self.exact, 4), error
@@ -47,7 +47,7 @@ class Rated:
 
 
 def rate(rows: Sequence[SweepRow]) -> list[Rated]:
-    """Sweep rows by policy, however their texts write it."""
+    """Sum up sweep rows by policy. Different texts of the same policy count as one."""
     by_policy: dict[AnyPolicy, list[SweepRow]] = {}
     for row in rows:
         by_policy.setdefault(_parsed(row.policy), []).append(row)
@@ -66,12 +66,12 @@ _parsed = cache(parse_policy)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean of `values`; 0 for a single one, which tells of none."""
+    """Return the standard error of the mean of `values`; 0 for a single value, for which it is undefined."""
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def evidence(rated: Iterable[Rated]) -> list[dict[str, Any]]:
-    """What a profile says of policies that were tried, slowest first."""
+    """Return the entries of a profile about the policies that were tried, slowest first."""
     by_speed = sorted(rated, key=lambda one: one.speedup)
     return [asdict(one.choice) | {"samples": len(one.changes)} for one in by_speed]
 
@@ -82,32 +82,36 @@ def choose(
     max_loss: float | None,
     usual: Mapping[float, Sequence[AnyPolicy]] = {},
 ) -> tuple[Choice, ...]:
-    """For each target what is best at that speed or above; or, with `max_loss`, the fastest that loses no more.
+    """Choose the best policy with at least each target speedup; or, with `max_loss`, the fastest with no higher loss.
 
-    usual: by target, policies of which one is taken unless another is better. Raises InputError if none is fast enough.
+    usual: for each target, the policies that are preferred unless another is clearly better. Raises InputError if no
+    policy is fast enough, or every loss is above `max_loss`.
     """
     if max_loss is not None:
         kept = [one for one in rated if one.loss <= max_loss]
         if not kept:
-            raise InputError(f"every policy loses more than {max_loss}: allow more")
+            raise InputError(f"every policy loses more than {max_loss} nats per token: give a higher --max-loss")
         return (max(kept, key=lambda one: one.speedup).choice,)
     chosen = []
     for target in targets:
         fast = [one for one in rated if one.speedup >= target]
         if not fast:
-            raise InputError(f"no policy that was measured reaches {target}x: ask for less")
+            raise InputError(f"no policy that was measured reaches {target}x: give a lower target speedup")
         chosen.append(within_one_error(fast, usual.get(target, ())).choice)
     return tuple(dict.fromkeys(chosen))
 
 
 def within_one_error(rated: Sequence[Rated], usual: Sequence[AnyPolicy] = ()) -> Rated:
-    """The one-standard-error rule: of those that no more than one standard error tells from the least loss, one.
+    """Choose a policy by the one-standard-error rule: one whose loss is within a standard error of the lowest.
 
-    The least loss is that of the policies on most samples; the error that of the differences to it, on the samples that
-    both were measured on. Those of `usual` come first, and with `CLEARLY` as many errors, the one that is least
-    worse than the best: what was good on documents and other models is left only for what is clearly better on this
-    one. Then the one that forgets the smallest share of the tokens, since real prompts are harder than generated ones;
-    then the one that looks ahead least; then the one that is least worse than the best.
+    The lowest loss is taken among the policies that were measured on most samples. The error is that of the differences
+    to this best policy, on the samples that both were measured on.
+
+    A policy in `usual` is preferred, and allowed `CLEARLY` standard errors: it did well on documents and other models,
+    so it is replaced only by one that is clearly better on this model. Among several usual policies, the one closest to
+    the best is chosen. Among other policies, the one that forgets the smallest share of the tokens is chosen, since
+    real prompts are harder than generated ones; then the one with the shortest look-ahead; then the one closest to the
+    best.
     """
     most = max(len(one.changes) for one in rated)
     best = min((one for one in rated if len(one.changes) == most), key=lambda one: one.loss)

@@ -1,4 +1,4 @@
-"""Samples: a prompt and the answer wanted, read from JSONL or generated from a seed."""
+"""Samples: prompts and expected answers, read from JSONL or generated from a seed."""
 
 import json
 import random
@@ -17,16 +17,18 @@ HINT = "give JSONL with task, prompt and answer, generated:COUNT or shapes:COUNT
 FIELDS: dict[str, Kinds] = {"task": str, "prompt": str, "answer": (str, NoneType)}
 SHAPED = ("shapes", "held-out-shapes")
 
-CHARACTERS = 12_000  # of a generated prompt, unless it is given
-MOST_CHARACTERS = 200_000_000  # of all generated prompts together, which are kept in memory
+CHARACTERS = 12_000  # default length of a generated prompt
+MOST_CHARACTERS = 200_000_000  # largest total length of the generated prompts, which are kept in memory
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. prompt: what is read first; question: what is asked behind it, after a blank line.
+    """One prompt with its question and answer.
 
-    answer None: whatever the full model says is the answer. lead: words put into the model's mouth before its answer,
-    so that a talkative model comes to the point. shaped: the prompt as a chat, whose text `prompt` is.
+    prompt: the text before the question. question: a separate question, which follows after a blank line.
+    answer: the expected answer; None to take the full model's own answer.
+    lead: beginning of the model's reply, given to it so that the answer follows at once.
+    shaped: the prompt as a chat; `prompt` is then its text.
     """
 
     task: str
@@ -43,16 +45,23 @@ class Sample:
 
 
 def load_samples(data: str, *, characters: int | None = None, seed: int | None = None) -> list[Sample]:
-    """Samples named by `data`: a JSONL file, "generated:COUNT", or "shapes:COUNT", maybe with ":FOLDER" of texts.
+    """Return the samples that `data` names: a JSONL file, "generated:COUNT", "shapes:COUNT" or "shapes:COUNT:FOLDER".
 
-    Shapes are those of `shape_samples`, "held-out-shapes" of its other half. characters, seed: of generated samples, by
-    default `CHARACTERS` and 0. Raises InputError; also where they are given for a file.
+    Shapes come from `shape_samples`, "held-out-shapes" from its held-out half; FOLDER has texts to make them from.
+
+    Args:
+        data: The name.
+        characters: Length of a generated prompt; None for `CHARACTERS`.
+        seed: Seed of generated samples; None for 0.
+
+    Raises:
+        InputError: For data that cannot be read or generated, and for `characters` or `seed` with a file.
     """
     kind, _, rest = data.partition(":")
     if kind not in ("generated", *SHAPED):
         if characters is not None or seed is not None:
             raise InputError(
-                f"{data} has samples of its own: leave --characters and --seed out, or give generated:COUNT as the data"
+                f"{data} is a file, whose samples are given: leave --characters and --seed out, or give generated:COUNT"
             )
         return read_samples(Path(data))
     count, _, folder = rest.partition(":")
@@ -64,7 +73,7 @@ def load_samples(data: str, *, characters: int | None = None, seed: int | None =
     length = CHARACTERS if characters is None else characters
     if int(count[:12]) * length > MOST_CHARACTERS:
         raise InputError(
-            f"{count} samples of {length:,} characters are more than {MOST_CHARACTERS:,} in all: give fewer or shorter"
+            f"{count} samples of {length:,} characters exceed {MOST_CHARACTERS:,} in all: give fewer or shorter ones"
         )
     if kind == "generated":
         return generate_samples(int(count), length, seed or 0)
@@ -73,10 +82,10 @@ def load_samples(data: str, *, characters: int | None = None, seed: int | None =
 
 
 def shape_samples(count: int, characters: int, seed: int = 0, folder: Path | None = None) -> list[Sample]:
-    """`count` prompts, the shapes in turn, each about `characters` long at four a token.
+    """Return `count` prompts, the shapes in turn, each of about `characters` / 4 tokens.
 
-    An even seed draws from the half for calibration, an odd one from the half that is held out (see `Draw`).
-    folder: texts of the user's. Raises as `make_prompt`.
+    An even seed draws from the half for calibration, an odd one from the held-out half (see `Draw`). folder: the user's
+    own texts to make prompts from. Raises as `make_prompt` does.
     """
     names = shape_names()
     first = 1_000 * (seed // 2) + seed % 2
@@ -88,12 +97,12 @@ def shape_samples(count: int, characters: int, seed: int = 0, folder: Path | Non
 
 
 def shaped_sample(prompt: ShapedPrompt) -> Sample:
-    """The sample that a prompt of a shape is."""
+    """Return the sample of a prompt of a shape."""
     return Sample(prompt.shape, prompt.text, prompt.answer, shaped=prompt)
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Samples of a JSONL file: an object a line with `task`, `prompt`, `answer` and, if wanted, `lead` and `question`.
+    """Read a JSONL file: each line is an object with `task`, `prompt`, `answer` and, optionally, `lead` and `question`.
 
     Raises InputError for a file that is missing or has no sample, and for a line that is not a sample.
     """
@@ -112,7 +121,7 @@ def _sample(fields: dict[str, Any], where: str) -> Sample:
 
 
 def generate_samples(count: int, characters: int, seed: int = 0) -> list[Sample]:
-    """`count` samples, the tasks in turn, each prompt about `characters` long; the same seed gives the same samples."""
+    """Return `count` samples, the tasks in turn, each prompt of about `characters`. Equal seeds give equal samples."""
     draw = random.Random(seed)
     return [make(draw, characters) for make in (TASKS[number % len(TASKS)] for number in range(count))]
 
@@ -166,7 +175,7 @@ LABELS = {
 
 
 def _haystack(draw: random.Random, characters: int) -> list[str]:
-    """Paragraphs of the standard library's help texts, in a drawn order, about `characters` in all."""
+    """Return paragraphs of Python's help topics in random order, of about `characters` in all."""
     names, size = sorted(topics), 0
     paragraphs: list[str] = []
     draw.shuffle(names)
@@ -222,7 +231,7 @@ def _key_values(draw: random.Random, characters: int) -> Sample:
 
 
 def _pairs(draw: random.Random, characters: int) -> dict[str, str]:
-    """Hexadecimal keys and values in half the characters: they make twice as many tokens as words."""
+    """Return hexadecimal keys and values in half the characters, since they make twice as many tokens as words."""
     return {f"{draw.getrandbits(32):08x}": f"{draw.getrandbits(32):08x}" for _ in range(characters // 52)}
 
 
@@ -268,7 +277,7 @@ def _two_facts(draw: random.Random, characters: int) -> Sample:
 
 
 def _deliveries(draw: random.Random, characters: int) -> Sample:
-    """Facts of one kind all over the text, of which half are to be listed."""
+    """Make a text with facts of one kind spread over it; the answer lists half of them."""
     cities = draw.sample(CITIES, 10)
     wanted, other = draw.sample(DISHES, 2)
     ordered = [wanted if number % 2 else other for number in range(len(cities))]
@@ -282,14 +291,14 @@ def _deliveries(draw: random.Random, characters: int) -> Sample:
 
 
 def _portraits(draw: random.Random, characters: int) -> Sample:
-    """One of many portraits, known by trade and instrument alone."""
+    """Ask about one of many portraits, which only the trade and the instrument identify."""
     people = _people(draw, characters)
     text, asked, (question, answer) = _painted(draw, people), draw.choice(people), draw.choice(ASKED)
     return Sample("portraits", text, answer.format(**asked), question=question.format(**asked))
 
 
 def _group_portrait(draw: random.Random, characters: int) -> Sample:
-    """The same fact of several of many portraits."""
+    """Ask for the same fact in several of many portraits."""
     people = _people(draw, characters)
     asked = draw.sample(people, min(4, len(people)))
     fact, question = draw.choice(ASKED_OF_SEVERAL)
@@ -299,7 +308,7 @@ def _group_portrait(draw: random.Random, characters: int) -> Sample:
 
 
 def _people(draw: random.Random, characters: int) -> list[dict[str, object]]:
-    """People who never were, as many as fill the characters."""
+    """Return as many fictional people as fill the characters."""
     names = [f"{first} {last}" for first in PEOPLE for last in FAMILIES]
     known_by = [(trade, instrument) for trade in TRADES for instrument in INSTRUMENTS]
     count = min(len(known_by), max(1, characters // 380))
@@ -319,7 +328,7 @@ def _people(draw: random.Random, characters: int) -> list[dict[str, object]]:
 
 
 def _painted(draw: random.Random, people: list[dict[str, object]]) -> str:
-    """A paragraph for each, all alike."""
+    """Return a paragraph about each person, made of the same sentences in random order."""
     return "\n\n".join(" ".join(draw.sample(PORTRAIT, len(PORTRAIT))).format(**person) for person in people)
 
 
@@ -336,7 +345,9 @@ def _summary(draw: random.Random, characters: int) -> Sample:
     return Sample("summary", text, question="Summarize the text above in three sentences.")
 
 
-TASKS: list[Callable[[random.Random, int], Sample]] = [  # measured prompts are named by their number: add to the end
+TASKS: list[
+    Callable[[random.Random, int], Sample]
+] = [  # the order decides which samples a seed gives: add new tasks at the end
     _needle,
     _many_needles,
     _key_value,

@@ -1,4 +1,4 @@
-"""Sweep rows brought down to one line a policy."""
+"""Sweep rows summarized to one line per policy."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +8,10 @@ from statistics import fmean
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.rows.markdown import differing, table
 
-# What rows must have in common for one line: the model, and how it was run.
+# The fields that the rows of one line have in common: the model and the settings.
 subject = attrgetter("model", "halted_kv", "query_free", "max_answer_tokens", "dtype")
 
-# Heads of the two true-FLOPs ratios, in every table: `reference_speedup`, and that on the model and prompts measured.
+# Table heads of the two true-FLOPs ratios: `reference_speedup`, and `speedup` on the model and prompts measured.
 SPEEDUP, OWN_SPEEDUP = "speedup", "own speedup"
 
 SUBJECT: dict[str, Callable[[SweepRow], str]] = {
@@ -25,11 +25,12 @@ SUBJECT: dict[str, Callable[[SweepRow], str]] = {
 
 @dataclass(frozen=True)
 class PolicySummary:
-    """A policy over many samples, on one model and run in one way.
+    """A policy's means over many samples, on one model and with the same settings.
 
-    exact, full_exact: share of answers that greedy decoding gives whole. nll_change: mean increase in negative
-    log-likelihood over the full model, nats a token. agreement: mean share of the full model's own answer that stays.
-    speedup: mean true-FLOPs ratio; reference_speedup: of the schedule on Qwen2.5-7B's shape at 16K.
+    exact, full_exact: share of answers that greedy decoding gives whole, under the policy and by the full model.
+    nll_change: increase in negative log-likelihood over the full model, nats per token. agreement: share of the full
+    model's own answer that stays the same. speedup: true-FLOPs ratio, full model to policy. reference_speedup: the same
+    for the schedule on Qwen2.5-7B's shape and a prompt of 16,384 tokens.
     """
 
     policy: str
@@ -43,12 +44,12 @@ class PolicySummary:
 
 
 def summarize(rows: Iterable[SweepRow]) -> list[PolicySummary]:
-    """One summary a policy, model and way to run it, slowest first; of rows of the same sample, the last counts."""
+    """Return a summary for each model, settings and policy, slowest first. The last row of a sample counts."""
     return [_summary(own) for own in _by_line(rows)]
 
 
 def with_formats(rows: Iterable[SweepRow]) -> list[SweepRow]:
-    """The rows; one from before the number format was told has that of its model and way, where these name just one."""
+    """Return the rows; one without a dtype gets that of the others of its model and settings, if they have just one."""
     rows = list(rows)
     named: dict[object, set[str]] = {}
     for row in rows:
@@ -58,9 +59,10 @@ def with_formats(rows: Iterable[SweepRow]) -> list[SweepRow]:
 
 
 def markdown(rows: Sequence[SweepRow]) -> str:
-    """A Markdown table: a line as in `summarize`; for each task the share of exact answers and the NLL change.
+    """Return a Markdown table of lines as in `summarize`: for each task the share of exact answers and the NLL change.
 
-    Model, way and count of samples are shown where lines differ in them. The cell of a task without rows is empty.
+    Columns for model, settings and number of samples appear only if lines differ in them. The cell of a task without
+    rows is empty.
     """
     lines = _by_line(rows)
     return table(
@@ -75,7 +77,7 @@ def markdown(rows: Sequence[SweepRow]) -> str:
 
 
 def _by_line(rows: Iterable[SweepRow]) -> list[list[SweepRow]]:
-    """The rows of each line, one a sample."""
+    """Return the rows of each line, one for each sample."""
     lines: dict[object, dict[str, SweepRow]] = {}
     for row in with_formats(rows):
         lines.setdefault((subject(row), row.policy), {})[row.sample] = row

@@ -1,4 +1,4 @@
-"""Many policies on one sample: the shallow layers run once, and each policy reruns only what comes after it."""
+"""Many policies on each sample: the shallow layers run once, and each policy reruns only the deeper ones."""
 
 import hashlib
 import json
@@ -36,12 +36,15 @@ REFERENCE_SHAPE, REFERENCE_PROMPT = KNOWN_SHAPES["qwen2.5-7b"], 16_384
 class SweepRow(Row):
     """One policy on one sample, answers teacher-forced.
 
-    exact: greedy decoding would give the whole answer. nll: mean negative log-likelihood of the answer's tokens, nats;
-    full_exact, full_nll: the same of the full model. agreement: share of the full model's own greedy answer that stays
-    the most likely next token. speedup: true-FLOPs ratio on this model and prompt; reference_speedup: of the same
-    schedule, in fractions of the depth, on Qwen2.5-7B's shape at 16K. halted_kv: "frozen" in older rows whose halted
-    tokens kept K/V of their last state. query_free, max_answer_tokens: as in `Way`. dtype: the model's; empty in rows
-    of versions that did not note it.
+    sample: the sample's digest. prompt, answer_tokens: number of tokens.
+    exact: whether greedy decoding would give the whole answer. nll: negative log-likelihood of the answer, nats, mean
+        over its tokens. full_exact, full_nll: the same for the full model.
+    agreement: share of the tokens of the full model's own greedy answer that stay the most likely ones.
+    speedup: ratio of true FLOPs, full model to policy, on this model and prompt. reference_speedup: the same for the
+        schedule, in fractions of the depth, on Qwen2.5-7B's shape and a prompt of 16,384 tokens.
+    halted_kv: "frozen" in older rows, in which deeper layers read K/V of halted tokens' last states; else "drop".
+    query_free, max_answer_tokens: as in `SweepSettings`.
+    dtype: the model's number format; empty in rows of older versions.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -67,18 +70,18 @@ class SweepRow(Row):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Teacher-forced answers. right: [n] bool, whether each token is the most likely one; nll: mean, nats."""
+    """A teacher-forced answer. right: whether each token is the most likely one, [n] bool. nll: nats per token."""
 
     right: torch.Tensor
     nll: float
 
 
 @dataclass(frozen=True)
-class Way:
-    """How all policies of a sweep are run.
+class SweepSettings:
+    """The settings that all policies of a sweep are run with.
 
-    query_free: the question comes after the halted prefill, so no policy sees it, and one
-    prefill could serve many. max_answer_tokens: judge no more of an answer.
+    query_free: whether the question comes after the halted prefill, so that no policy sees it and one prefill could be
+    used for many questions. max_answer_tokens: only this number of first tokens of an answer are judged.
     """
 
     query_free: bool = False
@@ -90,36 +93,46 @@ def sweep_sample(
     loaded: LoadedModel,
     sample: Sample,
     methods: Mapping[str, AnyMethod],
-    way: Way = Way(),
+    settings: SweepSettings = SweepSettings(),
     own: torch.Tensor | None = None,
 ) -> Iterator[SweepRow]:
-    """Measure each method, by its text in the rows, on one sample. own: the full model's answer [n], if it is known.
+    """Measure each method on one sample, and yield its row.
 
-    Causality makes this equal to a halted prefill and teacher forcing: a prompt token's state at layer l_s does not
-    depend on what comes later. So one answer can run along behind the prompt; where two are judged, each follows the
-    cache. Methods of other stages have a prefill of their own. Raises what `applying` raises.
+    The result equals a halted prefill followed by teacher forcing: attention is causal, so the state of a prompt token
+    does not depend on later tokens. A single answer therefore passes through the layers as trailing tokens of the
+    prompt. If two answers are judged, each runs on the cache of the prefill. Methods of other stages need a prefill of
+    their own.
+
+    Args:
+        loaded: The model and its tokenizer.
+        sample: The prompt and its answer.
+        methods: The methods by their texts in the rows.
+        settings: The settings that all methods are run with.
+        own: The full model's own answer [n], if it is known.
+
+    Raises what `applying` raises.
     """
     model: Any = loaded.model
     decoder = model.get_decoder()
-    encoded = encode(loaded, sample, way)
+    encoded = encode(loaded, sample, settings)
     chosen = {text: method_of(method) for text, method in methods.items()}
     plans = {text: method.stages(len(decoder.layers)) for text, method in chosen.items()}
     firsts = {stages[0].first for stages in plans.values() if stages}
 
     shared = PromptSweep(model, encoded.prompt, firsts)
     if own is None:
-        own = greedy_answer(model, shared.finish(()), encoded.rest, way.max_answer_tokens)
+        own = greedy_answer(model, shared.finish(()), encoded.rest, settings.max_answer_tokens)
     answer = own if encoded.answer is None else encoded.answer
     if answer is own:
         shared = shared.followed_by(torch.cat([encoded.rest, own[None, :-1]], dim=1))
     full = judge(model, shared.finish(()), encoded.rest, answer)
     for text, method in chosen.items():
         plan = plans[text]
-        prefilled = prefill(loaded, sample, encoded, method, way) if plan is None else shared.finish(plan)
+        prefilled = prefill(loaded, sample, encoded, method, settings) if plan is None else shared.finish(plan)
         under = partial(judge, model, prefilled, encoded.rest, method=method, tokenizer=loaded.tokenizer)
         verdict = under(answer)
         agreed = verdict if answer is own else under(own)
-        yield sweep_row(loaded, sample, text, method, encoded.prompt.shape[1], verdict, full, agreed, way=way)
+        yield sweep_row(loaded, sample, text, method, encoded.prompt.shape[1], verdict, full, agreed, settings=settings)
 
 
 def sweep_row(
@@ -132,11 +145,12 @@ def sweep_row(
     full: Verdict,
     agreed: Verdict,
     *,
-    way: Way = Way(),
+    settings: SweepSettings = SweepSettings(),
 ) -> SweepRow:
-    """The row of a method that is called `policy`, on a sample whose prompt has `tokens`.
+    """Return the row of a method that is called `policy`, on a sample whose prompt has `tokens` tokens.
 
-    verdict, full: of the answer, under the method and by the full model. agreed: of the full model's own answer.
+    verdict, full: the verdicts on the answer, under the method and by the full model. agreed: the verdict on the full
+    model's own answer, under the method.
     """
     model: Any = loaded.model
     shape = ModelShape.of(model.get_decoder().config)
@@ -154,41 +168,46 @@ def sweep_row(
         agreement=float(agreed.right.float().mean()),
         speedup=speedup_bound(shape, method, tokens),
         reference_speedup=reference_speedup(method, shape.layers),
-        query_free=way.query_free,
-        max_answer_tokens=way.max_answer_tokens,
+        query_free=settings.query_free,
+        max_answer_tokens=settings.max_answer_tokens,
         dtype=number_format(model),
     )
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids. prompt: [1, T], what policies see; rest: [1, m], what follows it; answer: [n] or None."""
+    """Token ids. prompt: [1, T], seen by policies. rest: [1, m], between prompt and answer. answer: [n] or None."""
 
     prompt: torch.Tensor
     rest: torch.Tensor
     answer: torch.Tensor | None
 
 
-def encode(loaded: LoadedModel, sample: Sample, way: Way) -> Encoded:
-    """A sample's tokens, in the model's chat format if it has one.
+def encode(loaded: LoadedModel, sample: Sample, settings: SweepSettings) -> Encoded:
+    """Return a sample's tokens, in the model's chat format if it has one.
 
-    Raises InputError for a prompt longer than the model takes, an empty answer, or no question where it must be apart.
+    Raises InputError for a prompt longer than the model's context, for an empty answer, and, if the settings are
+    query-free, for a sample without a separate question.
     """
     model: Any = loaded.model
     ids = sample_ids(loaded, sample)
-    shared = shared_ids(loaded, sample, query_free=way.query_free)
+    shared = shared_ids(loaded, sample, query_free=settings.query_free)
     end = len(ids) if shared is None else shared
     answer = None
     if sample.answer is not None:
         answer = loaded.tokenizer(sample.answer, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
         if len(answer) == 0:
-            raise InputError(f"a {sample.task} sample has an empty answer: give some text, or null for the model's own")
-        answer = answer[: way.max_answer_tokens].to(model.device)
+            raise InputError(
+                f"a {sample.task} sample has an empty answer: give some text, or null for the full model's own answer"
+            )
+        answer = answer[: settings.max_answer_tokens].to(model.device)
     return Encoded(ids[None, :end].to(model.device), ids[None, end:].to(model.device), answer)
 
 
-def prefill(loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Method, way: Way) -> Prefilled:
-    """The prefill of a method of another stage, which shares nothing with others. Raises what `applying` raises."""
+def prefill(
+    loaded: LoadedModel, sample: Sample, encoded: Encoded, method: Method, settings: SweepSettings
+) -> Prefilled:
+    """Run the prefill of a method that is not a policy, from the first layer on. Raises what `applying` raises."""
     model: Any = loaded.model
     prompts = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}
     text = format_turn(loaded.tokenizer, sample.text, sample.lead)
@@ -211,7 +230,10 @@ def judge(
     method: AnyMethod = FULL,
     tokenizer: Any = None,
 ) -> Verdict:
-    """How likely `answer` [n] is after a prefill under `method` and `rest` [1, m], unless both have run along."""
+    """Judge `answer` [n] after a prefill under `method` and `rest` [1, m].
+
+    Neither runs again if both passed through the prefill as trailing tokens.
+    """
     logits = [model.get_output_embeddings()(prefilled.states[:, -len(answer) :])[0]]
     given, ran = answer[None, :-1], prefilled.states.shape[1] - 1
     if ran == 0:
@@ -225,7 +247,7 @@ def judge(
 
 
 def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: int) -> torch.Tensor:
-    """Up to `limit` tokens [n] that the full model says after its prefill and `rest` [1, m]; at least one."""
+    """Return the full model's greedy answer after its prefill and `rest` [1, m]: 1 to `limit` tokens [n]."""
     ends, cache = end_tokens(model), fork(prefilled.cache)
     logits = model.get_output_embeddings()(prefilled.states)
     if rest.shape[1]:
@@ -238,7 +260,10 @@ def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: i
 
 
 def reference_speedup(method: AnyMethod, layers: int) -> float:
-    """True-FLOPs ratio of the schedule on Qwen2.5-7B's shape at 16K, start layers taken as fractions of `layers`."""
+    """Return the true-FLOPs ratio, full model to method, on Qwen2.5-7B's shape and a prompt of 16,384 tokens.
+
+    Start layers of `layers` are scaled to the depth of that shape.
+    """
     return speedup_bound(REFERENCE_SHAPE, method_of(method).scaled(layers, REFERENCE_SHAPE.layers), REFERENCE_PROMPT)
 
 
@@ -247,18 +272,27 @@ def sweep(
     samples: Iterable[Sample],
     methods: Mapping[str, AnyMethod],
     rows: Path,
-    way: Way = Way(),
+    settings: SweepSettings = SweepSettings(),
     *,
     own: Mapping[str, torch.Tensor] = {},
     tick: Callable[[], None] = lambda: None,
 ) -> list[SweepRow]:
-    """Measure every method on every sample; rows are added to the JSONL file as they come, and those in it are kept.
+    """Measure every method on every sample, except where the JSONL file `rows` has a row already.
 
-    methods: by their texts in the rows; a row of the same method under another text counts. own: by digest, answers of
-    the full model that are known. tick: called after each sample. Returns all rows of this model in its number format,
-    samples, methods and way; rows that do not say their format count as of any.
+    Args:
+        loaded: The model and its tokenizer.
+        samples: The prompts and their answers.
+        methods: The methods by their texts in the rows. A row of the same method under another text counts, too.
+        rows: The JSONL file that new rows are appended to, one by one.
+        settings: The settings that all methods are run with.
+        own: The full model's own answers that are known, by the sample's digest.
+        tick: Called after each sample.
+
+    Returns:
+        All rows of this model and number format, these samples, methods and settings. Older rows without a number
+        format count as well.
     """
-    return list(sweeping(loaded, samples, methods, rows, way, own=own, tick=tick))
+    return list(sweeping(loaded, samples, methods, rows, settings, own=own, tick=tick))
 
 
 def sweeping(
@@ -266,21 +300,25 @@ def sweeping(
     samples: Iterable[Sample],
     methods: Mapping[str, AnyMethod],
     rows: Path,
-    way: Way = Way(),
+    settings: SweepSettings = SweepSettings(),
     *,
     own: Mapping[str, torch.Tensor] = {},
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[SweepRow]:
-    """The rows of `sweep` one by one, each before it is written, so that a full disk does not lose it."""
+    """Yield the rows of `sweep` one by one, each before it is written, so that a full disk does not lose it."""
     formats = number_format(loaded.model), ""
     known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
-    done = {(row.sample, canonical(row.policy)): row for row in known if _way(row) == way and row.halted_kv == "drop"}
+    done = {
+        (row.sample, canonical(row.policy)): row
+        for row in known
+        if _settings(row) == settings and row.halted_kv == "drop"
+    }
     names = {text: format_method(method) for text, method in methods.items()}
     first = {name: next(text for text in names if names[text] == name) for name in names.values()}
     for sample in samples:
         number = digest(sample)
         missing = {text: methods[text] for name, text in first.items() if (number, name) not in done}
-        measured = sweep_sample(loaded, sample, missing, way, own.get(number)) if missing else iter(())
+        measured = sweep_sample(loaded, sample, missing, settings, own.get(number)) if missing else iter(())
         for text, name in names.items():
             if (number, name) in done:
                 yield replace(done[number, name], policy=text)
@@ -293,24 +331,24 @@ def sweeping(
 
 @cache
 def canonical(text: str) -> str:
-    """The canonical text of a method; one that this version does not have is left as it is."""
+    """Return the canonical text of a method. The text of a method that this version does not have stays as it is."""
     try:
         return format_method(parse_method(text))
     except PolicyError:
         return text
 
 
-def _way(row: SweepRow) -> Way:
-    return Way(row.query_free, row.max_answer_tokens)
+def _settings(row: SweepRow) -> SweepSettings:
+    return SweepSettings(row.query_free, row.max_answer_tokens)
 
 
 def read_sweep(path: Path) -> list[SweepRow]:
-    """The rows of a JSONL file; none if there is no file yet."""
+    """Return the rows of a JSONL file; none if there is no file yet."""
     return rows_so_far(path, SweepRow)
 
 
 def digest(sample: Sample) -> str:
-    """What a sample is known by in rows."""
+    """Return the digest by which rows name a sample."""
     fields = {name: value for name, value in vars(sample).items() if name != "shaped"}
     if sample.shaped is not None:
         fields["shaped"] = sample.shaped.said

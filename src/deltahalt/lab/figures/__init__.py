@@ -1,1 +1,1 @@
-"""Pictures of measured rows: a figure reads rows and never runs a model."""
+"""Figures of measured rows. A figure reads rows and never runs a model."""

@@ -1,4 +1,4 @@
-"""What sweep rows say of one model's policies: quality against speed, and the frontier that no policy beats."""
+"""Compare one model's policies by sweep rows: quality against speed, and the Pareto frontier."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from statistics import fmean
 
 from deltahalt.errors import InputError
 from deltahalt.lab.evaluation.summary import PolicySummary, summarize, with_formats
-from deltahalt.lab.evaluation.sweep import SweepRow, Way
+from deltahalt.lab.evaluation.sweep import SweepRow, SweepSettings
 from deltahalt.policies.text import is_dense
 
 SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
@@ -16,7 +16,7 @@ SPEED = "speedup of prefill (ratio of true FLOPs, Qwen2.5-7B's shape at 16K)"
 
 @dataclass(frozen=True)
 class Point:
-    """A policy, how fast it is, and how good: higher is better in both."""
+    """A policy with its speed and its quality: higher is better in both."""
 
     policy: str
     speed: float
@@ -27,8 +27,9 @@ class Point:
 class Panel:
     """Policies' quality against their speed.
 
-    axis, across: what is written at the axes of quality and of speed. sign, speed_sign: they show sign * quality and
-    speed_sign * speed. full, full_speed: the full model's quality, as shown, and its speed where it is worth a line.
+    axis, across: the labels of the quality axis and the speed axis. sign, speed_sign: the axes show sign * quality and
+    speed_sign * speed. full: the full model's quality in the units of its axis. full_speed: the full model's speed;
+    None to draw no line for it.
     """
 
     title: str
@@ -41,20 +42,20 @@ class Panel:
     full_speed: float | None = None
 
     def spot(self, point: Point) -> tuple[float, float]:
-        """Where a point is drawn, in the units of the axes."""
+        """Return the position of a point in the units of the axes."""
         return self.speed_sign * point.speed, self.sign * point.quality
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a figure shows of one model's rows."""
+    """The title and panels of a figure about one model."""
 
     title: str
     panels: list[Panel]
 
 
 def compare(rows: Iterable[SweepRow]) -> Comparison:
-    """Both panels, on the samples that have rows of every policy. Raises InputError as `comparable` does."""
+    """Return both panels, on the samples that have rows of every policy. Raises InputError as `comparable` does."""
     title, chosen = comparable(rows)
     tasks = summarize_tasks(chosen)
     exact = {task: lines for task, lines in tasks.items() if any(line.full_exact for line in lines)}
@@ -82,10 +83,10 @@ def compare(rows: Iterable[SweepRow]) -> Comparison:
 
 
 def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
-    """A title, and the rows of halting policies on the samples that have rows of all; the last of equal ones counts.
+    """Return a title, and the rows of halting policies on the samples that have rows of every policy.
 
-    Raises InputError for rows of several models or ways to run them, of none but the full model, without a common
-    sample, or with an NLL that is no number.
+    Of rows of the same policy and sample, the last counts. Raises InputError for rows of several models or settings, of
+    the full model only, without a common sample, or with an NLL that is not finite.
     """
     halting = with_formats(row for row in rows if not is_dense(row.policy))
     halted = {(_subject(row), row.sample, row.policy): row for row in halting}
@@ -93,10 +94,10 @@ def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
     if not subjects:
         raise InputError("there are no rows of a policy that halts: run `deltahalt sweep` with one")
     if len(subjects) > 1:
-        raise InputError(f"these are rows of several models or ways ({'; '.join(subjects)}): draw one at a time")
+        raise InputError(f"these are rows of several models or settings ({'; '.join(subjects)}): give rows of only one")
     for row in halted.values():
         if not math.isfinite(row.nll - row.full_nll):
-            raise InputError(f"the NLL of {row.policy} on sample {row.sample} is no finite number: sweep it again")
+            raise InputError(f"the NLL of {row.policy} on sample {row.sample} is not a finite number: sweep it again")
     policies = {row.policy for row in halted.values()}
     measured = Counter(row.sample for row in halted.values())
     common = {sample for sample, count in measured.items() if count == len(policies)}
@@ -107,7 +108,7 @@ def comparable(rows: Iterable[SweepRow]) -> tuple[str, list[SweepRow]]:
 
 
 def summarize_tasks(rows: Iterable[SweepRow]) -> dict[str, list[PolicySummary]]:
-    """A summary of every policy for each task, tasks in the order of their names."""
+    """Return the summaries of all policies for each task, tasks in the order of their names."""
     by_task: dict[str, list[SweepRow]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
@@ -115,7 +116,7 @@ def summarize_tasks(rows: Iterable[SweepRow]) -> dict[str, list[PolicySummary]]:
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats, slowest first: none is as good in both and better in one. Equal ones all stay."""
+    """Return the Pareto frontier, slowest first: no other point is as good in both and better in one."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if not best or point.quality > best[-1].quality or _same(point, best[-1]):
@@ -124,25 +125,25 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 
 
 def on_frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """The rows of policies on the frontier of either panel, and of the full model. Raises as `compare` does."""
+    """Return the rows of policies on the frontier of either panel, and of the full model. Raises as `compare` does."""
     best = {point.policy for panel in compare(rows).panels for point in frontier(panel.points)}
     return [row for row in rows if row.policy in best or is_dense(row.policy)]
 
 
 def _subject(row: SweepRow) -> str:
-    """What a figure is about: a model, and how it was run where that is not the usual way."""
-    usual = Way()
-    ways = {
+    """Return what a figure is about: the model, and the settings that differ from the usual ones."""
+    usual = SweepSettings()
+    settings = {
         f"halted K/V {row.halted_kv}": row.halted_kv != "drop",
         "query-free": row.query_free,
         f"answers up to {row.max_answer_tokens} tokens": row.max_answer_tokens != usual.max_answer_tokens,
         row.dtype: row.dtype != "",
     }
-    return ", ".join([row.model, *(text for text, told in ways.items() if told)])
+    return ", ".join([row.model, *(text for text, unusual in settings.items() if unusual)])
 
 
 def _means(tasks: dict[str, list[PolicySummary]], quality: Callable[[PolicySummary], float]) -> list[Point]:
-    """A point a policy: the mean of its qualities on all tasks."""
+    """Return a point for each policy, whose quality is the mean over all tasks."""
     by_policy: dict[str, list[PolicySummary]] = {}
     for lines in tasks.values():
         for line in lines:

@@ -1,4 +1,4 @@
-"""Whether tokens that attention updates much are attended to much (Fig. 2): a panel for each task."""
+"""Attention that tokens get against how much attention updates them (Fig. 2): a panel for each task."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from deltahalt.lab.figures.observations import Array, of_one_model
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELLS = 72  # of the picture, in each direction
+CELLS = 72  # number of cells of a panel in each direction
 COLUMNS = 4
 
 
 def delta_attention(rows: Iterable[Observation], out: Path) -> None:
-    """Draw to `out`, an .svg or a .png file: how many tokens have which attention and which delta.
+    """Draw a histogram of tokens by attention and delta to `out`, an .svg or a .png file.
 
-    Attention is that of the last layer, as a multiple of the mean token's; delta is ||U||, mean over the layers. The
+    Attention is from the last layer, as a multiple of the mean token's. Delta is ||U||, mean over the layers. The
     correlations above each panel are means over its prompts. Raises InputError as `check_plot` and `of_one_model` do.
     """
     check_plot(out)
@@ -45,7 +45,7 @@ def delta_attention(rows: Iterable[Observation], out: Path) -> None:
 
 
 def correlations(rows: Sequence[Observation]) -> str:
-    """The mean correlations of several prompts, in words."""
+    """Return the mean correlations of several prompts as text."""
     pearson = [row.pearson for row in rows if row.pearson is not None]
     spearman = [row.spearman for row in rows if row.spearman is not None]
     if not pearson or not spearman:
@@ -54,7 +54,7 @@ def correlations(rows: Sequence[Observation]) -> str:
 
 
 def _draw(axes: "Axes", rows: Sequence[Observation], edges: Sequence[Array]) -> None:
-    """A cell is dark where many tokens are. Drawn as an image: a dot a token would make a large file."""
+    """Draw the histogram as an image, darker for more tokens: a dot for each token would make a large file."""
     from matplotlib.ticker import NullLocator
 
     attention, delta = (np.concatenate([part(row) for row in rows]) for part in (_attention, _delta))
@@ -67,7 +67,7 @@ def _draw(axes: "Axes", rows: Sequence[Observation], edges: Sequence[Array]) -> 
 
 
 def _edges(rows: Sequence[Observation]) -> tuple[Array, Array]:
-    """Edges of the cells over all that is drawn: attention in equal steps of its logarithm, delta in equal steps."""
+    """Return the edges of the cells: equal steps of the logarithm for attention, and equal steps for delta."""
     attention, delta = (np.concatenate([part(row) for row in rows]) for part in (_attention, _delta))
     attention = attention[attention > 0]
     return (

@@ -1,4 +1,4 @@
-"""How much attention updates tokens (Fig. 1): the distribution of relative deltas at four layers and over the depth."""
+"""Distribution of relative attention deltas at four layers and over the depth (Fig. 1)."""
 
 import math
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from deltahalt.lab.figures.observations import MODALITIES, Array, by_modality, o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DEPTHS = (5 / 28, 10 / 28, 20 / 28, 25 / 28)  # the paper's layers, of its model's 28
+DEPTHS = (5 / 28, 10 / 28, 20 / 28, 25 / 28)  # the paper's layers in its model of 28 layers
 DELTA = "relative attention delta, ||U|| / ||H||"
 
 
 def delta_distribution(rows: Iterable[Observation], out: Path) -> None:
-    """Draw to `out`, an .svg or a .png file; a row of panels for each modality.
+    """Draw the distributions to `out`, an .svg or a .png file, with a row of panels for each modality.
 
-    Left: density of ||U|| / ||H|| over all tokens, at four depths, up to its 99 % quantile. Right: its median and the
-    middle 50 and 90 % of tokens in every layer. Raises InputError as `check_plot` and `of_one_model` do.
+    Left: density of ||U|| / ||H|| over all tokens, at four depths, up to its 99 % quantile. Right: its median
+    and its middle 50 and 90 % of tokens in every layer. Raises InputError as `check_plot` and `of_one_model` do.
     """
     check_plot(out)
     title, observed = of_one_model(rows)

@@ -1,4 +1,4 @@
-"""What all figures share: file formats, style, colours, and the look of a method."""
+"""The common style of all figures: file formats, fonts, and the colour and marker of each method."""
 
 import io
 import textwrap
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Nothing of the machine, the day or the library goes into a file, so that a redrawn figure is the same file.
+# Files name neither machine nor date nor library version, so that a redrawn figure is the same file.
 MAKER = "deltahalt plot"
 FORMATS: dict[str, dict[str, str | None]] = {".svg": {"Date": None, "Creator": MAKER}, ".png": {"Software": MAKER}}
-MARKS = f"<dc:title>{MAKER}</dc:title>".encode(), f"tEXtSoftware\0{MAKER}".encode()  # where these formats have it
+MARKS = f"<dc:title>{MAKER}</dc:title>".encode(), f"tEXtSoftware\0{MAKER}".encode()  # `MAKER` as these formats store it
 DPI = 200
-LETTERS = 11  # of a title, that fit into an inch
+LETTERS = 11  # number of a title's letters that fit into an inch
 STYLE = {
     "svg.hashsalt": "deltahalt",
     "svg.fonttype": "none",
@@ -35,26 +35,27 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "0.93",
 }
-# Ten colours told apart with any colour vision (Petroff 2021, arXiv 2107.02270), black, pink, and a marker with each.
+# Ten colours that differ for any colour vision (Petroff 2021, arXiv 2107.02270), black and pink; each has a marker.
 PETROFF = ["#3f90da", "#a96b59", "#bd1f01", "#ffa90e", "#94a4a2", "#717581", "#b9ac70", "#832db6", "#e76300", "#92dadd"]
 COLOURS = [*PETROFF, "#000000", "#f781bf"]
 MARKERS = "osD^vPX<>ph*d"
-# A method has the colour and the marker of its place here. Those that halt text come first: bars have no markers.
+# A method's place here decides its colour and marker. Methods that halt text come first, since bars have no markers.
 DRAWN = (
     *("dash", "dash-layer", "window-attention", "max-sim", "last-token-attention", "key-norm", "single-input-kv"),
     *("forecast", "random", "uniform", "dense", "fastv", "dart", "v2drop", "sparsevlm", "llmlingua2", "gemfilter"),
     *("snapkv", "d3", "vision-dash", "dart-vit", "tome", "tofu", "visionzip", "prumerge-plus", "random-groups"),
     "uniform-groups",
-)  # in the order of their looks, which stay when others are added
+)  # add new methods at the end, so that the others keep their colours and markers
 ORDER = list(dict.fromkeys([*DRAWN, *known_methods(), *known_vision_policies()]))
 FULL: dict[str, Any] = {"color": "0.25", "linewidth": 1, "linestyle": "--"}  # the full model's line
 
 
 @contextmanager
 def drawn(out: Path, title: str, size: tuple[float, float]) -> "Iterator[Figure]":
-    """A figure to draw on inside the block, `size` in inches, written to `out` at its end: .svg or .png.
+    """Yield a figure of `size` inches to draw on, and write it to `out`, an .svg or .png file, when the block ends.
 
-    The same drawing gives the same file, whatever the user's style. Raises InputError as `check_plot` does.
+    The same drawing gives the same file, whatever matplotlib style the user has set. Raises InputError as `check_plot`
+    does.
     """
     check_plot(out)
     from matplotlib import style
@@ -75,7 +76,7 @@ def check_plot(out: Path) -> None:
         raise InputError(f"a plot cannot be written to {out}: name a file that ends in {' or '.join(FORMATS)}")
     require_writable(out)
     if find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib, which the extra `plot` brings: pip install 'deltahalt[plot]'")
+        raise InputError("plots need matplotlib, which is not installed: pip install 'deltahalt[plot]'")
 
 
 def is_plot(file: Path) -> bool:
@@ -84,9 +85,9 @@ def is_plot(file: Path) -> bool:
 
 
 def looks(policies: Iterable[str]) -> "dict[str, Line2D]":
-    """A colour and a marker for each method among `policies`; a method of the project has the same in every figure.
+    """Return a colour and a marker for each method in `policies`. A method of the package has the same in every figure.
 
-    Stages of several methods come from the other end of colours and markers, as they are met.
+    Combinations of several methods get colours and markers from the end of the lists, shortest name first.
     """
     from matplotlib.lines import Line2D
 

@@ -1,4 +1,4 @@
-"""Labels beside the dots of a plot, placed where they hide nothing."""
+"""Labels beside the dots of a plot, placed so that they cover nothing."""
 
 import math
 import random
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
-# Where a label is tried, near before far. Above and to the right of a frontier there are no dots, so that comes first.
+# Positions that are tried for a label, nearest first. Above and to the right of a frontier are no dots, so 45 degrees come first.
 DISTANCES = (5, 8, 12, 16, 20, 25, 30, 36, 42, 50, 60, 70, 80, 95, 110, 130)  # points between a dot and its label
 ANGLES = (45, 30, 60, 15, 75, 0, 90, 105, 120, 135, 150, 165, 180, -15, -30, -45, -60, -75, -90, -120, -150)  # degrees
-FONT, DOT, PAD = 7.5, 4.5, 2  # points: size of the letters, half a dot, space around a label
-ORDERS = 24  # who is placed first matters: as many orders are tried
+FONT, DOT, PAD = 7.5, 4.5, 2  # in points: font size, radius of a dot, space around a label
+ORDERS = 24  # number of orders of placing labels that are tried, since the result depends on the order
 
 Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A place for a label, in pixels, and the line that leads from its dot to its centre."""
+    """A position for a label, in pixels. leader: the line from its dot to its centre."""
 
     dot: Pair
     centre: Pair
@@ -31,7 +31,7 @@ class Spot:
     leader: "Path"
 
     def clear_of(self, other: "Spot") -> bool:
-        """Whether this label and another hide nothing of each other, and their lines do not cross."""
+        """Whether this label and another do not overlap each other or their lines, and their lines do not cross."""
         return not (
             self.box.overlaps(other.box)
             or self.leader.intersects_bbox(other.box, filled=False)
@@ -42,14 +42,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What labels must stay within and keep clear of, in pixels."""
+    """The area that labels must stay in, and the dots and curves that they must not cover, in pixels."""
 
     room: "Bbox"
     dots: "list[Bbox]"
     curves: "list[Path]"
 
     def free(self, spot: Spot) -> bool:
-        """Whether a label would hide nothing, and its line pass over no dot but its own."""
+        """Whether a label covers nothing, and its line crosses no dot but its own."""
         return (
             all(self.room.contains(x, y) for x, y in spot.box.corners())
             and not spot.box.count_overlaps(self.dots)
@@ -63,7 +63,8 @@ class Sheet:
 def place_labels(axes: "Axes", labels: Mapping[Pair, str], dots: Sequence[Pair], lines: "Sequence[Line2D]") -> None:
     """Write each label beside its dot, clear of dots, lines and other labels, with a thin line to the dot.
 
-    Dots are in the units of the axes, whose layout and limits must be final. A label without a free spot is left out.
+    Dots are in the units of the axes, whose layout and limits must be final. A label without a free position is left
+    out.
     """
     unit = axes.figure.dpi / 72  # pixels in a point
     sheet = Sheet(
@@ -88,14 +89,14 @@ def place_labels(axes: "Axes", labels: Mapping[Pair, str], dots: Sequence[Pair],
 
 
 def _arrange(spots: Mapping[Pair, Sequence[Spot]]) -> dict[Pair, Spot]:
-    """A spot for as many dots as possible, none in the way of another, on short lines."""
+    """Choose positions that do not conflict, for as many dots as possible and with short lines."""
     draw = random.Random(0)
     tried = [_in_order(spots, draw.sample(sorted(spots), len(spots))) for _ in range(ORDERS)]
     return min(tried, key=lambda taken: (-len(taken), sum(math.dist(s.dot, s.centre) for s in taken.values())))
 
 
 def _in_order(spots: Mapping[Pair, Sequence[Spot]], order: Sequence[Pair]) -> dict[Pair, Spot]:
-    """Each dot's first spot that those before it have left."""
+    """Choose for each dot, in `order`, the first position that does not conflict with those chosen before."""
     taken: dict[Pair, Spot] = {}
     for dot in order:
         found = next((spot for spot in spots[dot] if all(spot.clear_of(other) for other in taken.values())), None)
@@ -105,7 +106,7 @@ def _in_order(spots: Mapping[Pair, Sequence[Spot]], order: Sequence[Pair]) -> di
 
 
 def _spots(axes: "Axes", dot: Pair, text: str, unit: float) -> Iterator[Spot]:
-    """Where a dot's label may be, the best places first."""
+    """Yield the positions to try for a dot's label, the best first."""
     from matplotlib.path import Path
 
     ruler = axes.text(*dot, text, fontsize=FONT)

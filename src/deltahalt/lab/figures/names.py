@@ -1,4 +1,4 @@
-"""Policies in few words, for legends and labels."""
+"""Short names of policies, for legends and labels."""
 
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
@@ -7,12 +7,12 @@ from deltahalt.policies.text import Written, read, write
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RHO = "\N{GREEK SMALL LETTER RHO}"
-WIDTH = 45  # letters in a line of a label
+WIDTH = 45  # largest number of letters in a line of a label
 GLUE = "\N{NO-BREAK SPACE}"
 
 
 def method(policy: str) -> str:
-    """What a policy's text names: a method, or several that share the work in stages."""
+    """Return the name of a policy's method, or the names of the methods of its stages."""
     names = [stage.name for stage in read(policy)]
     if len(names) == 1:
         return names[0]
@@ -20,14 +20,14 @@ def method(policy: str) -> str:
 
 
 def shared_options(policies: Iterable[str]) -> list[str]:
-    """The options, `name=value`, that every stage of every policy is given."""
+    """Return the options, `name=value`, that every stage of every policy has."""
     return _shared([stage for policy in policies for stage in read(policy)])
 
 
 def shared_beyond(policies: Iterable[str]) -> list[str]:
-    """The options that all stages share which are given more than a start layer and a ratio.
+    """Return the options that all stages with more options than a start layer and a ratio have in common.
 
-    None where there is one such stage: it has nobody to share with.
+    If there is only one such stage, the result is empty.
     """
     every = [stage for policy in policies for stage in read(policy)]
     stages = [stage for stage in every if any(_place(name) == 2 for name in stage.options)]
@@ -36,7 +36,7 @@ def shared_beyond(policies: Iterable[str]) -> list[str]:
 
 
 def without(policy: str, options: Collection[str]) -> str:
-    """A policy's text without these options."""
+    """Return a policy's text without these options."""
     return write(
         Written(stage.name, {key: value for key, value in stage.options.items() if f"{key}={value}" not in options})
         for stage in read(policy)
@@ -44,9 +44,9 @@ def without(policy: str, options: Collection[str]) -> str:
 
 
 def short(policy: str) -> str:
-    """A policy's options in few letters, each stage on lines of its own: `l14 rho.667 chunk 64`.
+    """Return a policy's options in few letters, each stage on its own lines: `l14 rho.667 chunk 64`.
 
-    A stage without options is named.
+    A stage without options is shown by its name.
     """
     return "\n+ ".join(_stage(stage) or stage.name for stage in read(policy))
 
@@ -56,13 +56,13 @@ def _stage(stage: Written) -> str:
 
 
 def _lines(options: Iterable[str]) -> str:
-    """Options one after another; lines are broken between them, so that a label finds room."""
+    """Join options with spaces, and break long lines between options, so that a label needs less width."""
     glued = " ".join(option.replace(" ", GLUE) for option in options)
     return textwrap.fill(glued, WIDTH, break_long_words=False, break_on_hyphens=False).replace(GLUE, " ")
 
 
 def _shared(stages: Sequence[Written]) -> list[str]:
-    """The options, `name=value`, that all stages have."""
+    """Return the options, `name=value`, that all stages have."""
     if not stages:
         return []
     common = set.intersection(*(set(stage.options.items()) for stage in stages))
@@ -70,7 +70,7 @@ def _shared(stages: Sequence[Written]) -> list[str]:
 
 
 def _place(name: str) -> int:
-    """The start layer comes first, then the ratio, then the rest as given."""
+    """Return the rank of an option: first the start layer, then the ratio, then the others as given."""
     return {"start": 0, "pruning_ratio": 1}.get(name, 2)
 
 

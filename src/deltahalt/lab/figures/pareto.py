@@ -1,4 +1,4 @@
-"""The picture of accuracy against speed: a dot a policy, and the frontier with labels."""
+"""Accuracy against speed: a dot for each policy, and the frontier with labels."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +12,10 @@ from deltahalt.lab.figures.scatter import scatter
 def pareto(rows: Iterable[SweepRow], out: Path) -> None:
     """Draw accuracy against speed to `out`, an .svg or a .png file.
 
-    Left: share of exact answers, a mean over the tasks that the full model answers exactly at all. Right: change of the
-    negative log-likelihood, nats a token, a mean over all tasks. Both against the true-FLOPs ratio of the schedule on
-    Qwen2.5-7B's shape at 16K. The same rows give the same file. Raises InputError as `check_plot` and `compare` do.
+    Left: share of exact answers, mean over the tasks in which the full model has any. Right: change of the negative
+    log-likelihood in nats per token, mean over all tasks. Both are plotted against the true-FLOPs ratio of the schedule
+    on Qwen2.5-7B's shape and a prompt of 16,384 tokens. Equal rows give equal files. Raises InputError as `check_plot`
+    and `compare` do.
     """
     check_plot(out)
     comparison = compare(rows)

@@ -1,4 +1,4 @@
-"""Dots, one a policy, how good against how fast: the frontier that no policy beats, with labels, in every panel."""
+"""Scatter plots of quality against speed: a dot for each policy, and the Pareto frontier with labels."""
 
 import textwrap
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-LETTERS = 13.5  # of a panel's title or of the legend, that fit into an inch
+LETTERS = 13.5  # number of letters of a panel's title or the legend that fit into an inch
 NOTE = f"pale: off the frontier; labels, where there is room: l start layer, {RHO} share of the prompt halted there"
 
 
@@ -35,7 +35,7 @@ def scatter(title: str, panels: Sequence[Panel], out: Path) -> None:
             ncols=4,
             frameon=False,
         )
-        figure.draw_without_rendering()  # the layout settles, and labels are measured in it
+        figure.draw_without_rendering()  # fixes the layout, in which labels are measured
         figure.set_layout_engine("none")
         for axes, panel, lines_here in zip(columns, panels, lines, strict=True):
             place_labels(axes, _labels(panel, shared), [panel.spot(point) for point in panel.points], lines_here)
@@ -46,29 +46,29 @@ def _said_once(shared: Collection[str], letters: int) -> str:
 
 
 def _labels(panel: Panel, shared: Collection[str]) -> dict[tuple[float, float], str]:
-    """The frontier's labels by where they belong; where policies meet, the shortest is named and the rest counted.
+    """Return the frontier's labels by position. Policies at the same position get the shortest label and a count.
 
-    shared: options that go without saying.
+    shared: options that the legend names and labels leave out.
     """
-    meeting: dict[tuple[float, float], list[str]] = {}
+    by_spot: dict[tuple[float, float], list[str]] = {}
     for point in frontier(panel.points):
-        meeting.setdefault(panel.spot(point), []).append(short(without(point.policy, shared)))
+        by_spot.setdefault(panel.spot(point), []).append(short(without(point.policy, shared)))
     return {
         spot: min(texts, key=len) + (f" or {len(texts) - 1} more" if len(texts) > 1 else "")
-        for spot, texts in meeting.items()
+        for spot, texts in by_spot.items()
     }
 
 
 def _draw(axes: "Axes", panel: Panel, known: "dict[str, Line2D]", letters: int) -> "list[Line2D]":
-    """Points, frontier and the full model; returns the lines, which labels keep clear of.
+    """Draw points, frontier and the full model; return the lines, which labels must not cover.
 
-    letters: of the title's, that fit into a line.
+    letters: number of the title's letters that fit into a line.
     """
     axes.set_title(textwrap.fill(panel.title, letters))
     axes.set_xlabel(panel.across)
     axes.set_ylabel(panel.axis)
     axes.grid()
-    axes.margins(0.08, 0.12)  # room for labels at the ends
+    axes.margins(0.08, 0.12)  # leaves room for labels at the edges
     if panel.sign < 0:
         axes.invert_yaxis()
     best = frontier(panel.points)

@@ -1,4 +1,4 @@
-"""Score against end-to-end time (Fig. 6): a dot a policy, and the frontier with labels."""
+"""Score against end-to-end time (Fig. 6): a dot for each policy, and the frontier with labels."""
 
 import itertools
 import math
@@ -20,10 +20,11 @@ Measured = dict[str, dict[str, list[EvalRow]]]  # rows by policy and task, one f
 
 
 def score_time(rows: Iterable[EvalRow], out: Path) -> None:
-    """Draw score against seconds an answer to `out`, an .svg or a .png file.
+    """Draw score against seconds per answer to `out`, an .svg or a .png file.
 
-    Score: mean over tasks of the mean over a task's metrics, which must be shares. Seconds: of prefill and generation,
-    mean over tasks. Tasks are those that have rows of every policy. Raises InputError as `check_plot` and `compare` do.
+    The score is the mean over tasks of the mean over a task's metrics, which must be shares. Seconds are those of
+    prefill and generation, mean over tasks. Only tasks with rows of every policy count. Raises InputError as
+    `check_plot` and `compare` do.
     """
     check_plot(out)
     title, panel = compare(rows)
@@ -31,17 +32,19 @@ def score_time(rows: Iterable[EvalRow], out: Path) -> None:
 
 
 def compare(rows: Iterable[EvalRow]) -> tuple[str, Panel]:
-    """The figure's title, and its panel. Of rows of the same policy, task and metric, the last counts.
+    """Return the figure's title and its panel. Of rows of the same policy, task and metric, the last counts.
 
-    Raises InputError for rows of several models or ways to run them, of none but the full model, without a common task,
-    with metrics that are no shares, or of tasks that generate nothing or that policies did not run alike. One task may
-    have another batch size than the next, and only some the chat format; where libraries' versions differ, the title
-    has them.
+    Batch size and chat format may differ between tasks, but not between the policies of a task. If versions of
+    libraries differ, the title names them.
+
+    Raises:
+        InputError: For rows of several models or settings, or of the full model only; if there is no task that every
+            policy has run with the same samples and settings; if a metric is not a share, or a task generates nothing.
     """
     rows = list(rows)
     subjects = sorted(set(map(_subject, rows)))
     if len(subjects) > 1:
-        raise InputError(f"these are rows of several models or ways ({'; '.join(subjects)}): draw one at a time")
+        raise InputError(f"these are rows of several models or settings ({'; '.join(subjects)}): give rows of only one")
     measured: Measured = {}
     for row in {(row.policy, row.task, row.metric): row for row in rows}.values():
         measured.setdefault(row.policy, {}).setdefault(row.task, []).append(row)
@@ -69,20 +72,20 @@ def compare(rows: Iterable[EvalRow]) -> tuple[str, Panel]:
 
 
 def _subject(row: EvalRow) -> str:
-    """What a figure is about: a model, the machine, and how it was run."""
-    ways = {
+    """Return what a figure is about: the model, the machine, and the settings that are not the usual ones."""
+    settings = {
         f"halted K/V {row.halted_kv}": row.halted_kv != "drop",
         f"prompts from {row.min_prompt_tokens} tokens": row.min_prompt_tokens > 0,
         f"attention by {row.attention}": row.attention not in ("", "sdpa"),
         f"{row.processes} processes": row.processes > 1,
     }
-    way = ", ".join(text for text, unusual in ways.items() if unusual)
+    others = ", ".join(text for text, unusual in settings.items() if unusual)
     usual = f"{row.model}, {row.dtype} on {row.machine}, up to {row.max_length} tokens"
-    return f"{usual}, {way}" if way else usual
+    return f"{usual}, {others}" if others else usual
 
 
 def _versions(rows: list[EvalRow]) -> str:
-    """Libraries whose versions differ: that of most rows, and who ran with another."""
+    """Return text on libraries whose versions differ: the version of most rows, and the policies with another."""
     differing = ""
     for library in ("transformers", "torch"):
         version: Callable[[EvalRow], str] = attrgetter(library)
@@ -94,31 +97,33 @@ def _versions(rows: list[EvalRow]) -> str:
 
 
 def _check(task: str, by_policy: dict[str, list[EvalRow]]) -> None:
-    """Refuse rows of one task that cannot be averaged or compared."""
+    """Raise InputError for rows of one task that cannot be averaged or compared."""
     for row in itertools.chain(*by_policy.values()):
         if not 0 <= row.value <= 1:
             raise InputError(
-                f"{row.metric} of {task} is {row.value:g}, no share: only shares can be averaged to a score"
+                f"{row.metric} of {task} is {row.value:g}, not a share: draw only tasks with metrics from 0 to 1"
             )
         if row.new_tokens == 0:
-            raise InputError(f"{task} generates no answers, so they take no time: draw tasks that do")
+            raise InputError(
+                f"{task} generates no answers, so there is no time to draw: draw only tasks that generate answers"
+            )
     alike = attrgetter("metric", "samples", "batch_size", "chat_template")
-    ways = {policy: set(map(alike, rows)) for policy, rows in by_policy.items()}
-    first = Dense.name if Dense.name in ways else next(iter(ways))
-    unlike = [policy for policy, way in ways.items() if way != ways[first]]
+    settings = {policy: set(map(alike, rows)) for policy, rows in by_policy.items()}
+    first = Dense.name if Dense.name in settings else next(iter(settings))
+    unlike = [policy for policy, own in settings.items() if own != settings[first]]
     if unlike:
         raise InputError(
             f"{', '.join(unlike)} ran {task} on other samples, metrics or batch sizes than {first}, or not all in the "
-            "chat format: evaluate them alike"
+            "chat format: evaluate them with the same settings"
         )
 
 
 def _point(policy: str, tasks: list[list[EvalRow]]) -> Point:
-    """A policy's seconds an answer, negative so that higher is better, and its score."""
+    """Return a policy's score, and its seconds per answer, negated so that higher is better."""
     seconds = fmean(_seconds(rows[0]) for rows in tasks)
     return Point(policy, -seconds, fmean(fmean(row.value for row in rows) for rows in tasks))
 
 
 def _seconds(row: EvalRow) -> float:
-    """Seconds an answer of the row's task; times are those of the first process, which has its share of the samples."""
+    """Return the seconds per answer of the row's task. Times are of the first process and its share of samples."""
     return (row.prefill_seconds + row.generation_seconds) / math.ceil(row.samples / row.processes)

@@ -1,4 +1,4 @@
-"""Which signal to halt by (Fig. 7): every signal on every task, at each start layer and ratio that was measured."""
+"""Comparison of scoring signals (Fig. 7): every signal on every task, at each measured start layer and ratio."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-# Signals in the order of their bars: what is left of a policy's text without where it starts and how much it halts.
+# Signals in the order of their bars, by the policy's text without start layer and ratio.
 SIGNALS = {
     "dash": "attention delta (dash)",
     "dash:relative=true": "relative attention delta",
@@ -33,7 +33,7 @@ Bars = Mapping[str, Mapping[str, PolicySummary]]  # summaries by signal and task
 
 
 class Setting(NamedTuple):
-    """Where and how much is halted: shares of the depth come before layers, and each by number."""
+    """A start and a ratio. Sorting puts starts that are shares of the depth before those that are layers."""
 
     in_layers: bool
     start: float
@@ -46,17 +46,17 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Ablation:
-    """Bars of one setting: a start layer and a ratio, as written in `title`."""
+    """The bars of one setting, a start layer and a ratio, which `title` names."""
 
     title: str
     bars: Bars
 
 
 def signals(rows: Iterable[SweepRow], out: Path) -> None:
-    """Draw bars of every signal and task to `out`, an .svg or a .png file: a setting a row.
+    """Draw bars of every signal and task to `out`, an .svg or a .png file, with a row of panels for each setting.
 
-    Left: share of exact answers, on tasks that the full model answers exactly at all. Right: change of the negative
-    log-likelihood, nats a token. Raises InputError as `check_plot` and `ablations` do.
+    Left: share of exact answers, on the tasks in which the full model has any. Right: change of the negative
+    log-likelihood in nats per token. Raises InputError as `check_plot` and `ablations` do.
     """
     check_plot(out)
     title, found = ablations(rows)
@@ -78,9 +78,10 @@ def signals(rows: Iterable[SweepRow], out: Path) -> None:
 
 
 def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
-    """A title, and the bars of each setting that several signals were measured at, on samples common to all of them.
+    """Return a title, and the bars of each setting that has rows of several signals, on the samples that all have.
 
-    Only policies without other options count. Raises InputError as `comparable` does, and where no setting has several.
+    Only policies without other options count. Raises InputError as `comparable` does, and if no setting has rows of
+    several signals.
     """
     by_setting: dict[Setting, dict[str, str]] = {}  # policies by setting and signal
     rows = list(rows)
@@ -102,7 +103,7 @@ def ablations(rows: Iterable[SweepRow]) -> tuple[str, list[Ablation]]:
 
 
 def _split(policy: str) -> tuple[str, Setting] | None:
-    """A policy's signal, and where and how much it halts; None for a policy with other options or stages."""
+    """Return a policy's signal, start and ratio; None for a policy with other options or several stages."""
     first, *more = read(policy)
     others = {name: value for name, value in first.options.items() if name not in SETTING}
     signal = str(Written(first.name, others))
@@ -123,7 +124,7 @@ def _draw(
     value: Callable[[PolicySummary], float],
     full: Callable[[PolicySummary], float],
 ) -> None:
-    """A group of bars for each task, and the full model as a line across each group."""
+    """Draw a group of bars for each task, and the full model as a line across each group."""
     known, width = looks(bars), 0.84 / len(bars)
     for place, (signal, lines) in enumerate(bars.items()):
         axes.bar(

@@ -1,4 +1,4 @@
-"""How sparse attention to tokens of each modality is in every layer (Fig. 3)."""
+"""Sparsity of the attention to tokens of each modality in every layer (Fig. 3)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +11,9 @@ from deltahalt.lab.figures.observations import MODALITIES, by_modality, of_one_m
 
 
 def sparsity(rows: Iterable[Observation], out: Path) -> None:
-    """Draw to `out`, an .svg or a .png file: a thin line a prompt, and their mean, for each modality.
+    """Draw sparsity to `out`, an .svg or a .png file: for each modality, a thin line for each prompt, and their mean.
 
-    Sparsity is as in `Observation`. Raises InputError as `check_plot` and `of_one_model` do.
+    Sparsity is defined in `Observation`. Raises InputError as `check_plot` and `of_one_model` do.
     """
     check_plot(out)
     title, observed = of_one_model(rows)

@@ -1,4 +1,4 @@
-"""Every kind of row that is measured, and the table that it makes."""
+"""All kinds of rows, and the function that makes a table of each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +31,6 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows in Markdown, a table for each kind that is among them."""
+    """Return the rows in Markdown, as a table for each kind of row."""
     by_kind = {kind: [row for row in rows if isinstance(row, kind)] for kind in KINDS}
     return "\n\n".join(KINDS[kind](own) for kind, own in by_kind.items() if own)

@@ -1,1 +1,1 @@
-"""lm-evaluation-harness run from here: which tasks, where their data comes from, and result rows."""
+"""Run lm-evaluation-harness: select its tasks, read their data, and store the results as rows."""

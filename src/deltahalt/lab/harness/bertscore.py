@@ -1,4 +1,4 @@
-"""BERTScore (Zhang et al. 2020, arXiv 1904.09675): how well the words of two texts match in an encoder's eyes."""
+"""BERTScore (Zhang et al. 2020, arXiv 1904.09675): the similarity of two texts by an encoder's token states."""
 
 from functools import cache
 from typing import Any
@@ -8,14 +8,15 @@ from transformers import AutoModel, AutoTokenizer
 
 from deltahalt.errors import InputError, ModelError
 
-BERTSCORE = "bertscore_f1"  # what lm-eval calls the metric
+BERTSCORE = "bertscore_f1"  # the metric's name in lm-eval
 
 
 class BertScore:
-    """Scores texts by an encoder `MODEL:LAYER`: a hub id or local folder, and the layer whose states are compared.
+    """A scorer with the encoder `MODEL:LAYER`: a hub id or local folder, and the layer whose states are compared.
 
-    `roberta-large:17` is what BERTScore and LooGLE use for English. Not rescaled, no weights by frequency.
-    Raises InputError for a name without a layer that the model has, ModelError for a model that cannot be had.
+    BERTScore and LooGLE use `roberta-large:17` for English. Scores are not rescaled to a baseline, and tokens are not
+    weighted by frequency. Raises InputError for a name without a layer of the model, and ModelError for a model that
+    cannot be loaded.
     """
 
     def __init__(self, encoder: str) -> None:
@@ -33,11 +34,13 @@ class BertScore:
             ) from error
         self.layer, self.limit = int(layer), self.model.config.max_position_embeddings
         if self.layer > self.model.config.num_hidden_layers:
-            raise InputError(f"{name} has {self.model.config.num_hidden_layers} layers: there is no layer {self.layer}")
+            raise InputError(
+                f"the encoder {name} has no layer {self.layer}: give 0 to {self.model.config.num_hidden_layers}"
+            )
 
     @torch.inference_mode()
     def f1(self, candidate: str, reference: str) -> float:
-        """F1 of matching each token of one text with the nearest of the other, by cosine; 0 if a text has no tokens."""
+        """Return the F1 of matching each token with the other text's nearest by cosine; 0 if a text has no tokens."""
         said, said_words = self._encode(candidate)
         wanted, wanted_words = self._encode(reference)
         if not said_words.any() or not wanted_words.any():
@@ -48,7 +51,7 @@ class BertScore:
         return float(2 * precision * recall / (precision + recall))
 
     def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit states [n, D] of the text's tokens, and which [n] are words: marks at the ends have no weight."""
+        """Return the unit states [n, D] of a text's tokens, and which of them [n] are not special tokens."""
         limit = min(self.tokenizer.model_max_length, self.limit)
         coded = self.tokenizer(
             text.strip(), truncation=True, max_length=limit, return_tensors="pt", return_special_tokens_mask=True
@@ -60,5 +63,5 @@ class BertScore:
 
 @cache
 def load_bertscore(encoder: str) -> BertScore:
-    """One BertScore an encoder, however many tasks use it."""
+    """Return the scorer of an encoder, which all tasks share."""
     return BertScore(encoder)

@@ -1,4 +1,4 @@
-"""Benchmarks read from a local folder, each in the layout that it is published in.
+"""Read benchmarks from a local folder, each in the layout in which it is published.
 
 | file in the folder | fields |
 |---|---|
@@ -16,7 +16,7 @@ from typing import Any
 from deltahalt.errors import InputError
 from deltahalt.lab.jsonl import Kinds, read_jsonl
 
-# RULER's own names where lm-eval has others.
+# RULER's own names of tasks, by lm-eval's names, where they differ.
 RULER_NAMES = {
     "ruler_vt": "vt",
     "ruler_cwe": "cwe",
@@ -27,7 +27,7 @@ RULER_NAMES = {
 
 
 def longbench_rows(folder: Path, task: str) -> list[dict[str, Any]]:
-    """Rows of lm-eval's task `longbench_<name>`, which calls LongBench's `input` `question`. Raises InputError."""
+    """Return the rows of lm-eval's task `longbench_<name>`, with `input` also as `question`. Raises as `read_local`."""
     rows = read_local(
         folder / "longbench" / f"{task.removeprefix('longbench_')}.jsonl", input=str, context=str, answers=list
     )
@@ -35,7 +35,7 @@ def longbench_rows(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def ruler_rows(folder: Path, task: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of lm-eval's RULER task `task`, of prompts of each of `lengths` tokens, in turn. Raises InputError."""
+    """Return the rows of lm-eval's RULER task `task`, with prompts of all `lengths` in turn. Raises as `read_local`."""
     name = RULER_NAMES.get(task, task)
     return in_turn(
         [
@@ -52,12 +52,12 @@ def ruler_rows(folder: Path, task: str, lengths: Sequence[int]) -> list[dict[str
 
 
 def in_turn(rows: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row of each list, then the next of each: the first few, which a --limit leaves, are of all."""
+    """Return the first row of each list, then the second of each, and so on, so that a --limit keeps rows of all."""
     return [row for together in zip_longest(*rows) for row in together if row is not None]
 
 
 def read_local(path: Path, **fields: Kinds) -> list[dict[str, Any]]:
-    """The objects of a benchmark's JSONL file, each with all of `fields`, which are of these types.
+    """Return the objects of a benchmark's JSONL file. fields: the fields that each object must have, and their types.
 
     Raises InputError for a file that is missing or empty, and for a line that is not such an object.
     """

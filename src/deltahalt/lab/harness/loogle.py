@@ -1,4 +1,4 @@
-"""LooGLE (Li et al. 2024, arXiv 2311.04939): its questions, and its automatic metrics.
+"""Questions and automatic metrics of LooGLE (Li et al. 2024, arXiv 2311.04939).
 
 The task files are tasks/loogle/*.yaml, with LooGLE's own prompts and answer lengths.
 """
@@ -16,10 +16,10 @@ from deltahalt.lab.harness.local import read_local
 
 
 def questions(file: str, data: str | None = None, **_: Any) -> dict[str, Dataset]:
-    """The test split of a LooGLE file in the folder `data`: a row a question, each with its whole document.
+    """Return the test split of a LooGLE file in the folder `data`: a row for each question, with its whole document.
 
-    Called by lm-eval, with the task's settings and its metadata. Raises InputError without `data`, or for a file that
-    is not LooGLE's.
+    lm-eval calls this function with the task's settings and metadata. Raises InputError without `data`, or for a file
+    that is not in LooGLE's format.
     """
     if data is None:
         raise InputError("LooGLE is read from local files: give --data FOLDER (lm_eval: --metadata data=FOLDER)")
@@ -30,7 +30,7 @@ def questions(file: str, data: str | None = None, **_: Any) -> dict[str, Dataset
 
 
 def score_text(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """ROUGE-L of one answer, by the package that LooGLE uses: F1, and the recall that LooGLE's own script prints."""
+    """Return the ROUGE-L F1 of one answer, and the recall that LooGLE's script prints, by the package it uses."""
     try:
         scores = Rouge(metrics=["rouge-l"]).get_scores(answered(results), doc["answer"])[0]["rouge-l"]
     except ValueError:  # nothing but full stops
@@ -39,7 +39,10 @@ def score_text(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def score_cloze(doc: dict[str, Any], results: list[str]) -> dict[str, tuple[int, int]]:
-    """(right masks, all masks) of one answer, a dict in Python's spelling: the same entity, or a word in common."""
+    """Return the number of right masks and of all masks in one answer, which is a Python dict of entities by mask.
+
+    exact_match counts equal entities, partial_match those with a word in common.
+    """
     wanted = json.loads(doc["answer"])
     given = _read_masks(results[0])
     named = {mask: (str(given[mask]), str(entity)) for mask, entity in wanted.items() if mask in given}
@@ -49,13 +52,13 @@ def score_cloze(doc: dict[str, Any], results: list[str]) -> dict[str, tuple[int,
 
 
 def share(counts: list[tuple[int, int]]) -> float:
-    """Right masks of all masks, over all questions."""
+    """Return the share of right masks among all masks of all questions."""
     right, masks = map(sum, zip(*counts, strict=True))
     return right / masks
 
 
 def answered(results: list[str]) -> str:
-    """The model's answer; LooGLE scores an empty one as the word None."""
+    """Return the model's answer. LooGLE scores an empty one as the word None."""
     return results[0].strip() or "None"
 
 
@@ -67,7 +70,9 @@ def _split(row: dict[str, Any], path: Path, number: int) -> list[dict[str, str]]
         pairs = ast.literal_eval(pairs) if isinstance(pairs, str) else pairs
         return [{"input": row["input"], "question": pair["Q"], "answer": _as_text(pair["A"])} for pair in pairs]
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise InputError(f"{path}, line {number}: qa_pairs is no list of questions Q and answers A") from error
+        raise InputError(
+            f"{path}, line {number}: qa_pairs is not a list of objects with Q and A: put LooGLE's own file there"
+        ) from error
 
 
 def _as_text(answer: Any) -> str:
@@ -77,6 +82,6 @@ def _as_text(answer: Any) -> str:
 def _read_masks(answer: str) -> dict[Any, Any]:
     try:
         masks = ast.literal_eval(answer.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # whatever a model may say
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # models may answer anything
         return {}
     return masks if isinstance(masks, dict) else {}

@@ -1,4 +1,4 @@
-"""Task names to lm-eval's tasks, their data taken from a local folder where one is given."""
+"""Find lm-eval's tasks by name, with data from a local folder if one is given."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,11 @@ from deltahalt.lab.harness.needle import needle_rows
 
 LM_EVAL_TASKS, OWN_TASKS = Path(lm_eval.tasks.__file__).parent, Path(__file__).parent / "tasks"
 LONGBENCH, RULER = LM_EVAL_TASKS / "longbench", LM_EVAL_TASKS / "ruler"
-NEEDLE, NEEDLE_TASK = "needle", "niah_single_2"  # a needle is asked for and scored as RULER does it in essays
-# lm-eval's group longbench_e lacks four of the thirteen tasks; its tag has them all.
+NEEDLE, NEEDLE_TASK = (
+    "needle",
+    "niah_single_2",
+)  # RULER's task in essays, with the needle task's prompt format and score
+# lm-eval's group longbench_e lacks four of the thirteen tasks; the tag has all of them.
 ALIASES = {"longbench_e": "longbench_tasks_e"}
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 
@@ -33,7 +36,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class LocalData:
-    """Where tasks' data comes from, and how it is cut and scored; fields as in `find_tasks`."""
+    """The arguments of `find_tasks` about local data and its scoring. folder: the argument `data`."""
 
     folder: Path
     lengths: Sequence[int]
@@ -50,16 +53,24 @@ def find_tasks(
     tokenizer: Any = None,
     bertscore: str | None = None,
 ) -> list[Task]:
-    """The tasks called `names`, groups and tags taken apart.
+    """Return the tasks called `names`, with groups and tags replaced by their tasks.
 
-    data: a folder in the layouts of `local.py`; nothing is downloaded then, and a task without a layout is refused.
-    lengths: prompts in tokens, for RULER and the needle task, measured by `model`'s tokenizer. bertscore: the encoder
-    of LooGLE's BERTScore, see `BertScore`, or "none". Raises InputError for an unknown name, or data that cannot be
-    read or downloaded, and ModelError for an encoder that cannot be had.
+    Args:
+        names: Names of lm-eval's tasks, groups or tags, or "needle" or "loogle".
+        data: A folder in the layouts of `local.py`. If given, nothing is downloaded, and tasks without a layout raise
+            an error.
+        lengths: Prompt lengths in tokens, for RULER and the needle task.
+        model: The model whose tokenizer measures these lengths where RULER's data is downloaded.
+        tokenizer: The tokenizer that measures the lengths of needle prompts.
+        bertscore: The encoder of LooGLE's BERTScore, see `BertScore`, or "none".
+
+    Raises:
+        InputError: For an unknown name, and for data that cannot be read or downloaded.
+        ModelError: For an encoder that cannot be loaded.
     """
     if data is None:
         if NEEDLE in names:
-            raise InputError("the needle's haystack is a folder of texts: give --data FOLDER that holds essays/*.txt")
+            raise InputError("the needle task needs texts for its haystack: give --data FOLDER that holds essays/*.txt")
         metadata = {"max_seq_lengths": list(lengths), "pretrained": model}
         manager = TaskManager(include_path=OWN_TASKS, metadata=metadata)
         specs: list[Any] = [_known(manager, ALIASES.get(name, name)) for name in names]
@@ -73,7 +84,7 @@ def find_tasks(
         leaves = dict.fromkeys(leaf for name in names for leaf in _leaves(manager, ALIASES.get(name, name)))
         specs = [_config(manager, leaf, local) for leaf in leaves]
     try:
-        with without_warnings("lm_eval.api.task"):  # that its own command could set lengths
+        with without_warnings("lm_eval.api.task"):  # it warns that lengths can be set in its own command
             return list(manager.load(specs)["tasks"].values())
     except ConnectionError as error:
         raise InputError(
@@ -83,18 +94,20 @@ def find_tasks(
 
 def _known(manager: TaskManager, name: str) -> str:
     if name not in manager.task_index:
-        raise InputError(f"there is no task {name!r}: `lm_eval ls tasks` lists lm-eval's; also needle and loogle")
+        raise InputError(
+            f"there is no task {name!r}: give needle, loogle, or one of those that `lm_eval ls tasks` lists"
+        )
     return name
 
 
 def _leaves(manager: TaskManager, name: str) -> list[str]:
-    """The single tasks that a task, group or tag stands for."""
+    """Return the names of the tasks that a task, group or tag stands for."""
     if name == NEEDLE:
         return [NEEDLE]
     if name not in manager.task_index:
         raise InputError(
-            f"{name!r} cannot be read from local files: with --data, ask for longbench_e, ruler, loogle or needle, or "
-            "for tasks of theirs"
+            f"{name!r} cannot be read from local files: with --data, give longbench_e, ruler, loogle, needle or tasks "
+            "of these"
         )
     entry = manager.task_index[name]
     members = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
@@ -102,7 +115,7 @@ def _leaves(manager: TaskManager, name: str) -> list[str]:
 
 
 def _config(manager: TaskManager, name: str, local: LocalData) -> Config:
-    """lm-eval's configuration of a task, its data read from the local folder."""
+    """Return lm-eval's configuration of a task, with data from the local folder."""
     path = manager.task_index[NEEDLE_TASK if name == NEEDLE else name].yaml_path
     if name == NEEDLE:
         rows = _test_split(lambda: needle_rows(local.folder, local.tokenizer, local.lengths))
@@ -117,14 +130,14 @@ def _config(manager: TaskManager, name: str, local: LocalData) -> Config:
 
 
 def _test_split(rows: Callable[[], Rows]) -> Callable[..., dict[str, Dataset]]:
-    """What lm-eval calls for a task's data, with its metadata."""
+    """Return the function that lm-eval calls, with a task's metadata, for the task's data."""
     return lambda **_: {"test": Dataset.from_list(rows())}
 
 
 def _by_length(path: Path, lengths: Sequence[int]) -> Config:
-    """One of RULER's tasks with its score for each prompt length.
+    """Return the configuration of a RULER task, with a score for each prompt length.
 
-    The YAML's functions are not resolved: the modules that make RULER's data download what they need as they load.
+    The YAML's functions are not resolved, since the modules that make RULER's data download files when imported.
     """
     config = load_yaml(path, resolve_func=False)
     process = getattr(common_utils, config["process_results"].rpartition(".")[2])
@@ -138,7 +151,7 @@ def _by_length(path: Path, lengths: Sequence[int]) -> Config:
 
 
 def _with_bertscore(config: Config, encoder: str | None) -> Config:
-    """One of LooGLE's tasks with BERTScore beside ROUGE-L, unless `encoder` is "none"."""
+    """Return the configuration of a LooGLE task, with BERTScore in addition to ROUGE-L unless `encoder` is "none"."""
     if encoder is None:
         raise InputError(
             f"{config['task']} is also scored by BERTScore: give its encoder (--bertscore roberta-large:17, or a local "

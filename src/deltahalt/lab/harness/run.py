@@ -1,4 +1,4 @@
-"""Run tasks through lm-eval, and keep what they gave as rows."""
+"""Run tasks through lm-eval, and return their results as rows."""
 
 import math
 import time
@@ -23,14 +23,23 @@ from deltahalt.lab.rows.eval import EvalRow, Spent
 def run_tasks(
     lm: DeltahaltLM, tasks: Sequence[Task], *, limit: int | None = None, chat_template: bool = False, seed: int = 0
 ) -> Iterator[EvalRow]:
-    """Evaluate one task after the other; yields its rows, in the first process only.
+    """Evaluate one task after the other, and yield its rows, in the first process only.
 
-    limit: the first samples of each task only. Raises InputError where answers would leave no room for a prompt, and
-    for a chat format that there is none of; UnsupportedError for a task that no halted prompt can be scored by; and
-    what halting and the tasks raise.
+    Args:
+        lm: The model.
+        tasks: The tasks, as `find_tasks` returns them.
+        limit: Number of first samples to run of each task; None for all.
+        chat_template: Whether prompts are put into the model's chat format.
+        seed: Seed of random, numpy, torch and few-shot drawing.
+
+    Raises:
+        InputError: If a task's answers leave no room for a prompt, or if the model has no chat format to use.
+        UnsupportedError: For a task that scores prompt tokens, which have no logits once halted.
+
+    Raises what halting and the tasks raise as well.
     """
     if chat_template and not lm.tokenizer.chat_template:
-        raise InputError(f"{lm.name} has no chat format: leave --apply-chat-template out")
+        raise InputError(f"{lm.name} has no chat template: leave --apply-chat-template out")
     for task in tasks:
         _require_room(lm, task)
         lm.require_prompts(task.task_name, task.OUTPUT_TYPE)
@@ -45,13 +54,13 @@ def _require_room(lm: DeltahaltLM, task: Any) -> None:
     answer = (task.config.generation_kwargs or {}).get("max_gen_toks", 0)
     if answer >= lm.max_length:
         raise InputError(
-            f"{task.task_name} allows answers of {answer} tokens, and {lm.max_length} are all the room there is: "
-            "give a larger --max-length, or a model that takes longer prompts"
+            f"{task.task_name} allows answers of {answer} tokens, and {lm.max_length} are allowed with the prompt: "
+            "give a larger --max-length, or a model with a longer context"
         )
 
 
 def _evaluate(lm: DeltahaltLM, task: Any, *, limit: int | None, chat_template: bool, seed: int) -> Any:
-    """lm-eval's results for one task; `simple_evaluate` without its inventory of the machine, which takes seconds."""
+    """Return lm-eval's results for one task, without the machine report of `simple_evaluate`, which takes seconds."""
     set_seed(seed)
     task.set_fewshot_seed(seed)
     if task.get_config("num_fewshot") is None:
@@ -65,7 +74,7 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
         metrics = {key: value for key, value in values.items() if "," in key and "_stderr," not in key}
         for key, value in metrics.items():
             name, _, kept = key.partition(",")
-            if name.isdecimal() and value == -1:  # RULER's length of prompts that there are none of
+            if name.isdecimal() and value == -1:  # a RULER metric for a prompt length without samples
                 continue
             stderr = values.get(f"{name}_stderr,{kept}")
             yield EvalRow(
@@ -96,9 +105,9 @@ def _rows(lm: DeltahaltLM, results: Any, seconds: float, *, chat_template: bool,
 
 
 def _by_sample(samples: Sequence[dict[str, Any]], metric: str, kept: str, mean: float) -> tuple[float, ...]:
-    """What each sample that has the metric got, behind the filter `kept`; nothing where `mean` is not their mean."""
+    """Return each sample's value of the metric after the filter `kept`; none if `mean` is not their mean."""
     own = [sample for sample in samples if sample["filter"] == kept and isinstance(sample.get(metric), (int, float))]
-    if metric.isdecimal():  # RULER: prompts of another length
+    if metric.isdecimal():  # RULER scores -1 for prompts of another length
         own = [sample for sample in own if sample[metric] != -1]
     values = tuple(float(sample[metric]) for sample in sorted(own, key=itemgetter("doc_id")))
     return values if values and math.isclose(fmean(values), mean, abs_tol=1e-9) else ()

@@ -1,4 +1,4 @@
-"""Rows of `deltahalt eval` as a table: scores, and what they took relative to the full model (DASH, Table 4)."""
+"""Rows of `deltahalt eval` as a table: scores, and efficiency relative to the full model (DASH, Table 4)."""
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -9,14 +9,14 @@ from deltahalt.policies.text import is_dense
 
 Figure = Callable[[EvalRow], float | None]
 
-# What two rows must have in common for their costs to be compared.
+# The fields that two rows must have in common for their costs to be compared.
 setting = attrgetter(
     *("model", "task", "metric", "version", "samples", "chat_template", "batch_size", "max_length", "seed"),
     *("dtype", "device", "machine", "processes", "attention", "transformers", "torch"),
 )
 
-# How a task was run, told where rows of one model and task differ in it.
-WAY: dict[str, Callable[[EvalRow], str]] = {
+# Columns with a task's settings, shown if rows of one model and task differ in them.
+SETTINGS: dict[str, Callable[[EvalRow], str]] = {
     "halted K/V": lambda row: row.halted_kv,
     "min prompt": lambda row: f"{row.min_prompt_tokens}",
     "chat format": lambda row: "yes" if row.chat_template else "no",
@@ -34,17 +34,18 @@ EFFICIENCY: dict[str, Figure] = {
 
 
 def throughput(row: EvalRow) -> float:
-    """Tokens a second, of prompts and answers together."""
+    """Return the tokens per second, prompts and answers together."""
     return (row.prompt_tokens + row.new_tokens) / (row.prefill_seconds + row.generation_seconds)
 
 
 def markdown(rows: Sequence[EvalRow]) -> str:
-    """The rows as a Markdown table, a line a method and metric of a task; methods on the same task follow each other.
+    """Return a Markdown table with a line for each metric of a task and method; methods on the same task are together.
 
-    How they were run is told where those of one model and task differ in it. Cut: prompts that were longer than the
-    model takes, and lost their beginning. Beside full: the mean difference to the full model's row of the same run,
-    sample by sample, and its standard error. Efficiency is relative to that row, above 1 is better, and empty where
-    there is none. Generation is a token's, since answers differ in length.
+    Columns of `SETTINGS` appear only if rows of one model and task differ in them. "cut" counts the prompts that were
+    longer than the model's context and lost their beginning. "beside full" is the mean difference to the full model's
+    row of the same run, sample by sample, with its standard error. The columns of `EFFICIENCY` are relative to that
+    row: above 1 is better, and a cell is empty if there is no such row. "generation" is the time per token, since
+    answers differ in length.
     """
     scores = list(dict.fromkeys((row.model, row.task, row.metric) for row in rows))
     rows = sorted(rows, key=lambda row: scores.index((row.model, row.task, row.metric)))
@@ -55,7 +56,8 @@ def markdown(rows: Sequence[EvalRow]) -> str:
         "metric": [row.metric for row in rows],
         "policy": [f"`{row.policy}`" for row in rows],
         **differing(
-            {head: [cell(row) for row in rows] for head, cell in WAY.items()}, [(row.model, row.task) for row in rows]
+            {head: [cell(row) for row in rows] for head, cell in SETTINGS.items()},
+            [(row.model, row.task) for row in rows],
         ),
         "score": [f"{row.value:.4f}" for row in rows],
         "stderr": ["" if row.stderr is None else f"{row.stderr:.4f}" for row in rows],

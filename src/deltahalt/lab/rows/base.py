@@ -1,4 +1,4 @@
-"""Rows of measurements in JSONL files: one object a line, which names its kind."""
+"""Rows of measurements in JSONL files: each line is an object that names its kind."""
 
 import json
 import os
@@ -13,25 +13,25 @@ from deltahalt.files import require_writable, writing
 from deltahalt.lab.jsonl import COMPRESSED, is_whole, read_jsonl
 from deltahalt.lab.rows.check import impossible
 
-UNNAMED = "sweep"  # the kind of rows that were written before kinds were
+UNNAMED = "sweep"  # the kind of older rows, which do not name one
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. kind: the name of its type in a file. signed: the fields that may be below zero."""
+    """One measurement. kind: name of the row's type in files. signed: names of the fields that may be below zero."""
 
     kind: ClassVar[str]
     signed: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Row":
-        """The row with these fields of a JSON object. Raises TypeError or KeyError for others."""
+        """Return the row with the fields of a JSON object. Raises TypeError or KeyError for other fields."""
         return cls(**fields)
 
 
 @dataclass(frozen=True)
 class RanRow(Row):
-    """A measurement with what it ran on, as `deltahalt.lab.bench.machine.ran_on` says it."""
+    """A measurement with the hardware and software it ran on, from `deltahalt.lab.bench.machine.ran_on`."""
 
     dtype: str
     attention: str
@@ -45,13 +45,13 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a file, a whole line with one write each; the file is made if there is none.
+    """Append rows to a file, each line with one write. The file is created if it does not exist.
 
-    Half a line at the end of the file, as an interrupted write leaves it, is first moved to a file of its own.
+    If the file ends in an incomplete line, which an interrupted write leaves, that line is first moved to another file.
 
     Raises:
         InputError: for a file that cannot be written or is compressed, and for a row that `read_rows` would refuse.
-        OutputError: where writing fails, such as on a full disk; rows before it are in the file.
+        OutputError: if writing fails, such as on a full disk; the rows before it are in the file.
     """
     _require_appendable(path)
     lines = [_line(row) for row in rows]
@@ -65,21 +65,21 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
-    """The rows of a file, each of one of `kinds`; half a line at the end is left out, with a RowsWarning.
+    """Return the rows of a file, which must be of `kinds`. An incomplete last line is left out, with a RowsWarning.
 
-    Raises InputError for a file that is missing or compressed and damaged, and for a line that is not such a row.
+    Raises InputError for a file that is missing or damaged, and for a line that is not such a row.
     """
     lines = read_jsonl(path, hint=f"give rows that were measured ({_named(kinds, ', ')})", half=_warn)
     return [_row(fields, kinds, where) for where, fields in lines]
 
 
 def rows_so_far(path: Path, *kinds: type[AnyRow]) -> list[AnyRow]:
-    """The rows of a file that is still written; none if there is no file yet. Raises as `read_rows` for other lines."""
+    """Return the rows of a file, or none if there is no file yet. Raises as `read_rows` for other lines."""
     return read_rows(path, *kinds) if path.is_file() else []
 
 
 def require_rows(path: Path, *kinds: type[Row]) -> None:
-    """Raise InputError unless rows can be added to the file: there is none yet, or it holds rows of `kinds` alone."""
+    """Raise InputError unless rows can be appended to the file: it does not exist, or has only rows of `kinds`."""
     _require_appendable(path)
     rows_so_far(path, *kinds)
 
@@ -91,14 +91,14 @@ def _require_appendable(path: Path) -> None:
 
 
 def _line(row: Row) -> bytes:
-    """The row's line. Raises InputError for a row that could not be read again."""
+    """Return a row's line. Raises InputError for a row that `read_rows` would refuse."""
     if wrong := impossible(row):
         raise InputError(f"this {row.kind} row cannot be stored: {wrong}")
     return (json.dumps({"kind": row.kind, **asdict(row)}) + "\n").encode()
 
 
 def _row(fields: dict[str, Any], kinds: Sequence[type[AnyRow]], where: str) -> AnyRow:
-    """The row with these fields, of one of `kinds`. Raises InputError for others; where: of the line, to name it."""
+    """Return the row with these fields, of one of `kinds`. Raises InputError, which names `where`, for others."""
     named = fields.pop("kind", UNNAMED)
     kind: Any = next((kind for kind in kinds if kind.kind == named), None)
     row: Any = None
@@ -119,13 +119,13 @@ def _named(kinds: Sequence[type[Row]], between: str) -> str:
 
 
 def _warn(where: str) -> None:
-    """Warn about half a line that is not read."""
-    message = f"{where}: half a row, which an interrupted write left, is not read: measure it again"
+    """Warn about an incomplete last line, which is not read."""
+    message = f"{where}: this row is incomplete, since its write was interrupted, and is left out: measure it again"
     warnings.warn(message, RowsWarning, stacklevel=4)
 
 
 def _end_last_line(path: Path) -> None:
-    """Make a file end with a line feed: half a row at its end moves to a file beside it, with a RowsWarning."""
+    """Make a file end with a line feed. An incomplete row at its end moves to another file, with a RowsWarning."""
     if not path.is_file() or path.stat().st_size == 0:
         return
     with path.open("r+b") as file:
@@ -141,4 +141,4 @@ def _end_last_line(path: Path) -> None:
         with aside.open("ab") as other:
             other.write(last + b"\n")
         file.truncate(sum(len(line) + 1 for line in lines))
-    warnings.warn(f"half a row at the end of {path} was moved to {aside}", RowsWarning, stacklevel=3)
+    warnings.warn(f"an incomplete row at the end of {path} was moved to {aside}", RowsWarning, stacklevel=3)

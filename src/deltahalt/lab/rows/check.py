@@ -1,4 +1,4 @@
-"""Whether the fields of a row can be measurements: of the declared types, finite, and not below zero."""
+"""Check that the fields of a row are possible: of the declared types, finite, and not below zero."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ SCALARS = (str, float, int, bool, NoneType)
 
 
 def impossible(row: Any) -> str | None:
-    """What is wrong with the first field that cannot be, by its name; None where nothing is.
+    """Return what is wrong with the first impossible field of a row, with the field's name; None if all are possible.
 
-    Numbers are 0 or more, except in the fields that the row's type names in `signed`.
+    Numbers must be 0 or more, except in the fields that the row's type names in `signed`.
     """
     kind: Any = type(row)
     for name, hint in _declared(kind):
@@ -26,13 +26,13 @@ def impossible(row: Any) -> str | None:
 
 @cache
 def _declared(kind: Any) -> list[tuple[str, Any]]:
-    """The fields of a dataclass and their types."""
+    """Return the names and types of a dataclass's fields."""
     hints = get_type_hints(kind)
     return [(field.name, hints[field.name]) for field in fields(kind)]
 
 
 def _wrong(name: str, value: Any, hint: Any, signed: bool) -> str | None:
-    """What is wrong with a value that was declared as `hint`; None where nothing is."""
+    """Return what is wrong with a value of the declared type `hint`; None if nothing is."""
     if hint in SCALARS:
         return _wrong_scalar(name, value, hint, signed)
     kind: Any = get_origin(hint) or hint
@@ -54,7 +54,7 @@ def _wrong(name: str, value: Any, hint: Any, signed: bool) -> str | None:
 
 
 def _wrong_scalar(name: str, value: Any, kind: Any, signed: bool) -> str | None:
-    """The same for a text, a number, a boolean or None."""
+    """Do the same for a text, a number, a boolean or None."""
     taken: Any = (int, float) if kind is float else kind
     if not isinstance(value, taken) or (isinstance(value, bool) and kind is not bool):
         return f"{name} is {spoken(value)}, not {SPOKEN[kind]}"
@@ -71,5 +71,5 @@ def _wrong_scalar(name: str, value: Any, kind: Any, signed: bool) -> str | None:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # an integer beyond the range of floats
         return False

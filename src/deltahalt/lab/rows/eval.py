@@ -1,4 +1,4 @@
-"""A row of `deltahalt eval`: one metric of one task, and what the task's generation took."""
+"""A row of `deltahalt eval`: one metric of one task, and the cost of the task's generation."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from deltahalt.lab.rows.base import Row
 
 @dataclass
 class Spent:
-    """What generation took so far, of all samples together; zero where a task only scores given continuations.
+    """The cost of generation so far, summed over samples; zero for tasks that only score given continuations.
 
-    prefill_seconds, generation_seconds: until the first token of each answer, and after it. prompt_tokens: as prompts
-    came, before a method shortened them, without padding. new_tokens: with padding, for answers that end before others
-    of their batch. peak_bytes: most GPU memory held, weights included; None on a CPU.
+    prefill_seconds, generation_seconds: time until the first token of each answer, and after it.
+    prompt_tokens: number of tokens of the prompts before any method shortens them, without padding.
+    new_tokens: number of generated tokens, with padding after answers that end before others of their batch.
+    peak_bytes: peak of the allocated GPU memory, weights included; None on a CPU.
     """
 
     prefill_seconds: float = 0.0
@@ -28,13 +29,13 @@ class Spent:
 
     @classmethod
     def from_now(cls, device: torch.device) -> "Spent":
-        """Nothing yet; the device's memory is watched from now on."""
+        """Return zero cost, and restart the measurement of the device's peak memory."""
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         return cls()
 
     def add(self, prefill: Report, tokens: torch.Tensor, seconds: float) -> None:
-        """Add a batch: the report of its prefill, prompts and answers [B, T + n], and the seconds of both."""
+        """Add a batch: its prefill's report, its prompts and answers [B, T + n], and the seconds of both together."""
         assert prefill.seconds is not None
         self.prefill_seconds += prefill.seconds
         self.generation_seconds += seconds - prefill.seconds
@@ -47,13 +48,18 @@ class Spent:
 class EvalRow(Row):
     """One metric of one task.
 
-    stderr: of the mean over samples; None where lm-eval has none. samples: how many were scored. seconds: the whole
-    task's, generation and scoring. version: the task's own. seed: of random, numpy, torch and few-shot drawing. From
-    prefill_seconds to peak_bytes: those of `Spent`, in this process. encoder: BERTScore's and its layer, no folders;
-    empty for other metrics. attention: the implementation, as transformers names it. cut: prompts of this process that
-    were longer than the model takes, and lost their beginning. by_sample: the metric of each sample, in the order of
-    the data; empty where the metric is no mean of theirs. The last four are empty, or None, in rows from before they
-    were kept.
+    stderr: standard error of the mean over samples; None if lm-eval reports none.
+    samples: number of scored samples.
+    seconds: time of the whole task, generation and scoring.
+    seed: the seed of random, numpy, torch and few-shot drawing.
+    version: the version of the task.
+    prefill_seconds to peak_bytes: as in `Spent`, for this process.
+    encoder: name and layer of BERTScore's encoder, without folders; empty for other metrics.
+    attention: transformers' name of the attention implementation.
+    cut: number of this process's prompts that were longer than the model's context and lost their beginning.
+    by_sample: the metric of each sample, in the order of the data; empty if the metric is not their mean.
+
+    The last four are empty or None in older rows, which do not store them.
     """
 
     kind: ClassVar[str] = "eval"
@@ -98,7 +104,7 @@ class EvalRow(Row):
 
 
 def paired(row: EvalRow, full: EvalRow) -> tuple[float, float] | None:
-    """Mean difference to the full model over the samples, and its standard error; None where they were not kept."""
+    """Return the mean difference to the full model over the samples, and its standard error; None without samples."""
     if len(row.by_sample) != len(full.by_sample) or len(row.by_sample) < 2:
         return None
     apart = [own - other for own, other in zip(row.by_sample, full.by_sample, strict=True)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 
 def differing(columns: Mapping[str, Sequence[str]], groups: Sequence[object] = ()) -> dict[str, Sequence[str]]:
-    """The columns whose cells differ; groups: the group of each line, to compare only the lines of one group."""
+    """Return the columns whose cells differ. groups: the group of each line; only lines of one group are compared."""
     return {
         head: cells
         for head, cells in columns.items()
@@ -13,6 +13,6 @@ def differing(columns: Mapping[str, Sequence[str]], groups: Sequence[object] = (
 
 
 def table(columns: Mapping[str, Sequence[str]]) -> str:
-    """A Markdown table of columns by head."""
+    """Return a Markdown table of columns by head."""
     head, *body = ("| " + " | ".join(line) + " |" for line in (tuple(columns), *zip(*columns.values(), strict=True)))
     return "\n".join([head, "|" + "---|" * len(columns), *body])

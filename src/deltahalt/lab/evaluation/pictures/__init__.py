@@ -1,1 +1,1 @@
-"""Pictures drawn from seeds, questions about them, and what methods make of both; to draw needs the extra `vision`."""
+"""Pictures drawn from seeds, questions about them, and methods' accuracy on both. Drawing needs the extra `vision`."""

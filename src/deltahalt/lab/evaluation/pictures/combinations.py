@@ -1,4 +1,4 @@
-"""Methods of the ViT and of the decoder, at a share of visual tokens: what `vision-sweep` compares."""
+"""The methods that `vision-sweep` compares: in the ViT, the decoder or both, at a share of the visual tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,10 @@ from deltahalt.vision.policies import known_vision_policies, parse_vision_policy
 
 @dataclass(frozen=True)
 class Combination:
-    """A method in the ViT, in the decoder, or in both. method: as the user wrote it. retain: share of visual tokens.
+    """A method in the ViT, in the decoder, or in both.
 
-    vision_policy, policy: the texts that rows have; None for nothing at this stage.
+    method: its text as the user wrote it. retain: share of visual tokens that stay. vision_policy, policy: the texts in
+    rows of the ViT-stage and the LLM-stage policy; None if there is none.
     """
 
     method: str
@@ -28,23 +29,26 @@ FULL = Combination("full model", 1.0, None, None)
 
 
 def split_stages(text: str) -> tuple[str | None, str | None]:
-    """The ViT-stage and LLM-stage policies that a text names: `dash`, `vision-dash`, or `vision-dash/dash` for both.
+    """Return the ViT-stage and LLM-stage policy of a text: `dash`, `vision-dash`, or `vision-dash/dash` for both.
 
-    Raises PolicyError for more than two, and for a first of two that does not act in the ViT.
+    Raises PolicyError for more than two policies, and if the first of two does not act in the ViT.
     """
     *before, last = text.split("/")
     if len(before) > 1 or (before and not _acts_in_vit(before[0])):
-        raise PolicyError(f"{text!r} is not a pair: name a ViT-stage policy, `/`, and an LLM-stage policy")
+        raise PolicyError(
+            f"{text!r} is not a ViT-stage policy, `/` and an LLM-stage policy: write a pair such as vision-dash/dash"
+        )
     if before:
         return before[0], last
     return (last, None) if _acts_in_vit(last) else (None, last)
 
 
 def combinations(names: Sequence[str], retains: Sequence[float]) -> list[Combination]:
-    """Each method at each share of visual tokens: `dash`, `tome`, or `vision-dash/dash` for ViT and decoder.
+    """Return each method at each share of visual tokens: `dash`, `tome`, or `vision-dash/dash` for ViT and decoder.
 
-    A method's own options win. Shares of several stages fall evenly, r^(1/3), r^(2/3), r: those of a `Cascade`, and
-    those joined by `+`. Raises PolicyError for a method that acts at neither stage, or does not take its options.
+    Options that a method sets itself stay. Several stages, of a `Cascade` or joined by `+`, each keep the same share of
+    the tokens before them: of three stages with a final share r, they keep r^(1/3), r^(2/3) and r of all tokens. Raises
+    PolicyError for a method that acts neither in the ViT nor in the decoder, and for options that it does not have.
     """
     return [_combination(name, retain) for retain in retains for name in names]
 
@@ -80,7 +84,7 @@ def _stage(stage: Written, retain: float) -> Written:
 
 
 def _with(stage: Written, settings: Mapping[str, Any]) -> Written:
-    """The stage with settings that it does not name itself."""
+    """Return the stage with those of `settings` that it does not set itself."""
     added = {name: str(value) for name, value in settings.items() if name not in stage.options}
     return replace(stage, options={**stage.options, **added})
 

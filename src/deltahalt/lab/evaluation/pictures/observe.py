@@ -1,4 +1,4 @@
-"""What visual and text tokens do in the full model, on pictures drawn from seeds (Fig. 1-3)."""
+"""Observations of visual and text tokens in the full model, on pictures drawn from seeds (Fig. 1-3)."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,5 +28,5 @@ def _observe(loaded: LoadedVisionModel, picture: Picture) -> list[Observation]:
 
 
 def _digest(picture: Picture) -> str:
-    """Tells pictures and their first questions apart."""
+    """Return a digest of a picture and its first question."""
     return hashlib.sha256(picture.pixels.tobytes() + picture.questions[0].text.encode()).hexdigest()[:16]

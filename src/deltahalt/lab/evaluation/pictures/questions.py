@@ -1,7 +1,7 @@
-"""Questions about a scene, with answers that follow from its record.
+"""Questions about a scene, with answers that follow from the scene's items.
 
-Each kind stands for what a benchmark of the paper's Tables 5 and 6 asks: `number` and `word` for OCRBench, `chart` for
-ChartQA, `presence` for POPE, `relation` and `compare` for GQA and MME, the others for MMStar's perception tasks.
+Each kind stands for a benchmark in the paper's Tables 5 and 6: `number` and `word` for OCRBench, `chart` for ChartQA,
+`presence` for POPE, `relation` and `compare` for GQA and MME, the others for MMStar's perception tasks.
 """
 
 import random
@@ -72,7 +72,7 @@ def _position(scene: Scene, draw: random.Random) -> Pair | None:
 
 
 def _place(scene: Scene, item: Item) -> str | None:
-    """One of nine regions; None near a border between two."""
+    """Return the one of nine regions that an item is in; None if it is near a border between two."""
     words = []
     pairs = zip(item.centre(), (scene.height, scene.width), (("top", "", "bottom"), ("left", "", "right")), strict=True)
     for at, side, names in pairs:
@@ -146,7 +146,7 @@ def _compare(scene: Scene, draw: random.Random) -> Pair | None:
 
 
 def _transcribe(scene: Scene, draw: random.Random) -> Pair | None:
-    """Dense supervision for training: everything written, or every shape, in raster order."""
+    """Ask for everything written, or every shape, in raster order: dense supervision for training."""
     written, shapes = scene.of("number", "word"), scene.of("shape")
     if written and (len(shapes) > 6 or draw.random() < 0.7):
         return "Read all.", ", ".join(map(str, written))
@@ -154,7 +154,7 @@ def _transcribe(scene: Scene, draw: random.Random) -> Pair | None:
 
 
 def _name(item: Item) -> str:
-    """An item without its colour."""
+    """Return an item's name without its colour."""
     return item.text if item.kind == "shape" else f"{item.kind} {item.text}"
 
 
@@ -163,7 +163,7 @@ def _described(item: Item) -> str:
 
 
 def _singular(scene: Scene) -> list[Item]:
-    """Items whose description fits no other."""
+    """Return the items whose description fits no other item."""
     counts = Counter(map(_described, scene.items))
     return [item for item in scene.items if counts[_described(item)] == 1]
 
@@ -181,9 +181,9 @@ KINDS: dict[str, Callable[[Scene, random.Random], Pair | None]] = {
     "compare": _compare,
     "transcribe": _transcribe,
 }
-ASKED = [kind for kind in KINDS if kind != "transcribe"]  # what accuracy is measured on
+ASKED = [kind for kind in KINDS if kind != "transcribe"]  # the kinds that accuracy is measured on
 
 
 def ask(scene: Scene, kind: str, draw: random.Random) -> Pair | None:
-    """A question of this kind and its answer; None where the scene offers none."""
+    """Return a question of this kind and its answer; None if the scene has nothing to ask about."""
     return KINDS[kind](scene, draw)

@@ -1,4 +1,4 @@
-"""What `vision-sweep` measures."""
+"""A row of `vision-sweep`: one method on all pictures."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +10,10 @@ from deltahalt.lab.rows.base import Row
 class VisionRow(Row):
     """One combination on all pictures; answers are generated greedily.
 
-    asked, right: questions of each kind, and those answered word for word. kept: share of visual tokens that is active
-    in the decoder's last layer. vision_flops, flops: of the ViT and of the prefill, relative to the full model's.
-    method, retain, vision_policy, policy: see `Combination`.
+    method, retain, vision_policy, policy: see `Combination`. pictures: number of pictures. asked, right: number of
+    questions of each kind, and of those answered word for word. kept: share of the visual tokens that are active in the
+    decoder's last layer. vision_flops, flops: FLOPs of the ViT and of the prefill, as a share of the full model's.
+    dtype, machine: the number format and the device of the model.
     """
 
     kind: ClassVar[str] = "vision"

@@ -9,13 +9,13 @@ import numpy as np
 from deltahalt.lab.evaluation.pictures.questions import ASKED, ask
 from deltahalt.lab.evaluation.pictures.scenes import HELD_OUT, make_scene, render
 
-SIDE = 256  # pixels
-HALVES = ASKED[::2], ASKED[1::2]  # kinds of questions that every other picture is asked
+SIDE = 256  # side of a picture in pixels
+HALVES = ASKED[::2], ASKED[1::2]  # kinds of questions: pictures get one half or the other in turn
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, of one of the kinds in `ASKED`, and the one right answer."""
+    """A question of one of the kinds in `ASKED`, and its only right answer."""
 
     kind: str
     text: str
@@ -24,16 +24,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels, uint8 [SIDE, SIDE, 3], and one question of each kind of a half."""
+    """Pixels, uint8 [SIDE, SIDE, 3], and one question of each kind in one of `HALVES`."""
 
     pixels: np.ndarray
     questions: tuple[Question, ...]
 
 
 def held_out_pictures(number: int) -> list[Picture]:
-    """The first `number` pictures that were never trained on; an even number asks each kind as often as any other.
+    """Return the first `number` pictures that were never trained on; an even number has all kinds equally often.
 
-    A scene that cannot be asked all kinds of its half is passed over.
+    Scenes that do not have a question of every kind in their half are skipped.
     """
     pictures: list[Picture] = []
     for seed in count(HELD_OUT):

@@ -1,8 +1,8 @@
-"""Pictures to ask about: a seed gives a scene, a scene gives pixels and labels.
+"""Pictures to ask about: a seed gives a scene, and a scene gives pixels and labels.
 
-A scene holds coloured shapes, numbers, words and, at times, a bar chart, over a textured and cluttered background.
-What a held-out scene writes is never written in a training scene, nor are its seeds and textures used there, nor the
-pairs of colour and shape in `HELD_OUT_PAIRS`.
+A scene has coloured shapes, numbers, words and, in some scenes, a bar chart, over a textured and cluttered background.
+Training scenes have none of the seeds, textures and written texts of held-out scenes, and none of the pairs of colour
+and shape in `HELD_OUT_PAIRS`.
 """
 
 import random
@@ -30,14 +30,14 @@ HELD_OUT_PAIRS = {(colour, SHAPES[(3 * row + 1) % 8]) for row, colour in enumera
 DIGITS = "0123456789"
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # no I and O, which look like digits
 TOKEN = 16  # a visual token is 16 x 16 pixels
-CELL = (42, 64)  # an item has a cell of its own: height and width in pixels
+CELL = (42, 64)  # height and width in pixels of the cell that each item has for itself
 FONT_SIZES = (16, 18, 20, 22, 24, 26, 28)
 SHAPE_SIZES = tuple(range(18, 36, 2))
 UNIT = 7  # a bar of value 1 is 7 pixels high
 BAR = 14
-NAMES = [*DIGITS, *LETTERS, *SHAPES]  # what a visual token may show: its label is an index here plus one, 0 for nothing
-SPECKS = 640  # a texture's side
-HELD_OUT = 2**41  # seeds from here are never trained on
+NAMES = [*DIGITS, *LETTERS, *SHAPES]  # a visual token's label is 0 for nothing, or 1 + the index here of what it shows
+SPECKS = 640  # side of a texture in pixels
+HELD_OUT = 2**41  # seeds from this one on are never trained on
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Item:
     """A shape, a number or a word, in a cell of the grid."""
 
     kind: str
-    text: str  # what is written, or the shape's name
+    text: str  # the written text, or the shape's name
     colour: str
     row: int
     column: int
@@ -55,7 +55,7 @@ class Item:
     variant: int  # rotation of a shape, weight of a font
 
     def centre(self) -> tuple[float, float]:
-        """Row and column of the middle, in pixels."""
+        """Return the row and column of the item's centre, in pixels."""
         height, width = mask_of(self.kind, self.text, self.size, self.variant).shape
         return self.y + height / 2, self.x + width / 2
 
@@ -65,7 +65,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart; value is 1 to 9."""
+    """One bar of a chart. value: 1 to 9."""
 
     label: str
     colour: str
@@ -74,7 +74,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content, from which pixels, labels and questions follow."""
+    """A picture's content, from which its pixels, labels and questions follow."""
 
     height: int
     width: int
@@ -84,17 +84,23 @@ class Scene:
     texture: int = 0
     texture_at: tuple[int, int] = (0, 0)
     held_out: bool = False
-    tints: tuple[tuple[int, int, int], ...] = field(default=(), repr=False)  # each item's and bar's own shade
+    tints: tuple[tuple[int, int, int], ...] = field(
+        default=(), repr=False
+    )  # offset to the RGB colour of each item and bar
 
     def of(self, *kinds: str) -> list[Item]:
-        """Items of these kinds, in raster order."""
+        """Return the items of these kinds, in raster order."""
         return [item for item in self.items if item.kind in kinds]
 
 
 def make_scene(
     seed: int, height: int, width: int, *, clutter: float = 1.0, small: float = 1.0, held_out: bool = False
 ) -> Scene:
-    """A scene; sides are multiples of 32. clutter: chance of a cluttered texture. small: chance of small glyphs."""
+    """Return the scene of a seed.
+
+    height, width: multiples of 32 pixels. clutter: probability of a cluttered texture. small: probability of small
+    glyphs.
+    """
     draw = random.Random(2 * seed + held_out)
     rows, columns = height // CELL[0], width // CELL[1]
     cells = [(row, column) for row in range(rows) for column in range(columns)]
@@ -129,7 +135,7 @@ def _draw_bars(draw: random.Random) -> tuple[Bar, ...]:
 
 
 def _draw_items(draw: random.Random, cells: list[tuple[int, int]], small: float, held_out: bool) -> tuple[Item, ...]:
-    """One item a cell; at times one pair, colour or shape is repeated, so that there is something to count."""
+    """Draw an item for each cell. Some scenes repeat one pair, colour or shape, so that there is something to count."""
     written = draw.randint(1, max(1, min(5, len(cells) // 2)))
     kinds = ["number" if draw.random() < 0.5 else "word" for _ in range(written)]
     kinds += ["shape"] * (len(cells) - written)
@@ -164,7 +170,7 @@ def _draw_pair(draw: random.Random, theme: tuple[str, str], repeats: float, held
 
 
 def draw_text(draw: random.Random, kind: str, held_out: bool) -> str:
-    """A number of 2 or 3 digits or a word of 3 or 4 letters; one string in five is only for held-out scenes."""
+    """Draw a number of 2 or 3 digits or a word of 3 or 4 letters. One string in five is only for held-out scenes."""
     while True:
         alphabet, lengths = (DIGITS, (2, 3)) if kind == "number" else (LETTERS, (3, 3, 4))
         text = "".join(draw.choices(alphabet, k=draw.choice(lengths)))
@@ -174,7 +180,7 @@ def draw_text(draw: random.Random, kind: str, held_out: bool) -> str:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The pixels, uint8 [height, width, 3]."""
+    """Return the pixels, uint8 [height, width, 3]."""
     top, left = scene.texture_at
     texture = textures(scene.held_out)[scene.texture]
     image = texture[top : top + scene.height, left : left + scene.width].copy()
@@ -210,7 +216,7 @@ def _blend(image: np.ndarray, mask: np.ndarray, y: int, x: int, colour: str, tin
 
 
 def label(scene: Scene) -> np.ndarray:
-    """What visual tokens show, uint8 [height / 16, width / 16, 2]: index of name and colour plus one; 0: nothing."""
+    """Return the labels of visual tokens, uint8 [height / 16, width / 16, 2]: 1 + index of name and colour, or 0."""
     labels = np.zeros((scene.height // TOKEN, scene.width // TOKEN, 2), np.uint8)
     for item in scene.items:
         colour = list(COLOURS).index(item.colour) + 1
@@ -228,7 +234,7 @@ def label(scene: Scene) -> np.ndarray:
 
 
 def _covered(begin: int, end: int) -> slice:
-    """The tokens of which at least the middle is covered, or nearly so; one at least."""
+    """Return the tokens whose centre is covered, or within 3 pixels of being covered; at least one token."""
     first = max(0, (begin - 3 + TOKEN // 2 - 1) // TOKEN)
     last = max(first + 1, (end + 3 + TOKEN // 2 - 1) // TOKEN)
     return slice(first, last)
@@ -236,7 +242,7 @@ def _covered(begin: int, end: int) -> slice:
 
 @lru_cache(maxsize=100_000)
 def mask_of(kind: str, text: str, size: int, variant: int) -> np.ndarray:
-    """An item's ink, uint8 [height, width]."""
+    """Return the opacity of an item's pixels, uint8 [height, width]."""
     if kind == "shape":
         return shape_mask(text, size, variant)
     placed = spans(text, size, variant)
@@ -250,7 +256,7 @@ def mask_of(kind: str, text: str, size: int, variant: int) -> np.ndarray:
 
 
 def spans(text: str, size: int, variant: int) -> list[tuple[str, int, int]]:
-    """Where each glyph of a text begins and ends, in pixels from the left."""
+    """Return each glyph of a text with its begin and end, in pixels from the left."""
     placed, x = [], 0
     for glyph in text:
         width = glyph_mask(glyph, size, variant).shape[1]
@@ -261,7 +267,7 @@ def spans(text: str, size: int, variant: int) -> list[tuple[str, int, int]]:
 
 @cache
 def glyph_mask(glyph: str, size: int, variant: int) -> np.ndarray:
-    """A glyph in Pillow's own font, cut to its ink from the capitals' top to the base line."""
+    """Return a glyph in Pillow's default font, cropped in width to its ink and in height to that of capitals."""
     font = ImageFont.load_default(size)
     image = Image.new("L", (2 * size, 2 * size))
     ImageDraw.Draw(image).text((size // 2, size + size // 2), glyph, 255, font, "ls", stroke_width=variant * 0.6)
@@ -272,7 +278,7 @@ def glyph_mask(glyph: str, size: int, variant: int) -> np.ndarray:
 
 @cache
 def shape_mask(shape: str, size: int, variant: int) -> np.ndarray:
-    """A shape, slightly turned."""
+    """Return the opacity of a slightly rotated shape, uint8 [size, size]."""
     scale, turn = 8, (variant - 1.5) * 0.14
     image = Image.new("L", (size * scale, size * scale))
     pen = ImageDraw.Draw(image)
@@ -287,7 +293,7 @@ def shape_mask(shape: str, size: int, variant: int) -> np.ndarray:
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners within the unit circle, y downwards."""
+    """Return a shape's corners within the unit circle; y points down."""
     if shape == "star":
         return _ring([(1.0 if step % 2 == 0 else 0.42, step / 10) for step in range(10)])
     if shape == "heart":
@@ -308,7 +314,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def _ring(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points from radius and share of a full turn, clockwise from the top."""
+    """Return points given by radius and share of a full turn, clockwise from the top."""
     return [(radius * sin(2 * pi * turn), -radius * cos(2 * pi * turn)) for radius, turn in corners]
 
 
@@ -317,7 +323,7 @@ TEXTURES = 24
 
 @cache
 def textures(held_out: bool) -> np.ndarray:
-    """Dark grounds, uint8 [2 * TEXTURES, SPECKS, SPECKS, 3]: plain ones first, then cluttered ones."""
+    """Return dark backgrounds, uint8 [2 * TEXTURES, SPECKS, SPECKS, 3]: plain ones first, then cluttered ones."""
     draw = np.random.default_rng(int(held_out))
     grounds = np.empty((2 * TEXTURES, SPECKS, SPECKS, 3), np.uint8)
     for at in range(2 * TEXTURES):
@@ -332,7 +338,7 @@ def textures(held_out: bool) -> np.ndarray:
 
 
 def _scribble(pen: ImageDraw.ImageDraw, draw: np.random.Generator) -> None:
-    """Grey lines, arcs, boxes and faint glyphs, which nobody asks about."""
+    """Draw grey lines, arcs, boxes and faint glyphs, which no question is about."""
     for _ in range(260):
         x, y = draw.integers(0, SPECKS, 2).tolist()
         width, height = draw.integers(8, 60, 2).tolist()

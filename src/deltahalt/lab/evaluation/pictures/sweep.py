@@ -1,4 +1,4 @@
-"""Methods in the ViT and in the decoder of a vision-language model, on the same held-out pictures and questions."""
+"""Measure methods in the ViT and the decoder of a vision-language model, on the same held-out pictures."""
 
 import copy
 from collections import Counter
@@ -28,19 +28,19 @@ from deltahalt.vision.attach import find_tower, halting_vision
 from deltahalt.vision.engine import HaltedTower
 from deltahalt.vision.report import VisionReport
 
-BATCH = 10  # pictures
+BATCH = 10  # number of pictures in a batch
 
 
 @dataclass(frozen=True)
 class Round:
-    """One question to each picture of a batch. inputs: what `generate` takes."""
+    """One question about each picture of a batch. inputs: the arguments of `generate`."""
 
     inputs: BatchFeature
     questions: tuple[Question, ...]
 
 
 def rounds(loaded: LoadedVisionModel, pictures: Sequence[Picture]) -> list[Round]:
-    """All questions about all pictures, batch by batch."""
+    """Return all questions about all pictures, batch by batch."""
     found = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
@@ -53,9 +53,9 @@ def rounds(loaded: LoadedVisionModel, pictures: Sequence[Picture]) -> list[Round
 
 
 class SeenOnce:
-    """A ViT's forward that runs once on each batch of pictures and then gives again what it gave.
+    """A ViT's forward that runs once on each batch of pictures, and returns its stored output when called again.
 
-    reports: of those runs, for a ViT under `halting_vision`, which is `tower`.
+    tower: the ViT under `halting_vision`, if any. reports: the tower's reports of the runs.
     """
 
     def __init__(self, forward: Callable[..., Any], tower: HaltedTower | None) -> None:
@@ -75,14 +75,14 @@ class SeenOnce:
 
     @property
     def flops(self) -> float:
-        """FLOPs of the ViT relative to the full one."""
+        """FLOPs of the ViT as a share of the full ViT's."""
         spent, full = (sum(getattr(report, name) for report in self.reports) for name in ("flops", "full_flops"))
         return spent / full if full else 1.0
 
 
 @contextmanager
 def seeing_once(model: Any, vision: str | None) -> Iterator[SeenOnce]:
-    """Run the ViT under a ViT-stage policy, or in full, once for each batch of pictures inside the `with` block."""
+    """Make the ViT run once for each batch of pictures in the `with` block, under a ViT-stage policy or in full."""
     with ExitStack() as undo:
         module = find_tower(model)
         tower = undo.enter_context(halting_vision(model, vision)) if vision else None
@@ -95,7 +95,7 @@ def seeing_once(model: Any, vision: str | None) -> Iterator[SeenOnce]:
 def measure(
     loaded: LoadedVisionModel, asked: Sequence[Round], combination: Combination, seen: SeenOnce, pictures: int
 ) -> VisionRow:
-    """All questions under the policy in the decoder, with what the ViT in `seen` leaves of the pictures."""
+    """Ask all questions under the decoder's policy, with the visual tokens that the ViT in `seen` keeps."""
     model: Any = loaded.model
     every, right = Counter[str](), Counter[str]()
     reports: list[Report] = []
@@ -128,7 +128,7 @@ def measure(
 
 
 def _answers(loaded: LoadedVisionModel, each: Round) -> list[str]:
-    """What the model says, greedily; one token more than the longest right answer has, so that none is cut."""
+    """Return the greedy answers. Their limit is one token above the longest right answer, so none is cut."""
     model: Any = loaded.model
     right = loaded.tokenizer([question.answer for question in each.questions], add_special_tokens=False)["input_ids"]
     tokens = model.generate(**each.inputs, max_new_tokens=max(map(len, right)) + 1, do_sample=False)
@@ -146,9 +146,9 @@ def vision_sweep(
 ) -> Iterator[VisionRow]:
     """Measure the full model and every combination on the first held-out pictures.
 
-    Rows are added to the JSONL file as they come, and those in it are not measured again. tick: called after each.
-    Yields all rows of this model, these combinations and pictures, each before it is written; those that were in the
-    file come first. Raises what both seams raise.
+    Combinations that have a row in the JSONL file `rows` are not measured again; new rows are appended. tick: called
+    after each new row. Yields all rows of this model, these combinations and pictures: first those in the file, then
+    new ones, each before it is written. Raises what `halting` raises.
     """
     known = rows_so_far(rows, VisionRow)
     done = {_key(row): row for row in known if (row.model, row.pictures) == (loaded.name, pictures)}
@@ -156,7 +156,7 @@ def vision_sweep(
     missing = [each for each in wanted if _key(each) not in done]
     for each in missing:
         with halting(loaded.model, _policy(each), vision=each.vision_policy):
-            pass  # refuses what does not fit this model before anything is measured
+            pass  # raises for what does not fit this model before anything is measured
     yield from (done[_key(each)] for each in wanted if _key(each) in done)
     asked = rounds(loaded, held_out_pictures(pictures)) if missing else []
     for vision in dict.fromkeys(each.vision_policy for each in missing):
@@ -170,10 +170,10 @@ def vision_sweep(
 
 
 def _policy(one: Combination) -> AnyPolicy:
-    """The policy in the decoder."""
+    """Return the decoder's policy."""
     return Dense() if one.policy is None else parse_policy(one.policy)
 
 
 def _key(one: Combination | VisionRow) -> tuple[str, float, str | None, str | None]:
-    """What two rows of the same model and pictures differ in."""
+    """Return the fields that identify a row among those of the same model and pictures."""
     return one.method, one.retain, one.vision_policy, one.policy

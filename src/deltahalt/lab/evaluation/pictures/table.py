@@ -1,4 +1,4 @@
-"""Rows of `vision-sweep` as in Tables 5 and 6 of the DASH paper."""
+"""Rows of `vision-sweep` as tables in the form of the DASH paper's Tables 5 and 6."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,20 +10,25 @@ from deltahalt.lab.rows.markdown import table
 
 
 def accuracy(row: VisionRow) -> dict[str, float]:
-    """Share of right answers, in percent, for each kind of question."""
+    """Return the share of right answers for each kind of question, in percent."""
     return {kind: 100 * row.right[kind] / asked for kind, asked in row.asked.items()}
 
 
 def adr(row: VisionRow, full: VisionRow) -> float:
-    """Mean over kinds of accuracy relative to the full model's, in percent; kinds it never answers are left out."""
+    """Return the accuracy as a share of the full model's, mean over the kinds of questions, in percent.
+
+    Kinds that the full model never answers right are left out. Raises InputError if that leaves none.
+    """
     reference = {kind: share for kind, share in accuracy(full).items() if share}
     if not reference:
-        raise InputError(f"{full.model} answers no question: there is nothing to compare with")
+        raise InputError(
+            f"the full {full.model} answers no question right, so nothing can be relative to it: give another model"
+        )
     return 100 * fmean(accuracy(row)[kind] / share for kind, share in reference.items())
 
 
 def full_of(row: VisionRow, rows: Sequence[VisionRow]) -> VisionRow:
-    """The full model's row on the same pictures. Raises InputError where there is none."""
+    """Return the full model's row on the same pictures. Raises InputError if there is none."""
     for other in rows:
         if other.method == FULL.method and (other.model, other.pictures) == (row.model, row.pictures):
             return other
@@ -31,13 +36,13 @@ def full_of(row: VisionRow, rows: Sequence[VisionRow]) -> VisionRow:
 
 
 def markdown(rows: Sequence[VisionRow]) -> str:
-    """Two Markdown tables: ADR of each method at each share of visual tokens, and all figures, share by share."""
+    """Return two Markdown tables: ADR (see `adr`) of each method at each share of visual tokens, and all figures."""
     relative = [(row, f"{adr(row, full_of(row, rows)):.1f}") for row in rows]
     return f"{_overview(relative)}\n\n{_details(relative)}"
 
 
 def _overview(relative: Sequence[tuple[VisionRow, str]]) -> str:
-    """relative: rows, each with its ADR."""
+    """Return the table of ADR by method and share. relative: rows, each with its ADR."""
     cells = {(row.model, row.method, row.retain): shown for row, shown in relative if row.method != FULL.method}
     retains = sorted({retain for *_, retain in cells}, reverse=True)
     lines = list(dict.fromkeys((model, method) for model, method, _ in cells))

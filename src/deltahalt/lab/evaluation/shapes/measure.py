@@ -15,7 +15,7 @@ from deltahalt.lab.evaluation.shapes.base import ShapedPrompt
 from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.sweep import (
     FULL,
-    Way,
+    SweepSettings,
     canonical,
     digest,
     encode,
@@ -32,7 +32,7 @@ from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod, format_method
 from deltahalt.policies.base import Stage
 
-WAY = Way(max_answer_tokens=128)
+SETTINGS = SweepSettings(max_answer_tokens=128)
 
 
 def measure_prompts(
@@ -89,7 +89,7 @@ def measure_prompt(loaded: LoadedModel, prompt: ShapedPrompt, methods: Mapping[s
     """
     model: Any = loaded.model
     decoder, sample = model.get_decoder(), shaped_sample(prompt)
-    encoded = encode(loaded, sample, WAY)
+    encoded = encode(loaded, sample, SETTINGS)
     gold = encoded.answer
     assert gold is not None
     chosen = {text: method_of(method) for text, method in methods.items()}
@@ -99,7 +99,7 @@ def measure_prompt(loaded: LoadedModel, prompt: ShapedPrompt, methods: Mapping[s
 
     def run(method: Method, plan: tuple[Stage, ...] | None) -> tuple[float | None, str, float]:
         """Score and words of the generated answer, and the NLL of the gold one."""
-        state = prefill(loaded, sample, encoded, method, WAY) if plan is None else shared.finish(plan)
+        state = prefill(loaded, sample, encoded, method, SETTINGS) if plan is None else shared.finish(plan)
         verdict = judge(model, state, encoded.rest, gold, method, loaded.tokenizer)
         if prompt.scorer is None:
             return None, "", verdict.nll
