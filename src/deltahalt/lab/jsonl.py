@@ -1,8 +1,7 @@
-"""JSON lines: one object a line, in a plain file or in one compressed by xz or gzip."""
+"""JSON lines: one object a line, in a plain file or in one compressed by gzip."""
 
 import gzip
 import json
-import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from deltahalt.files import is_file
 
 Kinds = type | tuple[type, ...]
 
-COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+COMPRESSED = ".gz"  # how the name of a compressed file ends
 SPOKEN = {
     str: "text",
     bool: "true or false",
@@ -38,7 +37,7 @@ def read_jsonl(
     A line ends at a line feed and nowhere else: U+2028, U+2029 and U+0085 may stand inside a text.
 
     Args:
-        path: the file; a name that ends in .xz or .gz is read decompressed.
+        path: the file; a name that ends in .gz is read decompressed.
         hint: what to do instead, for every error.
         fields: fields that each object must have, and their types.
         half: called with the place of a last line that is half an object, as an interrupted write leaves it; without
@@ -50,7 +49,7 @@ def read_jsonl(
     if not is_file(path):
         raise InputError(f"there is no file {path}: {hint}")
     try:
-        with COMPRESSED.get(path.suffix, open)(path, "rb") as file:
+        with gzip.open(path) if path.suffix == COMPRESSED else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
                 if not line.strip():
@@ -65,7 +64,7 @@ def read_jsonl(
                 if wrong := _wrong_field(read, fields):
                     raise InputError(f"{where}: {wrong}: {hint}")
                 yield where, read
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path} ({error}): give a file that is whole") from error
 
 
