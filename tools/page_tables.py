@@ -3,14 +3,13 @@
 usage: python -m tools.page_tables
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
-`.jsonl`. Kinds of one file: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep that no other
-policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a bench; `adr`,
-`pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration chose; `auto` and
-`choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
+`.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep
+that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a bench;
+`adr`, `pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration chose;
+`auto` and `choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
 """
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.figures.comparison import on_frontier
 from deltahalt.lab.figures.tables import markdown
 from deltahalt.lab.harness.table import setting
+from deltahalt.lab.jsonl import read_jsonl
 from deltahalt.lab.rows.base import read_rows
 from deltahalt.lab.rows.eval import EvalRow, paired
 from deltahalt.lab.rows.markdown import table
@@ -34,6 +34,7 @@ from tools.briefly import brief
 from tools.paper_tables import PAPER
 from tools.reached import auto_table, choices_table, reached_table
 from tools.results_page import FULL, by_method, rows_of
+from tools.rows_files import rows_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -53,13 +54,13 @@ def filled(page: str) -> str:
 
 def rows_table(name: str) -> str:
     """All rows of a file in results/, which are of policies."""
-    rows: list[Any] = read_rows(RESULTS / f"{name}.jsonl", BenchRow, NewLengthsRow, EvalRow, SweepRow)
+    rows: list[Any] = read_rows(rows_file(RESULTS, name), BenchRow, NewLengthsRow, EvalRow, SweepRow)
     return brief(markdown(rows), (row.policy for row in rows))
 
 
 def frontier_table(name: str) -> str:
     """The rows of a file of sweep rows whose policies none beats."""
-    rows = on_frontier(read_sweep(RESULTS / f"{name}.jsonl"))
+    rows = on_frontier(read_sweep(rows_file(RESULTS, name)))
     return brief(markdown(rows), (row.policy for row in rows))
 
 
@@ -68,7 +69,7 @@ def means_table(name: str) -> str:
 
     The full model beside a row is that of the same run, where the file has one.
     """
-    rows = rows_of(RESULTS / f"{name}.jsonl")
+    rows = rows_of(rows_file(RESULTS, name))
     by_task = {
         one.method: {task: row for (task, metric), row in one.rows.items() if metric == "score"}
         for one in by_method(rows)
@@ -117,7 +118,7 @@ def speed_table(name: str) -> str:
     wanted = ("max-sim", "dash")
     rows = [
         row
-        for row in read_rows(RESULTS / f"{name}.jsonl", BenchRow)
+        for row in read_rows(rows_file(RESULTS, name), BenchRow)
         if row.policy.partition(":")[0] in wanted and row.batch == 1 and row.prompt >= LONG
     ]
     return table(
@@ -134,17 +135,17 @@ def speed_table(name: str) -> str:
 
 def adr_table(name: str) -> str:
     """What methods on images keep of the full model's accuracy, by share of visual tokens."""
-    return vision_tables(read_rows(RESULTS / f"{name}.jsonl", VisionRow)).split("\n\n")[0]
+    return vision_tables(read_rows(rows_file(RESULTS, name), VisionRow)).split("\n\n")[0]
 
 
 def pictures_table(name: str) -> str:
     """All figures of methods on images."""
-    return vision_tables(read_rows(RESULTS / f"{name}.jsonl", VisionRow)).split("\n\n")[1]
+    return vision_tables(read_rows(rows_file(RESULTS, name), VisionRow)).split("\n\n")[1]
 
 
 def images_table(name: str) -> str:
     """What a method on images saves. A script that has left the tree wrote the rows, so they have no type."""
-    rows = [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    rows = [row for _, row in read_jsonl(rows_file(RESULTS, name))]
     return table(
         {
             "method": [f"`{row['method']}`" for row in rows],

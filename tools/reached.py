@@ -12,6 +12,7 @@ from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
 from tools.briefly import brief
+from tools.rows_files import rows_file
 
 RESULTS = Path(__file__).parents[1] / "results"
 KINDS = ("finding", "heldout", "resembling", "frontier")  # of files in results/, on prompts that calibration never saw
@@ -185,7 +186,7 @@ def _sets(model: str, *kinds: str) -> list[dict[str, list[SweepRow]]]:
     sets: dict[int, dict[str, list[SweepRow]]] = {}
     for kind in kinds:
         by_policy: dict[str, list[SweepRow]] = {}
-        for row in read_sweep(RESULTS / f"{kind}-{model}.jsonl"):
+        for row in read_sweep(rows_file(RESULTS, f"{kind}-{model}")):
             by_policy.setdefault(row.policy, []).append(row)
         for policy, rows in by_policy.items():
             sets.setdefault(len(rows), {}).setdefault(policy, rows)

@@ -236,7 +236,7 @@ def _listed(files: Sequence[Path]) -> Iterator[str]:
 
 def committed() -> list[Path]:
     """The files of rows that the page is made of."""
-    return [file for kind in ("prefill", "bench", "eval", "smoke") for file in sorted(RESULTS.glob(f"{kind}-*.jsonl"))]
+    return [file for kind in ("prefill", "bench", "eval", "smoke") for file in sorted(RESULTS.glob(f"{kind}-*.jsonl*"))]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from helpers.sweep_rows import row
 from tools import page_tables
 from tools import reached as reached_tool
 from tools.briefly import brief
+from tools.rows_files import rows_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows() -> None
         "variants",
         "vision",
     )
-    assert {file.stem for kind in measured for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl")} <= shown
+    assert {rows_name(file) for kind in measured for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl*")} <= shown
     kinds = {kind for page in written.values() for _, kind, *_ in page_tables.MARKED.findall(page)}
     assert kinds == set(page_tables.TABLES)
 

@@ -139,7 +139,7 @@ def test_what_longbench_shows_is_what_the_committed_rows_say() -> None:
 
 def test_every_picture_of_rows_is_drawn_by_one_command_of_the_docs() -> None:
     written = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))
-    command = r"^deltahalt plot (results/\S+\.jsonl) (?:--figure \S+ )?--out (docs/\S+\.svg)$"
+    command = r"^deltahalt plot (results/\S+\.jsonl(?:\.gz)?) (?:--figure \S+ )?--out (docs/\S+\.svg)$"
     drawn = re.findall(command, written, re.MULTILINE)
     assert sorted(out for _, out in drawn) == sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.svg"))
     assert all((ROOT / rows).is_file() for rows, _ in drawn)

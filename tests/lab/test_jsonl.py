@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import lzma
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,11 +23,9 @@ def test_a_line_ends_at_a_line_feed_and_nowhere_else(end: str, tmp_path: Path) -
     assert list(read_jsonl(file)) == [(f"{file}, line {number}", one) for number, one in enumerate(objects, 1)]
 
 
-@pytest.mark.parametrize(("suffix", "open_"), [(".gz", gzip.open), (".xz", lzma.open)])
-def test_a_compressed_file_reads_as_a_plain_one(suffix: str, open_: Callable[..., object], tmp_path: Path) -> None:
-    file = tmp_path / f"lines.jsonl{suffix}"
-    with open_(file, "wt", encoding="utf-8") as out:  # type: ignore[attr-defined]
-        out.write('{"a": 1}\n{"a": 2}\n')
+def test_a_compressed_file_reads_as_a_plain_one(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
     assert [one for _, one in read_jsonl(file)] == [{"a": 1}, {"a": 2}]
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match=f"cannot read {file} .*: give a file that is whole"):

@@ -226,7 +226,7 @@ def test_a_full_disk_is_a_typed_error() -> None:
 
 
 def test_rows_are_added_to_a_file_of_rows_alone(tmp_path: Path) -> None:
-    document, empty, packed = tmp_path / "document.txt", tmp_path / "empty.jsonl", tmp_path / "rows.jsonl.xz"
+    document, empty, packed = tmp_path / "document.txt", tmp_path / "empty.jsonl", tmp_path / "rows.jsonl.gz"
     document.write_text("Not rows.\n")
     empty.touch()
     for file in (empty, tmp_path / "new.jsonl"):

@@ -1,8 +1,7 @@
-"""JSON lines: one object per line, in a plain file or one that is compressed by xz or gzip."""
+"""JSON lines: one object per line, in a plain file or one that is compressed by gzip."""
 
 import gzip
 import json
-import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from deltahalt.files import is_file
 
 Kinds = type | tuple[type, ...]
 
-COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+COMPRESSED = ".gz"  # how the name of a compressed file ends
 SPOKEN = {
     str: "text",
     bool: "true or false",
@@ -38,7 +37,7 @@ def read_jsonl(
     Only a line feed ends a line: U+2028, U+2029 and U+0085 may be part of a text.
 
     Args:
-        path: the file; a name that ends in .xz or .gz is read decompressed.
+        path: the file; a name that ends in .gz is read decompressed.
         hint: what to do instead, which every error ends with.
         fields: fields that each object must have, and their types.
         half: called with the place of the last line if it is an incomplete object, which an interrupted write leaves;
@@ -50,7 +49,7 @@ def read_jsonl(
     if not is_file(path):
         raise InputError(f"there is no file {path}: {hint}")
     try:
-        with COMPRESSED.get(path.suffix, open)(path, "rb") as file:
+        with gzip.open(path) if path.suffix == COMPRESSED else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
                 if not line.strip():
@@ -65,7 +64,7 @@ def read_jsonl(
                 if wrong := _wrong_field(read, fields):
                     raise InputError(f"{where}: {wrong}: {hint}")
                 yield where, read
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path} ({error}): give a file that is whole") from error
 
 

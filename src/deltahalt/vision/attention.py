@@ -54,8 +54,8 @@ def sized_attention(
     """
     outputs = []
     for q, k, v, size in zip(*(part.split(rows) for part in (queries, keys, values, sizes)), strict=True):
-        heads = (part.transpose(0, 1)[None] for part in (q, k, v))
+        query, key, value = (part.transpose(0, 1)[None] for part in (q, k, v))
         bias = size.log().to(q.dtype)[None, None, None]  # the same for every query
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=scaling)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
         outputs.append(mixed[0].transpose(0, 1))
     return torch.cat(outputs).flatten(1)

@@ -86,7 +86,7 @@ def require_rows(path: Path, *kinds: type[Row]) -> None:
 
 def _require_appendable(path: Path) -> None:
     require_writable(path)
-    if path.suffix in COMPRESSED:
+    if path.suffix == COMPRESSED:
         raise InputError(f"rows cannot be added to {path}, which is compressed: name a .jsonl file")
 
 
