@@ -25,7 +25,7 @@ class Trace:
 
     @classmethod
     def begin(cls, stream: TokenStream, *, dropped: bool) -> "Trace":
-        """Every layer holds the whole stream. dropped: tokens were dropped before layer 0; this is noted as layer -1."""
+        """Every layer holds the whole stream. dropped: tokens were dropped before layer 0, noted as layer -1."""
         trace = cls([Segment(0, stream.slots, stream.padded)])
         if dropped:
             trace.stages.append((-1, _slots_by_row(stream)))

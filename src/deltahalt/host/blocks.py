@@ -1,8 +1,8 @@
 """Replacement of a host's callables by a `with` block, for calls from the block's own context (see `contextvars`).
 
-A context belongs to a thread, or to a task of asyncio. A new thread starts outside every block, unless it runs in a copy
-of the context (`contextvars.copy_context`). A call that started inside a block ends inside it, even if the block is left
-before that.
+A context belongs to a thread, or to a task of asyncio. A new thread starts outside every block, unless it runs in a
+copy of the context (`contextvars.copy_context`). A call that started inside a block ends inside it, even if the block
+is left before that.
 """
 
 import copy
@@ -25,9 +25,9 @@ _lock = threading.RLock()
 class Block:
     """A `with` block, or one call that started in it. It runs the functions in `places` for calls from its context.
 
-    marks: the base model whose visual features may be marked as dropped (NaN), or None. handed: values that modules pass
-    to each other past the host during one call; None for the `with` block itself. missed: whether a module in `places`
-    was called from another context, so that no block replaced the call.
+    marks: the base model whose visual features may be marked as dropped (NaN), or None. handed: values that modules
+    pass to each other past the host during one call; None for the `with` block itself. missed: whether a module in
+    `places` was called from another context, so that no block replaced the call.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ def forward_of(module: nn.Module) -> Place:
 class StandIn:
     """A callable that replaces one of a module. Copies of the module get the original callable.
 
-    own: the instance's attribute before; None if the callable was a method of its class. blocks: the blocks that use it.
+    own: the instance's attribute before; None if the callable was a method of its class. blocks: those that use it.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:

@@ -53,8 +53,8 @@ class HaltedTower:
         stream = run.features()
         if not stream.rows.isfinite().all():
             raise InputError(
-                "the ViT computed features that are not finite, perhaps an overflow of float16: load the model in bfloat16 "
-                "or float32"
+                "the ViT computed features that are not finite, perhaps an overflow of float16: load the model in "
+                "bfloat16 or float32"
             )
         output = self.family.output(feed, last, stream, run.taps)
         full = [feed.stream.segments[kind].lengths for kind in feed.kinds]

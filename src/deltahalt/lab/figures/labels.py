@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
-# Positions that are tried for a label, nearest first. Above and to the right of a frontier are no dots, so 45 degrees come first.
+# Positions that are tried for a label, nearest first. No dots are above and to the right of a frontier: 45 degrees come
+# first.
 DISTANCES = (5, 8, 12, 16, 20, 25, 30, 36, 42, 50, 60, 70, 80, 95, 110, 130)  # points between a dot and its label
 ANGLES = (45, 30, 60, 15, 75, 0, 90, 105, 120, 135, 150, 165, 180, -15, -30, -45, -60, -75, -90, -120, -150)  # degrees
 FONT, DOT, PAD = 7.5, 4.5, 2  # in points: font size, radius of a dot, space around a label
