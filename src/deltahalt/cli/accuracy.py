@@ -64,7 +64,7 @@ def sweep(
     from deltahalt.lab.rows.base import require_rows
 
     named = parse_names(policies, "--policies")
-    settings = parse_names(starts, "--starts", ","), parse_names(ratios, "--ratios", ",")
+    grid = parse_names(starts, "--starts", ","), parse_names(ratios, "--ratios", ",")
     if plot is not None:
         check_plot(plot)
         require_output(plot, is_plot, inputs=[rows, data, model, *named], force=None)
@@ -73,12 +73,12 @@ def sweep(
     settings = SweepSettings(query_free, max_answer_tokens)
     for policy in named:
         check_policy(policy)
-    given = variants([policy for policy in named if not names_profile(policy)], *settings)
+    given = variants([policy for policy in named if not names_profile(policy)], *grid)
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
     check_text_model(model, given.values(), device=device)
     loaded = load_model(model, dtype=dtype, device=device)
     resolved = [resolve_policy(policy, loaded.model) for policy in named]
-    chosen = variants(resolved, *settings)
+    chosen = variants(resolved, *grid)
     measured: list[SweepRow] = []
     try:
         with progress() as bar:
