@@ -34,7 +34,7 @@ class UntestedVersionWarning(DeltahaltWarning):
 
 
 class UnhaltedCallWarning(DeltahaltWarning):
-    """A model ran in a thread that has no part in the block in which it halts, and nowhere else."""
+    """A model ran only in threads outside the `with` block that makes it halt, so it ran in full."""
 
 
 class RowsWarning(DeltahaltWarning):

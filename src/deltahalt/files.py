@@ -18,7 +18,7 @@ def require_writable(path: Path) -> None:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
-    except (OSError, ValueError) as error:  # too long a name, or one with a zero byte
+    except (OSError, ValueError) as error:  # the name is too long, or has a zero byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write to {str(path)[:80]!r} ({reason}): give the name of a file") from error
     existing = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
@@ -27,7 +27,7 @@ def require_writable(path: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file, also for a name that no file can have."""
+    """Return whether a file exists; False for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -35,7 +35,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder, also for a name that no folder can have."""
+    """Return whether a folder exists; False for a name that no folder can have."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
