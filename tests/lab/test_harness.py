@@ -21,6 +21,7 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 
 from deltahalt.integrations.lm_eval import DeltahaltLM
+from deltahalt.lab.harness import run as runner
 from deltahalt.lab.harness.lookup import OWN_TASKS, find_tasks
 from deltahalt.lab.harness.run import run_tasks
 from helpers.local_tasks import tasks_of
@@ -35,6 +36,28 @@ def test_dense_scores_are_lm_evals_own(batch: int, tiny_folder: Path, data: Path
         results = lm_eval.evaluate(lm, {"tasks": tasks_of(*names, data=data)}, log_samples=True)
         answers.append((results["results"], [[s["resps"] for s in results["samples"][name]] for name in names]))
     assert answers[0] == answers[1]
+
+
+def test_ctrl_c_leaves_the_tasks_evaluated_until_then(
+    evaluate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def run(lm: Any, task: Any, **options: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(task.task_name)
+        return one(lm, task, **options)
+
+    one = runner._evaluate
+    monkeypatch.setattr(runner, "_evaluate", run)
+    rows, options = tmp_path / "rows.jsonl", ["--lengths", "256", "--limit", "1", "--max-length", "320"]
+    names = "niah_multikey_3,longbench_trec_e"
+    assert evaluate("--tasks", names, "--policy", "dense", *options, "--rows", str(rows)) == 130
+    shown = capsys.readouterr()
+    assert "niah_multikey_3" in shown.out
+    assert shown.err.strip().splitlines()[-1] == "deltahalt: interrupted"
+    assert [json.loads(line)["task"] for line in rows.read_text().splitlines()] == ["niah_multikey_3"]
 
 
 def test_no_network_is_called_and_rows_say_what_ran(
