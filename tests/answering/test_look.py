@@ -11,6 +11,7 @@ import torch
 
 from deltahalt import Dense, WindowAttention, halting
 from deltahalt.answering.picture_inputs import picture_inputs
+from deltahalt.lab.evaluation.pictures.samples import held_out_pictures
 from deltahalt.loading.models import LoadedVisionModel, load_vision
 from deltahalt.vision import UniformGroups, VisionZip
 
@@ -56,6 +57,16 @@ def test_answers_are_those_of_generate_and_costs_those_of_the_reports(small: Loa
     with torch.no_grad():
         plain = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, prompt:]
     assert answers["full"].text == small.tokenizer.decode(plain, skip_special_tokens=True).strip()
+
+
+def test_the_sample_picture_is_the_first_held_out_one_and_is_read_right(small: LoadedVisionModel) -> None:
+    (first,) = held_out_pictures(1)
+    sample = Image.open(SMALL.parent / "picture.png")
+    assert np.array_equal(np.asarray(sample), first.pixels)
+    assert (first.questions[0].text, first.questions[0].answer) == (QUESTION, "94")
+    methods = {"full": (Dense(), None), "halved": (Dense(), VisionZip(retain=0.5))}
+    answers = ask_about_pictures(small, [sample], QUESTION, methods, max_new_tokens=8)
+    assert {answer.text for answer in answers.values()} == {"94"}
 
 
 def test_the_command_takes_a_method_and_a_share_for_the_vit(

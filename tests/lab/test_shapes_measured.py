@@ -211,7 +211,9 @@ def test_of_the_same_prompt_the_last_row_counts() -> None:
 # --- the command ---
 
 
-@pytest.mark.parametrize("command", [("shapes", "--prompts", 1, "--tokens", 600), ("eval", "--tasks", "shapes")])
+@pytest.mark.parametrize(
+    "command", [("shapes", "--prompts", 1, "--tokens", 500), ("eval", "--tasks", "shapes", "--lengths", 500)]
+)
 def test_the_command_shows_every_shape(
     command: tuple[object, ...],
     deltahalt: Callable[..., int],

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
 from deltahalt.cli.base import (
     MOST_CHARACTERS,
@@ -28,6 +27,7 @@ from deltahalt.cli.common import (
     parse_speedups,
     resolve_policy,
 )
+from deltahalt.cli.tables import of_policies
 from deltahalt.files import require_apart, require_output
 from deltahalt.profile import is_profile, names_profile
 
@@ -95,23 +95,19 @@ def _show(rows: list[Any]) -> None:
     """A line for each policy of a sweep's rows."""
     from deltahalt.lab.evaluation.summary import OWN_SPEEDUP, SPEEDUP, summarize
 
-    heads = "samples", "exact (full)", "NLL change", "agreement", SPEEDUP, OWN_SPEEDUP
-    table = Table(
-        Column("policy", overflow="fold"),
-        *heads,
-        caption=f"{REFERENCE}; {OWN_SPEEDUP}: on this model and these prompts",
-    )
-    for line in summarize(rows):
-        table.add_row(
-            line.policy,
-            f"{line.samples}",
-            f"{line.exact:.2f} ({line.full_exact:.2f})",
-            f"{line.nll_change:+.3f}",
-            f"{line.agreement:.2f}",
-            f"{line.reference_speedup:.2f}x",
-            f"{line.speedup:.2f}x",
-        )
-    out.print(table)
+    lines = summarize(rows)
+    columns = {
+        "samples": [f"{line.samples}" for line in lines],
+        "exact by the full model": [f"{line.full_exact:.2f}" for line in lines],
+        "exact": [f"{line.exact:.2f}" for line in lines],
+        "NLL change": [f"{line.nll_change:+.3f}" for line in lines],
+        "agreement": [f"{line.agreement:.2f}" for line in lines],
+        SPEEDUP: [f"{line.reference_speedup:.2f}x" for line in lines],
+        OWN_SPEEDUP: [f"{line.speedup:.2f}x" for line in lines],
+    }
+    common = ("samples", "exact by the full model")
+    notes = f"{REFERENCE}; {OWN_SPEEDUP}: on this model and these prompts"
+    out.print(of_policies([line.policy for line in lines], columns, common=common, caption=notes))
 
 
 def calibrate(
@@ -175,11 +171,12 @@ def calibrate(
             query_free=query_free,
             tick=lambda what, done: bar.update(task, description=what, completed=done),
         )
-    table = Table(Column("policy", overflow="fold"), "speedup", "NLL change", "same answers", caption=REFERENCE)
-    for choice in found.choices:
-        change = f"{choice.loss:+.3f} ± {choice.error:.3f}"
-        table.add_row(choice.policy, f"{choice.speedup:.2f}x", change, f"{choice.exact:.2f}")
-    out.print(table)
+    columns = {
+        "speedup": [f"{choice.speedup:.2f}x" for choice in found.choices],
+        "NLL change": [f"{choice.loss:+.3f} ± {choice.error:.3f}" for choice in found.choices],
+        "same answers": [f"{choice.exact:.2f}" for choice in found.choices],
+    }
+    out.print(of_policies([choice.policy for choice in found.choices], columns, caption=REFERENCE))
     evidence = found.evidence
     what = f"{len(evidence['tried'])} policies, {evidence['measurements']} measurements in {evidence['seconds']} s"
     out.print(f"{what}: {profile}")

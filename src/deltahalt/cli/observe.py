@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from deltahalt.cli.base import (
     MOST_SAMPLES,
@@ -20,6 +19,7 @@ from deltahalt.cli.base import (
 )
 from deltahalt.cli.before import check_text_model, check_vision_model
 from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
+from deltahalt.cli.tables import fitted
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 
@@ -72,11 +72,7 @@ def _show(rows: list[Any]) -> None:
     """The rows in numbers."""
     from deltahalt.lab.evaluation.observe import columns
 
-    numbers = columns(rows)
-    table = Table(*numbers)
-    for line in zip(*numbers.values(), strict=True):
-        table.add_row(*line)
-    out.print(table)
+    out.print(fitted(columns(rows), fold="task", common=("model", "modality")))
 
 
 def _pictures(model: str, count: int, dtype: str, device: str | None) -> Any:

@@ -1,13 +1,14 @@
 """Prompts of many shapes: `shapes`."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
 from deltahalt.cli.base import REFERENCE, DeviceOption, DtypeOption, ModelOption, out, progress
 from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.cli.tables import fitted
 from deltahalt.files import require_apart
 from deltahalt.methods.registry import parse_method
 from deltahalt.profile import AUTO
@@ -65,29 +66,18 @@ def shapes(
 
 
 def _show(rows: list[Any]) -> None:
-    """A line for each policy and shape."""
+    """A table for each policy, with a line for each shape."""
     from deltahalt.lab.evaluation.shapes.summary import difference, summarize
 
-    table = Table(
-        Column("policy", overflow="fold"),
-        "shape",
-        "prompts",
-        "full %",
-        "policy's %",
-        "difference",
-        "NLL change",
-        "speedup",
-        caption=REFERENCE,
-    )
-    for line in summarize(rows):
-        table.add_row(
-            line.policy,
-            line.shape,
-            f"{line.prompts}",
-            "" if line.full is None else f"{100 * line.full:.1f}",
-            "" if line.score is None else f"{100 * line.score:.1f}",
-            difference(line),
-            f"{line.nll[0]:+.3f} ± {line.nll[1]:.3f}",
-            f"{line.reference_speedup:.2f}x",
-        )
-    out.print(table)
+    for policy, own in groupby(summarize(rows), key=lambda line: line.policy):
+        lines = list(own)
+        columns = {
+            "shape": [line.shape for line in lines],
+            "prompts": [f"{line.prompts}" for line in lines],
+            "full %": ["" if line.full is None else f"{100 * line.full:.1f}" for line in lines],
+            "policy's %": ["" if line.score is None else f"{100 * line.score:.1f}" for line in lines],
+            "difference": [difference(line) for line in lines],
+            "NLL change": [f"{line.nll[0]:+.3f} ± {line.nll[1]:.3f}" for line in lines],
+            "speedup": [f"{line.reference_speedup:.2f}x" for line in lines],
+        }
+        out.print(fitted(columns, fold="shape", common=("prompts",), caption=REFERENCE, title=policy))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from deltahalt.cli.base import (
     MOST_BATCH,
@@ -20,6 +19,7 @@ from deltahalt.cli.base import (
     progress,
 )
 from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.cli.tables import of_policies, side_by_side
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 from deltahalt.lab.bench.row import BenchRow
@@ -157,10 +157,12 @@ def _bench_new_lengths(
     from deltahalt.lab.rows.base import append_rows
 
     for measured in measure_new_lengths(network, name, chosen, sizes, **options):
-        table = Table(f"{measured[0].prompt:,} tokens", "attention", "prefill s", "ms a token")
-        for row in measured:
-            table.add_row(row.policy, row.attention, f"{row.prefill:.3f}", f"{1000 * row.token:.1f}")
-        out.print(table)
+        columns = {
+            "attention": [row.attention for row in measured],
+            "prefill s": [f"{row.prefill:.3f}" for row in measured],
+            "ms a token": [f"{1000 * row.token:.1f}" for row in measured],
+        }
+        out.print(of_policies([row.policy for row in measured], columns, caption=f"{measured[0].prompt:,} tokens"))
         if rows is not None:
             append_rows(rows, measured)
 
@@ -193,8 +195,5 @@ def _show(rows: list[BenchRow]) -> None:
     """Rows of the same prompts side by side, a column each."""
     columns = cells(rows)
     (size, *_), policies = columns.pop("prompt"), columns.pop("policy")
-    table = Table(f"{size} tokens", *policies)
-    for head, column in columns.items():
-        if head not in {"model", "machine"}:
-            table.add_row(head, *column)
-    out.print(table)
+    lines = {head: column for head, column in columns.items() if head not in {"model", "machine"}}
+    out.print(side_by_side(f"{size} tokens", [policy.strip("`") for policy in policies], lines))

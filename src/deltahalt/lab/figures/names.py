@@ -7,7 +7,13 @@ from deltahalt.policies.text import Written, read, write
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RHO = "\N{GREEK SMALL LETTER RHO}"
+<<<<<<< HEAD
 WIDTH = 45  # largest number of letters in a line of a label
+=======
+LONGEST = 40  # characters of a policy that a table is still easy to read with
+REST = "\N{HORIZONTAL ELLIPSIS}"
+WIDTH = 45  # letters in a line of a label
+>>>>>>> 67ac15b (Tables fit 80 columns; the sample picture is read right)
 GLUE = "\N{NO-BREAK SPACE}"
 
 
@@ -41,6 +47,31 @@ def without(policy: str, options: Collection[str]) -> str:
         Written(stage.name, {key: value for key, value in stage.options.items() if f"{key}={value}" not in options})
         for stage in read(policy)
     )
+
+
+def briefly(policies: Iterable[str]) -> tuple[dict[str, str], str]:
+    """How to write each policy where there is little room, and a sentence about what is left out; "" for nothing.
+
+    Options that all long stages of several policies share are an ellipsis.
+    """
+    whole = {policy: policy for policy in policies}
+    stages = [str(stage) for policy in whole for stage in read(policy) if len(policy) > LONGEST]
+    shared = shared_options(stage for stage in stages if len(stage) > LONGEST)
+    if not shared:
+        return whole, ""
+    names = {
+        policy: "+".join(_without_shared(stage, shared) for stage in read(policy)) if len(policy) > LONGEST else policy
+        for policy in whole
+    }
+    return names, f"{REST} is {','.join(shared)}"
+
+
+def _without_shared(stage: Written, shared: list[str]) -> str:
+    """The stage with an ellipsis for the `shared` options, if it has them all."""
+    if not set(shared) <= {f"{name}={value}" for name, value in stage.options.items()}:
+        return str(stage)
+    rest = without(str(stage), shared)
+    return f"{rest}{',' if ':' in rest else ':'}{REST}"
 
 
 def short(policy: str) -> str:
