@@ -306,7 +306,7 @@ def test_bench_writes_rows_that_report_reads(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--lengths", "20,100000"], "tokens, prompt and 3 new ones"),
+        (["--lengths", "20,100000"], "takes 512 tokens"),
         (["--policies", "dash llmlingua2:encoder=/no/such"], "cannot load the encoder /no/such"),
         (["--policies", "dash:start=9"], "leaves no deeper layer"),
         (["--rows", "/"], "cannot write to /:"),

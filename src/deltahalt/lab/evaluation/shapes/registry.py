@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deltahalt.errors import InputError
+from deltahalt.files import is_folder
 from deltahalt.lab.evaluation.shapes import asking, extraction, joining, languages, source, summaries
 from deltahalt.lab.evaluation.shapes.base import Order, Shape, ShapedPrompt
 from deltahalt.lab.evaluation.shapes.draw import Draw
@@ -68,6 +69,10 @@ def make_prompt(shape: str, seed: int, tokens: int = 4_000, folder: Path | None 
     (name,) = shape_names(shape)
     if tokens < FEWEST_TOKENS:
         raise InputError(f"a prompt of {tokens} tokens has no room for a text: ask for {FEWEST_TOKENS} or more")
+    if folder is not None and not is_folder(folder):
+        raise InputError(
+            f"there are no texts in {str(folder)[:80]!r}, which is not a folder: give one, or leave it out"
+        )
     made = SHAPES[name](Order(Draw(name, seed), tokens, folder))
     return ShapedPrompt(shape=name, seed=seed, **vars(made))
 
