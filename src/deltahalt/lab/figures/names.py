@@ -7,13 +7,9 @@ from deltahalt.policies.text import Written, read, write
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RHO = "\N{GREEK SMALL LETTER RHO}"
-<<<<<<< HEAD
-WIDTH = 45  # largest number of letters in a line of a label
-=======
 LONGEST = 40  # characters of a policy that a table is still easy to read with
 REST = "\N{HORIZONTAL ELLIPSIS}"
-WIDTH = 45  # letters in a line of a label
->>>>>>> 67ac15b (Tables fit 80 columns; the sample picture is read right)
+WIDTH = 45  # largest number of letters in a line of a label
 GLUE = "\N{NO-BREAK SPACE}"
 
 
