@@ -40,7 +40,7 @@ def newer(installed: dict[str, str], tested: dict[str, str]) -> list[str]:
     return [
         f"{name} {installed[name]} (tested: {old})"
         for name, old in tested.items()
-        if name in installed and Version(installed[name]) > Version(old)
+        if name in installed and Version(Version(installed[name]).public) > Version(old)  # 2.13.0+cpu is 2.13.0
     ]
 
 

@@ -102,6 +102,19 @@ def test_two_threads_halt_one_model_each_by_its_own_policy() -> None:
     assert attributes(model) == before
 
 
+def test_what_somebody_puts_over_a_method_in_the_block_is_called() -> None:
+    model, calls = tiny(), []
+    with halting(model, DASH) as attached:
+        usual = model.model.forward
+        model.model.forward = lambda *args, **kwargs: calls.append("over") or usual(*args, **kwargs)
+        expected = model.generate(IDS, **GREEDY)
+        assert calls == ["over"] * 4
+        assert torch.equal(attached.generate(IDS, **GREEDY), expected)
+        assert calls == ["over"] * 8
+        model.model.forward = usual
+    assert "forward" not in vars(model.model)
+
+
 def test_a_second_block_in_the_same_context_is_refused() -> None:
     model = tiny()
     with halting(model, DASH), pytest.raises(UnsupportedError, match="halting already"), halting(model, LATE):

@@ -8,7 +8,7 @@ is left before that.
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -38,12 +38,13 @@ class Block:
         handed: dict[str, Any] | None = None,
     ) -> None:
         self.places, self.marks, self.handed = places, marks, handed
+        self.stand_ins: list[StandIn] = []
         self.open = self.missed = False
 
     @contextmanager
     def opened(self) -> Iterator["Block"]:
         """Replace calls inside the `with` block. After it, and after its last call, the modules are as before."""
-        stand_ins = [_acquire(place, self) for place in self.places]
+        self.stand_ins = _acquire(self.places, self, self.stand_ins)
         self.open = True
         _open.set((*reversed(list(open_blocks())), self))
         try:
@@ -51,12 +52,13 @@ class Block:
         finally:
             self.open = False
             _open.set(tuple(block for block in _open.get() if block is not self))
-            for stand_in in reversed(stand_ins):
-                _release(stand_in, self)
+            _release(self.stand_ins, self)
 
     def begun(self, **handed: Any) -> "Block":
         """Return the Block of one call that starts in this block, or in a call inside it."""
-        return Block(self.places, marks=self.marks, handed=(self.handed or {}) | handed)
+        call = Block(self.places, marks=self.marks, handed=(self.handed or {}) | handed)
+        call.stand_ins = self.stand_ins
+        return call
 
 
 @contextmanager
@@ -120,23 +122,34 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _acquire(place: Place, block: Block) -> StandIn:
-    module, name = place
+def _acquire(places: Iterable[Place], block: Block, known: list[StandIn]) -> list[StandIn]:
+    """What stands at the places, from now on for `block`, too. known: what did so for the block that it began in."""
     with _lock:
-        stand_in = module.__dict__.get(name)
-        if not isinstance(stand_in, StandIn):
-            stand_in = StandIn(module, name)
-            setattr(module, name, stand_in)
-        stand_in.blocks.append(block)
-        return stand_in
+        standing = [stand_in for stand_in in known if stand_in.blocks]
+        if not standing:
+            standing = [_at(module, name) for module, name in places]
+        for stand_in in standing:
+            stand_in.blocks.append(block)
+        return standing
 
 
-def _release(stand_in: StandIn, block: Block) -> None:
+def _at(module: nn.Module, name: str) -> StandIn:
+    """What stands at a place, which is new if nothing does, or if somebody else has put something over it."""
+    stand_in = module.__dict__.get(name)
+    if not isinstance(stand_in, StandIn):
+        stand_in = StandIn(module, name)
+        setattr(module, name, stand_in)
+    return stand_in
+
+
+def _release(stand_ins: list[StandIn], block: Block) -> None:
+    """Take away what stood for `block` alone."""
     with _lock:
-        stand_in.blocks.remove(block)
-        if stand_in.blocks or stand_in.module.__dict__.get(stand_in.name) is not stand_in:
-            return
-        if stand_in.own is None:
-            delattr(stand_in.module, stand_in.name)
-        else:
-            setattr(stand_in.module, stand_in.name, stand_in.own)
+        for stand_in in reversed(stand_ins):
+            stand_in.blocks.remove(block)
+            if stand_in.blocks or stand_in.module.__dict__.get(stand_in.name) is not stand_in:
+                continue
+            if stand_in.own is None:
+                delattr(stand_in.module, stand_in.name)
+            else:
+                setattr(stand_in.module, stand_in.name, stand_in.own)
