@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deltahalt.methods.registry import parse_method
     from deltahalt.methods.snapkv import SnapKV
     from deltahalt.policies import (
+        BothEnds,
         Dart,
         Dash,
         DashFrozen,
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 __all__ = [
     "D3",
     "Applied",
+    "BothEnds",
     "Dart",
     "DartViT",
     "Dash",

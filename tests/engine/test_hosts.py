@@ -10,6 +10,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltahalt import (
+    BothEnds,
     Dash,
     DashLayer,
     Dense,
@@ -209,6 +210,7 @@ EVERY_POLICY = {
     "last-token-attention": LastTokenAttention(**SETTINGS),
     "window-attention": WindowAttention(**SETTINGS, window=16, layers=2),
     "max-sim": MaxSim(**SETTINGS, window=16),
+    "both-ends": BothEnds(**SETTINGS),
     "random": Random(**SETTINGS),
     "uniform": Uniform(**SETTINGS),
 }

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltahalt import (
+    BothEnds,
     Dash,
     DashLayer,
     KeyNorm,
@@ -39,6 +40,7 @@ POLICIES: list[Callable[..., Policy]] = [
     lambda **settings: WindowAttention(window=1, **settings),
     lambda **settings: WindowAttention(window=1, chunk=7, **settings),
     lambda **settings: MaxSim(window=1, kernel=3, **settings),
+    lambda **settings: BothEnds(reach=8, **settings),
     Random,
     Uniform,
     lambda **settings: Uniform(chunk=7, **settings),
@@ -55,6 +57,7 @@ every_policy = pytest.mark.parametrize(
         "window",
         "chunks",
         "max-sim",
+        "both-ends",
         "random",
         "uniform",
         "uniform-chunks",

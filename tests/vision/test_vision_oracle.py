@@ -7,6 +7,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltahalt import (
+    BothEnds,
     Dart,
     Dash,
     DashLayer,
@@ -79,6 +80,7 @@ EVERY = {
     "last-token-attention": LastTokenAttention(**VISUAL),
     "window-attention": WindowAttention(**VISUAL, window=3),
     "max-sim": MaxSim(**VISUAL, window=3, kernel=5),
+    "both-ends": BothEnds(**VISUAL, nearest=2, reach=8),
     "random": Random(**VISUAL),
     "uniform": Uniform(**VISUAL),
     "text": Dash(**HALF | {"scope": "text"}),

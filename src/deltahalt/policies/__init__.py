@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltahalt.policies.base import LayerView, Policy, Progressive
+    from deltahalt.policies.both_ends import BothEnds
     from deltahalt.policies.dart import Dart
     from deltahalt.policies.dash import Dash
     from deltahalt.policies.dash_frozen import DashFrozen
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "POLICIES",
+    "BothEnds",
     "Dart",
     "Dash",
     "DashFrozen",

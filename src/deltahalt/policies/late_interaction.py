@@ -1,6 +1,6 @@
 """Late interaction: how well each token's surroundings answer to each of the last tokens, by their states alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +26,29 @@ def late_interaction(
     save for those who ask. kernel: odd. standardize: divide every dimension by its standard deviation over the prompt,
     so that the few large ones do not decide alone.
     """
-    states = view.hidden_in if view.hidden_out is None else view.hidden_out  # as they are where tokens halt
-    mean, pieces = states.mean(dim=0, dtype=torch.float32), states.split(COMPARED)
-    spread = _deviation(pieces, mean) if standardize else torch.ones_like(mean)
-
-    def directions(piece: torch.Tensor) -> torch.Tensor:
-        return F.normalize((piece.float() - mean) / spread, dim=-1)
-
+    states = states_of(view)
+    directions = directions_in(states, standardize=standardize)
     asking = directions(states[-window:])
-    similar = torch.cat([asking @ directions(piece).mT for piece in pieces], dim=1)  # [w, n]
+    similar = torch.cat([asking @ directions(piece).mT for piece in states.split(COMPARED)], dim=1)  # [w, n]
     best = F.max_pool1d(similar[None, :, :-window], kernel, stride=1, padding=kernel // 2)[0]
     best = F.pad(best, (0, window))
     usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
     return (best - usual).clamp(min=0).pow(power).sum(dim=0).masked_fill(~among, 0)
+
+
+def states_of(view: LayerView) -> torch.Tensor:
+    """The states [n, D] as they are where tokens halt."""
+    return view.hidden_in if view.hidden_out is None else view.hidden_out
+
+
+def directions_in(states: torch.Tensor, *, standardize: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What turns rows of `states` [n, D] into unit vectors [m, D] float32 whose products are their similarities.
+
+    The mean state is taken away first. standardize: divide every dimension by its standard deviation, too.
+    """
+    mean = states.mean(dim=0, dtype=torch.float32)
+    spread = _deviation(states.split(COMPARED), mean) if standardize else torch.ones_like(mean)
+    return lambda rows: F.normalize((rows.float() - mean) / spread, dim=-1)
 
 
 def _deviation(pieces: Sequence[torch.Tensor], mean: torch.Tensor) -> torch.Tensor:
