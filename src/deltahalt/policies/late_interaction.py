@@ -26,15 +26,15 @@ def late_interaction(
     tokens around it, unless it is a query token. kernel: odd. standardize: divide every dimension by its standard
     deviation over the prompt, so that a few large dimensions do not dominate.
     """
-    states = view.hidden_in if view.hidden_out is None else view.hidden_out  # the states at which tokens halt
+    states = view.hidden_in if view.hidden_out is None else view.hidden_out  # as they are where tokens halt
     mean, pieces = states.mean(dim=0, dtype=torch.float32), states.split(COMPARED)
     spread = _deviation(pieces, mean) if standardize else torch.ones_like(mean)
 
     def directions(piece: torch.Tensor) -> torch.Tensor:
         return F.normalize((piece.float() - mean) / spread, dim=-1)
 
-    query = directions(states[-window:])
-    similar = torch.cat([query @ directions(piece).mT for piece in pieces], dim=1)  # [w, n]
+    asking = directions(states[-window:])
+    similar = torch.cat([asking @ directions(piece).mT for piece in pieces], dim=1)  # [w, n]
     best = F.max_pool1d(similar[None, :, :-window], kernel, stride=1, padding=kernel // 2)[0]
     best = F.pad(best, (0, window))
     usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
