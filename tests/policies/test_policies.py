@@ -313,7 +313,7 @@ def test_random_keeps_whole_chunks() -> None:
 
 @pytest.mark.parametrize("option", [{"keep_first": 4}, {"scope": "text"}, {"chunk": 16}])
 def test_an_exit_leaves_no_active_token_before_a_halted_one(option: dict[str, Any]) -> None:
-    with pytest.raises(PolicyError, match="the latest tokens"):
+    with pytest.raises(PolicyError, match="keeps the last tokens of the whole prompt"):
         SingleInputKV(**option)
 
 

@@ -93,9 +93,9 @@ def test_an_option_overrides_every_stage() -> None:
 @pytest.mark.parametrize("option", ["start", "pruning_ratio"])
 def test_stages_have_no_start_or_ratio_in_common(option: str) -> None:
     two = Progressive([Dash(start=1, pruning_ratio=0.5), Random(start=3, pruning_ratio=0.8)])
-    with pytest.raises(PolicyError, match=f"several stages, which cannot have one {option}"):
+    with pytest.raises(PolicyError, match=f"several stages, which cannot share one {option}"):
         override(two, **{option: 0.5})
-    with pytest.raises(PolicyError, match=f"several stages, which cannot have one {option}"):
+    with pytest.raises(PolicyError, match=f"several stages, which cannot share one {option}"):
         parse_policy(format_policy(two), **{option: 0.5})
 
 

@@ -1,1 +1,1 @@
-"""Methods of every stage: what `--policy` names, and how each is applied to a model."""
+"""Methods: everything that `--policy` takes, and how each is applied to a model."""

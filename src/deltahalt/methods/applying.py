@@ -1,4 +1,4 @@
-"""The front doors: `halting(model, policy)`, and `applying(model, method)` for methods of all stages."""
+"""The main functions of the library: `halting(model, policy)`, and `applying(model, method)` for every method."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,21 +31,31 @@ def halting(
 
     Args:
         model: A Hugging Face causal language model, or vision-language model, of a known family.
-        policy: A Policy or Progressive; or its text, see `parse_policy`. "auto" is the policy that calibration found
-            best for this model, "auto-query-free" the one for prompts without their question, and a path to a profile
-            is what that chose.
-        min_prompt_tokens: Shorter prompts stay whole.
-        timed: Measure each prefill's seconds, which waits for the device.
-        vision: A policy of the ViT or its text, which leaves fewer visual tokens inside it as well.
+        policy: A `Policy` or `Progressive`, or its text (see `parse_policy`). "auto" is the policy that calibration
+            chose for this model, "auto-query-free" the one for prompts without their question; the path of a profile
+            is the policy in that profile.
+        min_prompt_tokens: No token halts in a prompt of fewer tokens; 0 for no limit.
+        timed: Measure the seconds of each prefill, which waits for the device.
+        vision: A policy of the ViT, or its text: visual tokens also halt inside the ViT. None: they do not.
 
     Returns:
-        A context that yields the halted model, whose `report` has what the latest prefill did, and `vision_report`
-        what the ViT did. On any exit the model is as before.
+        A context that yields a `Halted`. Its `report` describes the latest prefill, and its `vision_report` the latest
+        run of the ViT. When the block is left, the model is as before.
 
     Raises:
-        UnsupportedError: For a model that cannot be halted.
-        PolicyError: For what is not a policy, or does not fit the model. A method of another stage needs `applying`.
-        InputError: For a profile that is missing, of another model, or without a policy as fast.
+        UnsupportedError: For a model that deltahalt does not support.
+        PolicyError: For an object that is not a policy, or a policy that does not fit the model. A method of another
+            stage needs `applying`.
+        InputError: For a profile that does not exist, is of another model, or has no policy of the wanted speed.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=500, **sizes)).eval()
+        >>> with torch.no_grad(), halting(model, Dash(start=1, pruning_ratio=0.5)) as halted:
+        ...     logits = model(torch.arange(496)[None], logits_to_keep=1).logits
+        >>> halted.report.lengths  # tokens in each layer: of 400 eligible ones, 200 halt after layer 1
+        ((496, 496, 296, 296),)
     """
     decoder = find_decoder(model)
     chosen = find_policy(policy, decoder, vision=sees_images(model, decoder))
@@ -54,17 +64,47 @@ def halting(
 
 
 class Applied:
-    """A model under a method. `halted`: its engine, whose `report` has what the latest prefill did."""
+    """A model under a method, inside the block of `applying`.
+
+    Attributes:
+        halted: The engine (`Halted`). Its `report` describes the latest prefill.
+        model: The Hugging Face model.
+        method: The `Method` that the model runs under.
+        tokenizer: The model's tokenizer, or None.
+        spent: True FLOPs of the model that chose the tokens of the latest prompts, in a prompt-stage method.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=500, **sizes)).eval()
+        >>> ids = torch.arange(496)[None]
+        >>> with torch.no_grad(), applying(model, GemFilter(start=1, pruning_ratio=0.5)) as applied:
+        ...     short = applied.shorten({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        ...     logits = model(**short, logits_to_keep=1).logits
+        >>> short["input_ids"].shape
+        torch.Size([1, 296])
+        >>> applied.flops == applied.spent + applied.halted.report.flops
+        True
+    """
 
     def __init__(self, halted: Halted, model: Any, method: Method, tokenizer: Any) -> None:
         self.halted, self.model, self.method, self.tokenizer = halted, model, method, tokenizer
-        self.spent = 0  # FLOPs that chose the latest prompts' tokens
+        self.spent = 0
 
     @torch.no_grad()
     def shorten(self, prompts: Prompts, ends: Sequence[Ends | None] | None = None) -> Prompts:
-        """The prompts as the model is to read them: whole, except for a prompt-stage method. This takes time, too.
+        """The prompts to give to the model: a prompt-stage method shortens them, any other leaves them as they are.
 
-        ends: for each prompt how many tokens it has before and after its context, where that is known.
+        Args:
+            prompts: `input_ids` and `attention_mask`, each [B, T], padded on the left.
+            ends: For each prompt the number of tokens before and after its context; None where it is unknown.
+
+        Returns:
+            New prompts of the same form, or `prompts` itself. Shortening takes time, so measure it with the prefill.
+
+        Raises:
+            InputError: For a prompt that the method does not take, such as one no longer than snapkv's window.
+            UnsupportedError: For a model whose layers cannot score a prompt of this length (gemfilter).
         """
         rows = len(prompts["input_ids"])
         short = self.method.shorten(self.model, self.tokenizer, prompts, ends or [None] * rows)
@@ -75,12 +115,12 @@ class Applied:
 
     @property
     def by_token(self) -> bool:
-        """Whether a given answer must be run one token at a time, as in generation."""
+        """Whether a given answer must run one token at a time, as in generation."""
         return self.method.by_token
 
     @property
     def flops(self) -> int:
-        """True FLOPs of the model until the first new token of the latest prompts, what chose their tokens included."""
+        """True FLOPs until the first new token of the latest prompts, those that chose their tokens included."""
         return self.spent + self.halted.report.flops
 
 
@@ -95,10 +135,30 @@ def applying(
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
 
-    Give prompts to the model by way of `Applied.shorten`. tokenizer: the model's, which some prompt-stage methods need.
-    timed: as in `halting`. min_prompt_tokens: as in `halting`; for policies only.
+    Pass prompts through `Applied.shorten` before you give them to the model.
 
-    Raises what `halting` and the method raise.
+    Args:
+        model: A Hugging Face causal language model, or vision-language model, of a known family.
+        method: A `Policy`, `Progressive` or `Method`; `parse_method` makes one of text.
+        tokenizer: The model's tokenizer, which `bm25` and `llmlingua2` need.
+        min_prompt_tokens: No token halts in a prompt of fewer tokens; for policies only.
+        timed: Measure the seconds of each prefill, which waits for the device.
+
+    Yields:
+        The model under the method. When the block is left, the model is as before.
+
+    Raises:
+        UnsupportedError: For a model or setting that the method does not support.
+        PolicyError: For an object that is not a method, or a method that does not fit the model.
+        InputError: For a method that lacks a tokenizer or a package.
+        ModelError: For an encoder of `llmlingua2` that cannot be loaded.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=500, **sizes)).eval()
+        >>> with applying(model, parse_method("d3:alpha=0.9")):
+        ...     answer = model.generate(torch.arange(40)[None], max_new_tokens=4, pad_token_id=0)
     """
     chosen = method_of(method)
     with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens) as halted:

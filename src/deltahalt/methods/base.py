@@ -1,4 +1,4 @@
-"""A method: anything that `--policy` names. It acts on the prompt, in decoder layers, on the cache or on new tokens."""
+"""The interface of a method. It acts on the prompt, in decoder layers, on the cache or on generated tokens."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,24 +15,41 @@ from deltahalt.policies import Dense
 from deltahalt.policies.base import Stage
 from deltahalt.policies.options import check_types
 
-Ends = tuple[int, int]  # tokens of a prompt before its context, and after it
+Ends = tuple[int, int]  # number of tokens of a prompt before its context, and after it
 Prompts = dict[str, torch.Tensor]  # input_ids and attention_mask, each [B, T], padded on the left
 Own = TypeVar("Own", bound="Method")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What a model runs under. This one changes nothing: a subclass overrides what it does.
+    """The base of all methods: anything that `--policy` takes, at any stage. A policy becomes one as `Halting`.
 
-    Raises PolicyError on options of a wrong type.
+    This class does not change the model. A subclass gives a `name`, a `summary`, a `source` and a `stage`; its fields
+    are its options. It overrides `shorten` (prompt stage) or `attached` (all others), and `flops`.
+
+    Raises:
+        PolicyError: For an option of a wrong type.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class FirstTokens(Method):
+        ...     name, stage = "first-tokens", "prompt"
+        ...     count: int = 64
+        ...
+        ...     def shorten(self, model, tokenizer, prompts, ends):
+        ...         return {name: rows[:, : self.count] for name, rows in prompts.items()}
+        >>> ids = torch.arange(100)[None]
+        >>> short = FirstTokens(count=32).shorten(None, None, {"input_ids": ids}, [None])
+        >>> short["input_ids"].shape
+        torch.Size([1, 32])
     """
 
     name: ClassVar[str] = "method"
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     stage: ClassVar[str] = ""  # prompt, LLM, KV or decode
-    by_token: ClassVar[bool] = False  # whether a given answer must be run one token at a time, as in generation
-    shares_prefill: ClassVar[bool] = False  # whether several questions can follow on one prefill
+    by_token: ClassVar[bool] = False  # whether a given answer must run one token at a time, as in generation
+    shares_prefill: ClassVar[bool] = False  # whether several questions can continue one prefill
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -43,15 +60,15 @@ class Method:
         return False
 
     def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
-        """Refuse what a model with this configuration cannot do, or what is not installed, before weights are loaded.
+        """Raise the errors of `attach` that follow from the model's configuration, before weights are loaded.
 
-        config: the model's. min_prompt_tokens: as in `attach`. Raises what `attach` would raise later.
+        These are for a model that does not support the method, a package that is not installed, and wrong settings.
         """
         self.refuse_settings(min_prompt_tokens)
         ModelShape.of(config.get_text_config())
 
     def refuse_settings(self, min_prompt_tokens: int) -> None:
-        """Raise UnsupportedError for settings of policies alone."""
+        """Raise UnsupportedError for settings that only policies have."""
         if min_prompt_tokens:
             raise UnsupportedError(
                 f"{self.name} does not halt tokens in decoder layers, so min_prompt_tokens={min_prompt_tokens} has no "
@@ -61,7 +78,7 @@ class Method:
     def attach(
         self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0
     ) -> AbstractContextManager[Halted]:
-        """The model with this method at work on it. min_prompt_tokens: as in `halting`.
+        """A context in which the model runs under this method. min_prompt_tokens: as in `halting`.
 
         Raises UnsupportedError for settings that this method does not have, and what `prepare` and `attached` raise.
         """
@@ -70,37 +87,37 @@ class Method:
         return self.attached(model)
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
-        """Load what this method needs beside the model, so that what cannot be had is refused before anything runs."""
+        """Load what this method needs beside the model. Raises an error for what is missing, before anything runs."""
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
-        """The model with this method at work on it; by default, our engine with nothing halted."""
+        """A context in which the model runs under this method; by default, our engine without any halting."""
         return halting(model, Dense())
 
     def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
-        """The prompts as the model is to read them; by default as they are.
+        """The prompts to give to the model; by default the same ones.
 
-        ends: for each prompt where its context lies, if that is known.
+        ends: for each prompt the number of tokens before and after its context; None where it is unknown.
         """
         return prompts
 
     def choosing_flops(self, shape: ModelShape, tokens: int) -> int:
-        """True FLOPs that `shorten` has the model spend on a prompt of `tokens`."""
+        """True FLOPs of the model in `shorten`, for a prompt of `tokens` tokens."""
         return 0
 
     def flops(self, shape: ModelShape, tokens: int) -> int:
-        """True FLOPs of the model until the first new token, for a prompt of `tokens`: known from the length alone."""
+        """True FLOPs of the model until the first new token, for a prompt of `tokens` tokens."""
         return true_flops(shape, dense_loads(shape.layers, tokens), tokens)
 
     def stages(self, layers: int) -> tuple[Stage, ...] | None:
-        """The decisions in a decoder of `layers` layers; None for a method that has a prefill of its own."""
+        """The stages of a policy in a decoder of `layers` layers; None for a method that is not a policy."""
         return None
 
     def scaled(self: Own, layers: int, to: int) -> Own:
-        """The method with its layer indices, in a model of `layers`, at the same depth in one of `to` layers."""
+        """The method for a model of `to` layers, with layer indices at the same relative depth as in `layers`."""
         return scaled(self, layers, to)
 
 
 def scaled(method: Any, layers: int, to: int) -> Any:
-    """A policy or method with its `start`, where it is an index in a model of `layers`, for one of `to` layers."""
+    """A policy or method for a model of `to` layers; a `start` that is an index is one in a model of `layers`."""
     start = getattr(method, "start", None)
     return replace(method, start=start * to // layers) if isinstance(start, int) else method

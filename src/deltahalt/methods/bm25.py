@@ -1,4 +1,4 @@
-"""BM25: the chunks of a prompt whose words match those at its two ends, found before the model runs."""
+"""BM25: only chunks of the prompt whose words match the query are kept, before the model runs."""
 
 import re
 from dataclasses import dataclass
@@ -11,23 +11,45 @@ from deltahalt.errors import InputError, PolicyError
 from deltahalt.methods.prompt_stage import PromptMethod
 
 CJK = "぀-ヿ㐀-䶿一-鿿가-힯"
-WORD = re.compile(rf"[^\W{CJK}]+|[{CJK}]")  # scripts without blanks go character by character
+WORD = re.compile(rf"[^\W{CJK}]+|[{CJK}]")  # in scripts without spaces, each character is a word
 
 
 @dataclass(frozen=True, kw_only=True)
 class BM25(PromptMethod):
-    """Keep whole chunks of tokens by the BM25 score of their words, both protected ends of the prompt being the query.
+    """Keep the chunks of the prompt with the highest BM25 score of their words. The query is both protected ends.
 
-    A chunk also gets a share of the score of its better neighbour, since an answer needs what stands around it. The
-    last chunk that stays is cut where the exact count falls. FLOPs leave the counting of words out.
+    The chunk with the lowest score that stays is cut, so that the ratio is exact. FLOPs do not include the BM25 scores.
 
-    chunk: tokens of a chunk. neighbour: that share, in [0, 1]. k1, b: BM25's own. Raises PolicyError on settings out of
-    range.
+    Attributes:
+        keep_first: Number of tokens at the start of the prompt that are never dropped, 0 or more. They are part of the
+            query. Where the position of the context is known, all tokens before it are used instead.
+        keep_last: Number of tokens at the end of the prompt that are never dropped, 0 or more. They are part of the
+            query. Where the position of the context is known, all tokens after it are used instead.
+        chunk: Number of contiguous tokens that are scored together, 1 or more.
+        neighbour: Share, in [0, 1], of the score of the better of its two neighbours that is added to a chunk's score,
+            since an answer may need the text around a match. 0 leaves neighbours out.
+        k1: BM25's parameter of term frequency, 0 or more: with a higher one, repetitions of a word count for more.
+        b: BM25's parameter of length, in [0, 1]: 0 ignores the number of words in a chunk, 1 corrects
+            for it in full.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        BM25 (Robertson et al. 1994), computed by bm25s (arXiv 2407.03618).
+
+    Example:
+        >>> from deltahalt.methods.registry import format_method
+        >>> method = BM25(pruning_ratio=0.5, chunk=32)
+        >>> format_method(method)
+        'bm25:pruning_ratio=0.5,chunk=32'
+        >>> method.kept(4096)
+        2048
     """
 
     name: ClassVar[str] = "bm25"
-    summary: ClassVar[str] = "keeps the chunks whose words match those at the prompt's ends"
-    source: ClassVar[str] = "BM25 (Robertson et al. 1994), by bm25s (arXiv 2407.03618)"
+    summary: ClassVar[str] = "keeps the chunks whose words match those at the two ends of the prompt"
+    source: ClassVar[str] = "BM25 (Robertson et al. 1994), computed by bm25s (arXiv 2407.03618)"
 
     keep_first: int = 256
     keep_last: int = 128
@@ -42,18 +64,20 @@ class BM25(PromptMethod):
             raise PolicyError(f"chunk is {self.chunk}; it must be 1 token or more")
         if not 0 <= self.neighbour <= 1:
             raise PolicyError(f"neighbour is {self.neighbour}; it must lie in [0, 1], 0 to leave neighbours out")
-        if self.k1 < 0 or not 0 <= self.b <= 1:
-            raise PolicyError(f"k1 is {self.k1} and b is {self.b}; give k1 of 0 or more, and b in [0, 1]")
+        if self.k1 < 0:
+            raise PolicyError(f"k1 is {self.k1}; it must be 0 or more")
+        if not 0 <= self.b <= 1:
+            raise PolicyError(f"b is {self.b}; it must lie in [0, 1]")
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
-        """Raises InputError without a tokenizer, and where bm25s is missing."""
+        """Raises InputError without a tokenizer, and if bm25s is not installed."""
         if tokenizer is None:
-            raise InputError(f"{self.name} reads words, which random tokens do not make: give a --model")
+            raise InputError(f"{self.name} needs text, so a tokenizer: give a --model, or applying(..., tokenizer=...)")
         if find_spec("bm25s") is None:
-            raise InputError(f"{self.name} needs bm25s, which the extra `bm25` brings: pip install 'deltahalt[bm25]'")
+            raise InputError(f"{self.name} needs the package bm25s: pip install 'deltahalt[bm25]'")
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each token has its chunk's score."""
+        """Each token has the score of its chunk."""
         chunks = ids[context].split(self.chunk)
         ends = " ".join(map(tokenizer.decode, (ids[: context.start], ids[context.stop :])))
         scores = torch.tensor(self.matches(words(ends), [words(tokenizer.decode(chunk)) for chunk in chunks]))
@@ -63,7 +87,7 @@ class BM25(PromptMethod):
         return ids[context], scores.repeat_interleave(sizes).to(ids.device)
 
     def matches(self, query: list[str], chunks: list[list[str]]) -> list[float]:
-        """The BM25 score of each chunk's words. A word that the query repeats counts once."""
+        """The BM25 score of each chunk. A word that the query repeats counts once."""
         import bm25s  # noqa: PLC0415 (an extra)
 
         if not query or not any(chunks):

@@ -1,4 +1,4 @@
-"""D3: the later a token is generated, the fewer layers it runs through."""
+"""D3: a generated token runs through fewer layers than the token before it."""
 
 import math
 from contextlib import AbstractContextManager
@@ -14,15 +14,32 @@ from deltahalt.policies import Dense
 
 @dataclass(frozen=True, kw_only=True)
 class D3(Method):
-    """Generate token i with floor(L * alpha^i) of the L layers, and never fewer than the core; the prefill is full.
+    """Generate token i with floor(L * alpha^i) of the L layers, but never with fewer than the core layers.
 
-    alpha: decay, in (0, 1]. core: layers that always run, a number or a fraction of L; half of them at either end.
+    The prefill runs through all layers and gives token 0. A later call of several tokens, such as a next question, is a
+    prompt: it runs through all layers, and i starts at 0 again. The power law is the paper's, and so is the core of
+    layers at both ends, between which layers are skipped. Three choices are ours, since there is no public code: layers
+    in the middle are skipped first, so that each token's layers are among those of the token before; token 0 is the one
+    from the prefill; and the defaults.
 
-    The paper's: the power law, and a core of head and tail layers around flexible ones, which are skipped. Ours, since
-    there is no public code: which flexible layers go first (those in the middle, so that each token's layers are among
-    those of the token before), i = 0 for the token that the prefill gives, and the defaults. A call of several tokens,
-    such as a next question, is a prompt: it runs in full, and i begins anew.
-    Raises PolicyError on settings out of range.
+    Attributes:
+        alpha: Decay of the number of layers per token, in (0, 1]; 1 runs all layers.
+        core: Layers that always run, half of them at either end: a number (int, 1 or more), or a fraction of the L
+            layers (float, in (0, 1]).
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        D3 (arXiv 2503.08524).
+
+    Example:
+        >>> from deltahalt.methods.registry import format_method
+        >>> method = D3(alpha=0.98)
+        >>> format_method(method)
+        'd3:alpha=0.98'
+        >>> [len(method.depth(token, layers=32)) for token in (1, 10, 100)]
+        [31, 26, 16]
     """
 
     name: ClassVar[str] = "d3"
@@ -39,7 +56,9 @@ class D3(Method):
         if not 0 < self.alpha <= 1:
             raise PolicyError(f"alpha is {self.alpha!r}; it must lie in (0, 1]")
         if not 0 < self.core <= (math.inf if isinstance(self.core, int) else 1):
-            raise PolicyError(f"core is {self.core!r}; give a number of layers >= 1 or a fraction of them in (0, 1]")
+            raise PolicyError(
+                f"core is {self.core!r}; give a number of layers >= 1 or a fraction of the layers in (0, 1]"
+            )
 
     def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
         super().check(config, min_prompt_tokens=min_prompt_tokens)
@@ -49,9 +68,9 @@ class D3(Method):
         return halting(model, Dense(), depth=self.depth)
 
     def depth(self, token: int, layers: int) -> list[int]:
-        """The layers, of so many, that generate token number `token` >= 1, ascending. Raises PolicyError."""
+        """The layers, ascending, that generate token number `token` >= 1 in a model of `layers`. Raises PolicyError."""
         core = self.core if isinstance(self.core, int) else max(1, math.floor(self.core * layers))
         if core > layers:
-            raise PolicyError(f"core is {core}, but the model has {layers} layers")
+            raise PolicyError(f"core is {core}, but the model has {layers} layers: set core to {layers} or less")
         run = max(core, math.floor(layers * self.alpha**token))
         return [*range((run + 1) // 2), *range(layers - run // 2, layers)]

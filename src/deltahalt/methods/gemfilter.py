@@ -1,4 +1,4 @@
-"""GemFilter: the model's own shallow layers choose the tokens of a new, shorter prompt."""
+"""GemFilter: shallow layers of the model choose the tokens of a new, shorter prompt."""
 
 import math
 from dataclasses import dataclass
@@ -17,22 +17,35 @@ from deltahalt.methods.prompt_stage import PromptMethod
 
 @dataclass(frozen=True, kw_only=True)
 class GemFilter(PromptMethod):
-    """Keep the tokens whose keys at layer `start` have the largest inner product with the last token's queries.
+    """Keep the tokens whose keys at a shallow layer have the largest inner product with the last token's queries.
 
-    Summed over heads, without softmax, and averaged over `kernel` neighbours. The layers before `start` run on the
-    whole prompt; then the full model runs on the kept tokens alone, as a prompt of its own.
+    The products are summed over heads, without softmax, and averaged over `kernel` neighbours. The layers before the
+    filter layer run on the whole prompt; then the full model runs on the kept tokens as a prompt of their own. The
+    paper's settings, for models of 32 layers, are start=13 or 19, count=1024, kernel=5, keep_first=0 and keep_last=1.
+    Two choices are ours: the last token always stays, and `pruning_ratio` is used instead of a count.
 
-    start: the filter layer r, as an index or as a fraction of the layers.
-    kernel: odd width of the window that the products are averaged over.
-    count: keep this number of eligible tokens, in place of a share of them; 0 for the share.
-    Raises PolicyError on settings out of range.
+    Attributes:
+        start: Filter layer r: an index, from 0 (int), or a fraction of the layers (float).
+        kernel: Width of the moving mean over products, in tokens; odd. 1 leaves them as they are.
+        count: Number of eligible tokens that stay, in place of pruning_ratio. 0 uses pruning_ratio.
 
-    The paper's settings, for models of 32 layers: start=13 or 19, count=1024, kernel=5, keep_first=0, keep_last=1.
-    Ours is that the last token always stays, and the share.
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        GemFilter (arXiv 2409.17422).
+
+    Example:
+        >>> from deltahalt.methods.registry import format_method
+        >>> method = GemFilter(start=13, pruning_ratio=0.5)
+        >>> format_method(method)
+        'gemfilter:start=13,pruning_ratio=0.5'
+        >>> method.kept(4096)
+        2048
     """
 
     name: ClassVar[str] = "gemfilter"
-    summary: ClassVar[str] = "rereads the tokens that the last token looks for at a shallow layer"
+    summary: ClassVar[str] = "keeps the tokens whose shallow keys match the last token's queries, and runs on them"
     source: ClassVar[str] = "GemFilter (arXiv 2409.17422)"
 
     start: float | int = 0.4
@@ -46,15 +59,18 @@ class GemFilter(PromptMethod):
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive")
         if self.count < 0:
-            raise PolicyError(f"count is {self.count}; give a number of tokens, or 0 for a share of them")
+            raise PolicyError(f"count is {self.count}; it must be 0 or more, 0 to use pruning_ratio")
         if self.keep_last < 1:
             raise PolicyError("keep_last is 0; the last token yields the logits, so keep at least 1")
 
     def layer(self, layers: int) -> int:
-        """The filter layer in a model of so many. Raises PolicyError for one that it does not have."""
+        """The filter layer in a model of `layers` layers. Raises PolicyError for one that it does not have."""
         layer = self.start if isinstance(self.start, int) else math.floor(self.start * layers)
         if layer >= layers:
-            raise PolicyError(f"{self.name} starts at layer {layer}, but the model has layers 0 to {layers - 1}")
+            raise PolicyError(
+                f"{self.name} starts at layer {layer}, but the model has layers 0 to {layers - 1}: set start to one of "
+                "these"
+            )
         return layer
 
     def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
@@ -65,7 +81,7 @@ class GemFilter(PromptMethod):
         return min(self.count, eligible) if self.count else super().kept(eligible)
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raises UnsupportedError at a layer that does not see the whole prompt, or whose weights are offloaded."""
+        """Raises UnsupportedError if the filter layer does not see the whole prompt, or its weights are offloaded."""
         host = HostDecoder.of(model.get_decoder())
         family, layers = host.family, list(enumerate(host.layers))
         index = self.layer(len(layers))
@@ -77,16 +93,18 @@ class GemFilter(PromptMethod):
             )
         layer = layers[index][1]
         if family.offloaded(layer):
-            raise UnsupportedError(f"layer {index} is offloaded, so it cannot score a prompt: keep it on a device")
+            raise UnsupportedError(
+                f"layer {index} is offloaded, so it cannot score a prompt: keep it on a device, or choose another start"
+            )
         stream, call = prepare(host, input_ids=ids[None], use_cache=False)
         stream, _ = run_layers(layers[:index], (), stream, call)
         cos, sin = stream.rotary[family.rotary_kind(host.config, index)]
         hidden = stream.hidden.to(family.device(layer))
         queries = family.queries(layer, hidden[:, -1:], (cos[:, -1:], sin[:, -1:]))[0, :, 0]  # [heads, d]
         keys = family.keys(layer, hidden, (cos, sin))[0]  # [kv_heads, n, d]
-        # Heads that share a key add up before the product.
-        asked = queries.float().view(len(keys), -1, queries.shape[-1]).sum(dim=1)  # [kv_heads, d]
-        products = torch.einsum("hd,hnd->n", asked, keys.float())
+        # Queries of heads that share a key are summed before the product.
+        summed = queries.float().view(len(keys), -1, queries.shape[-1]).sum(dim=1)  # [kv_heads, d]
+        products = torch.einsum("hd,hnd->n", summed, keys.float())
         pooled = F.avg_pool1d(products[None], self.kernel, stride=1, padding=self.kernel // 2)[0]
         return ids[context], pooled[context].to(ids.device)
 

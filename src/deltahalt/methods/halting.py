@@ -1,4 +1,4 @@
-"""A policy as a method: halting in decoder layers behind the interface that all stages share."""
+"""A policy as a method: halting in decoder layers, with the interface of methods of all stages."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +16,19 @@ from deltahalt.policies.text import joined, require_policy
 
 @dataclass(frozen=True, kw_only=True)
 class Halting(Method):
-    """Halt prompt tokens by a `policy`: see `deltahalt.halting`."""
+    """Halt prompt tokens in decoder layers by a policy: see `deltahalt.halting`.
+
+    Attributes:
+        policy: A `Policy` or `Progressive`.
+
+    Raises:
+        PolicyError: For an object that is not a policy.
+
+    Example:
+        >>> method = Halting(policy=parse_policy("dash:start=0.4"))
+        >>> [stage.last for stage in method.stages(layers=32)]
+        [12]
+    """
 
     name: ClassVar[str] = "halting"
     stage: ClassVar[str] = "LLM"
@@ -56,7 +68,7 @@ class Halting(Method):
 
 
 def method_of(given: Any) -> Method:
-    """A method as it is, and a policy as the method that halts by it. Raises PolicyError for anything else."""
+    """The given method, or a `Halting` by the given policy. Raises PolicyError for anything else."""
     match given:
         case Method():
             return given

@@ -1,4 +1,4 @@
-"""LLMLingua-2: a small encoder says of each word of the prompt how likely it is worth keeping."""
+"""LLMLingua-2: a small encoder predicts for each word of the prompt whether to keep it."""
 
 import string
 from collections.abc import Iterator
@@ -14,20 +14,35 @@ import transformers
 from deltahalt.errors import InputError, ModelError, UnsupportedError
 from deltahalt.methods.prompt_stage import PromptMethod
 
-CHUNK = 512  # tokens that the encoder reads at once, with one special token at either end
-BATCH = 50  # chunks
-CHUNK_ENDS = (".", "\n")  # tokens that a chunk ends behind, where it has one
+CHUNK = 512  # tokens of one sequence of the encoder, with a special token at either end
+BATCH = 50  # sequences that the encoder runs at once
+CHUNK_ENDS = (".", "\n")  # tokens after which a chunk ends, if it has one of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLMLingua2(PromptMethod):
-    """Keep the words that a token classifier finds most likely worth keeping, by the mean over a word's tokens.
+    """Keep the words with the highest probability of "keep" by a token classifier, the mean over a word's tokens.
 
-    encoder: a token-classification model whose second label means "keep", by hub id or local folder.
+    Encoder, chunks, words and their probabilities are the paper's. Three choices are ours: the ratio is exact in tokens
+    of the model that runs on the prompt; words are ranked over the whole context, not in each chunk; and the prompt's
+    own tokens are kept, white space included. FLOPs do not include the encoder.
 
-    The paper's: encoder, chunks, words and their probabilities. Ours: the share counts the tokens of the model that
-    will read the prompt, exactly; words are ranked over the whole context, not chunk by chunk; and what is kept is the
-    prompt's own tokens, white space included. FLOPs leave the encoder out.
+    Attributes:
+        encoder: Token-classification model whose second label means "keep": a hub id or a local folder.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        LLMLingua-2 (arXiv 2403.12968).
+
+    Example:
+        >>> from deltahalt.methods.registry import format_method
+        >>> method = LLMLingua2(pruning_ratio=0.5)
+        >>> format_method(method)
+        'llmlingua2:pruning_ratio=0.5'
+        >>> method.kept(4096)
+        2048
     """
 
     name: ClassVar[str] = "llmlingua2"
@@ -37,7 +52,7 @@ class LLMLingua2(PromptMethod):
     encoder: str = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
     def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
-        """Raises ModelError for an encoder that cannot be found, or has other labels."""
+        """Raises ModelError for an encoder that cannot be found, or does not have two labels."""
         super().check(config, min_prompt_tokens=min_prompt_tokens)
         with _as_model_error(self.encoder):
             encoder = transformers.AutoConfig.from_pretrained(self.encoder)
@@ -46,26 +61,26 @@ class LLMLingua2(PromptMethod):
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """Raises InputError without a tokenizer, and ModelError for an encoder that cannot be loaded."""
         if tokenizer is None:
-            raise InputError(f"{self.name} reads words, which random tokens do not make: give a --model")
+            raise InputError(f"{self.name} needs text, so a tokenizer: give a --model, or applying(..., tokenizer=...)")
         load_encoder(self.encoder, str(model.device))
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The context is read as text: its tokens are those that the tokenizer makes of it."""
+        """The context is decoded and tokenized again, so that the words of its text are known."""
         text = str(tokenizer.decode(ids[context], skip_special_tokens=False, clean_up_tokenization_spaces=False))
         encoded = tokenize(tokenizer, text)
-        chances = torch.zeros(len(text) + 1)  # by character
+        chances = torch.zeros(len(text) + 1)  # probability of "keep" of each character
         before = 0
         for begin, end, chance in word_chances(*load_encoder(self.encoder, str(model.device)), text):
-            chances[min(before, begin) : end] = chance  # white space belongs to the word after it
+            chances[min(before, begin) : end] = chance  # with the white space before the word
             before = end
         last = torch.tensor([max(end, 1) - 1 for _, end in encoded["offset_mapping"]], dtype=torch.long)
         tokens = torch.tensor(encoded["input_ids"], dtype=torch.long)
-        return tokens.to(ids.device), chances[last].to(ids.device)  # a token is judged by its last character
+        return tokens.to(ids.device), chances[last].to(ids.device)  # by its last character
 
 
 @lru_cache(maxsize=1)
 def load_encoder(name: str, device: str) -> tuple[Any, Any]:
-    """The classifier and its tokenizer, kept in memory. Raises ModelError."""
+    """The classifier and its tokenizer, which stay in memory. Raises ModelError."""
     with _as_model_error(name):
         classifier = transformers.AutoModelForTokenClassification.from_pretrained(name).to(device).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -75,23 +90,26 @@ def load_encoder(name: str, device: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _as_model_error(name: str) -> Iterator[None]:
-    """Turn what transformers raises for an encoder that it cannot load into a ModelError."""
+    """Turn the errors of transformers for an encoder that it cannot load into a ModelError."""
     try:
         yield
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"cannot load the encoder {name}: give llmlingua2:encoder= a hub id or local folder"
+            f"cannot load the encoder {name}: set llmlingua2:encoder= to a hub id or a local folder"
         ) from error
 
 
 def _require_two_labels(config: Any, name: str) -> None:
     if config.num_labels != 2:
-        raise ModelError(f"{name} has {config.num_labels} labels: LLMLingua-2 needs two, drop and keep")
+        raise ModelError(
+            f"{name} has {config.num_labels} labels, but llmlingua2 needs two, drop and keep: set "
+            "llmlingua2:encoder= to a model that has these"
+        )
 
 
 @torch.inference_mode()
 def word_chances(classifier: Any, tokenizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
-    """The words of `text`: where each begins and ends in it, and how likely it is worth keeping, in [0, 1]."""
+    """The words of `text`: the first and last character of each (end exclusive), and its probability of "keep"."""
     encoded = tokenize(tokenizer, text)
     ids, spans = encoded["input_ids"], encoded["offset_mapping"]
     names = tokenizer.convert_ids_to_tokens(ids)
@@ -102,7 +120,7 @@ def word_chances(classifier: Any, tokenizer: Any, text: str) -> Iterator[tuple[i
 
 
 def word_starts(word_ids: list[int | None], names: list[str]) -> list[int]:
-    """The tokens that a word begins with: by the tokenizer's own account, or a punctuation mark."""
+    """Indices of the tokens that start a word. The tokenizer gives the words; a punctuation mark is one as well."""
     return [
         index
         for index, name in enumerate(names)
@@ -111,7 +129,7 @@ def word_starts(word_ids: list[int | None], names: list[str]) -> list[int]:
 
 
 def _token_chances(classifier: Any, tokenizer: Any, ids: list[int], names: list[str]) -> Iterator[float]:
-    """Probability of the label "keep" for each token, chunk by chunk."""
+    """Probability of the label "keep" of each token, computed in chunks."""
     room = min(CHUNK, tokenizer.model_max_length, classifier.config.max_position_embeddings) - 2
     chunks = [ids[begin:end] for begin, end in cuts(names, room)]
     for first in range(0, len(chunks), BATCH):
@@ -127,7 +145,7 @@ def _token_chances(classifier: Any, tokenizer: Any, ids: list[int], names: list[
 
 
 def cuts(names: list[str], room: int) -> Iterator[tuple[int, int]]:
-    """Cuts of the tokens into runs of at most `room`, each ending behind the last full stop in it, if it has one."""
+    """Chunks of at most `room` tokens, as (begin, end). Each ends after its last full stop or line end, if any."""
     begin = 0
     while begin < len(names):
         end = min(begin + room, len(names))
@@ -139,7 +157,9 @@ def cuts(names: list[str], room: int) -> Iterator[tuple[int, int]]:
 
 
 def tokenize(tokenizer: Any, text: str) -> Any:
-    """The text's tokens and the characters that each covers. Raises UnsupportedError for a slow tokenizer."""
+    """The tokens of a text and the characters of each. Raises UnsupportedError for a slow tokenizer."""
     if not tokenizer.is_fast:
-        raise UnsupportedError("this tokenizer does not tell where its tokens lie in the text: use a fast one")
+        raise UnsupportedError(
+            f"{type(tokenizer).__name__} does not report the characters of each token: use a fast tokenizer"
+        )
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

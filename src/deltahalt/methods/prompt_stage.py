@@ -1,4 +1,4 @@
-"""A prompt-stage method: scores the tokens of a prompt, and the model reads the best of them and no others."""
+"""The base of prompt-stage methods: they score the tokens of a prompt, and the model runs on the best of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,19 @@ from deltahalt.policies.selection import halted_count, refuse_nan, top_k
 
 @dataclass(frozen=True, kw_only=True)
 class PromptMethod(Method):
-    """A method that drops prompt tokens before the model runs; those kept are a new prompt, numbered from 0.
+    """A method that drops prompt tokens before the model runs. Those kept are a new prompt, with positions from 0.
 
-    pruning_ratio: share of the prompt's eligible tokens that is dropped, in [0, 1), counted in the model's own tokens.
-    keep_first, keep_last: tokens at either end of the prompt that are never dropped. Where it is known which tokens
-        are the context, these are eligible in their place, and instruction and question stay whole.
-    Raises PolicyError on settings out of range.
+    A subclass overrides `score`.
+
+    Attributes:
+        pruning_ratio: Share of the eligible tokens that is dropped, in [0, 1), counted in the model's tokens.
+        keep_first: Number of tokens at the start of the prompt that are never dropped, 0 or more. Where the position of
+            the context is known, all tokens before it are kept instead, such as the instruction.
+        keep_last: Number of tokens at the end of the prompt that are never dropped, 0 or more. Where the position of
+            the context is known, all tokens after it are kept instead, such as the question.
+
+    Raises:
+        PolicyError: For an option out of range.
     """
 
     stage: ClassVar[str] = "prompt"
@@ -32,15 +39,17 @@ class PromptMethod(Method):
         super().__post_init__()
         if not 0 <= self.pruning_ratio < 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
-        if self.keep_first < 0 or self.keep_last < 0:
-            raise PolicyError("keep_first and keep_last are numbers of tokens: give 0 or more")
+        if self.keep_first < 0:
+            raise PolicyError(f"keep_first is {self.keep_first}; it must be 0 or more")
+        if self.keep_last < 0:
+            raise PolicyError(f"keep_last is {self.keep_last}; it must be 0 or more")
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens [m] of a prompt's context, and the score of each [m]; the highest stay. ids: [n], the prompt."""
+        """The tokens [m] of the context of a prompt `ids` [n], and their scores [m]. The highest scores stay."""
         raise NotImplementedError
 
     def kept(self, eligible: int) -> int:
-        """How many of so many eligible tokens stay."""
+        """Number of tokens that stay, out of `eligible` tokens."""
         return eligible - halted_count(eligible, self.pruning_ratio)
 
     def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
@@ -56,7 +65,7 @@ class PromptMethod(Method):
         return short
 
     def shorten_one(self, model: Any, tokenizer: Any, ids: torch.Tensor, ends: Ends | None) -> torch.Tensor:
-        """The tokens [k] that the model is to read of a prompt `ids` [n]. ends: where its context lies, if known."""
+        """The tokens [k] of a prompt `ids` [n] that stay. ends: tokens before and after its context, if known."""
         first, last = ends or (self.keep_first, self.keep_last)
         context = slice(first, max(first, len(ids) - last))
         eligible = len(ids[context])
@@ -74,16 +83,16 @@ class PromptMethod(Method):
 
 
 def ratio_for(method: PromptMethod, shape: ModelShape, tokens: int, flops: float) -> float:
-    """The pruning ratio at which a prompt of `tokens` costs the method no more than `flops`, to four digits.
+    """The lowest pruning ratio, to four digits, at which a prompt of `tokens` tokens costs `flops` true FLOPs or less.
 
-    So a prompt-stage method can stand beside a policy at equal FLOPs: `ratio_for(BM25(), shape, tokens, full / 1.7)`.
-    Raises PolicyError where no ratio costs so little.
+    It makes a prompt-stage method comparable with a policy at equal FLOPs: for one at 1.7x, set `flops` to the full
+    model's divided by 1.7. Raises PolicyError where no ratio is high enough.
     """
     low, high = 0, 9_999
     if replace(method, pruning_ratio=high / 10_000).flops(shape, tokens) > flops:
         raise PolicyError(
-            f"{method.name} costs more than {flops:.3g} FLOPs on {tokens} tokens at any ratio: allow more, or keep "
-            "fewer tokens at the ends (keep_first, keep_last)"
+            f"{method.name} costs more than {flops:.3g} FLOPs on {tokens} tokens at any pruning_ratio: allow more, or "
+            "keep fewer tokens at the ends (keep_first, keep_last)"
         )
     while low < high:
         middle = (low + high) // 2

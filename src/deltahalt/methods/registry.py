@@ -1,4 +1,4 @@
-"""The methods of all stages, by name: what `--policy` takes."""
+"""The methods of all stages, by name: everything that `--policy` takes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def known_methods() -> dict[str, type[Policy | Method]]:
-    """All methods by name, policies first, and those of other packages included."""
+    """All methods by name, policies first. Those of other packages are included."""
     return {**known_policies(), **found("deltahalt.methods", Method)}
 
 
@@ -31,8 +31,11 @@ def parse_method(text: str, **overrides: Any) -> Method:
     """Build a method from its name and options, `name:option=value,...`; stages of policies are joined by `+`.
 
     Args:
-        text: What a user names. A policy comes as a `Halting` method.
-        overrides: Options, typed or as text, that take the place of those in the text.
+        text: Text such as `format_method` returns.
+        overrides: Options, typed or as text, in place of those in the text.
+
+    Returns:
+        The method. A policy is wrapped as `Halting`.
 
     Raises:
         PolicyError: For an unknown name or option, or a value out of range.
@@ -49,7 +52,12 @@ def parse_method(text: str, **overrides: Any) -> Method:
 
 
 def format_method(method: AnyMethod) -> str:
-    """The canonical text of a policy or method, which `parse_method` reads back."""
+    """The canonical text of a policy or method, from which `parse_method` builds the same one.
+
+    Example:
+        >>> format_method(parse_method("d3: alpha=0.98, core=0.5"))
+        'd3:alpha=0.98'
+    """
     match method_of(method):
         case Halting(policy=policy):
             return format_policy(policy)

@@ -1,4 +1,4 @@
-"""SnapKV as published: a full prefill, after which each layer keeps the entries that the last tokens attend to."""
+"""SnapKV as published: after a full prefill, each layer keeps the cache entries that the last tokens attend to."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,15 +13,33 @@ from deltahalt.methods.base import Ends, Method, Prompts
 
 @dataclass(frozen=True, kw_only=True)
 class SnapKV(Method):
-    """Drop a share of every layer's K/V after the prefill, each key head its own: kvpress's `SnapKVPress`.
+    """Keep in each layer and key head, after a full prefill, the K/V that the last tokens attend to most.
 
-    pruning_ratio: the share, in [0, 1); kvpress's compression_ratio. window: last tokens that are asked, and kept.
-    kernel: odd width of the pooling. Raises PolicyError on settings out of range.
+    It runs `SnapKVPress` of the package kvpress.
+
+    Attributes:
+        pruning_ratio: Share of the cache entries of every layer that is dropped, in [0, 1): kvpress's
+            compression_ratio.
+        window: Number of last tokens that are the query tokens, 1 or more. Their own K/V are kept. A prompt must be
+            longer than this.
+        kernel: Width of the moving mean over scores, in tokens; odd. 1 leaves the scores as they are.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        SnapKV (arXiv 2404.14469), as kvpress implements it.
+
+    Example:
+        >>> from deltahalt.methods.registry import format_method
+        >>> method = SnapKV(pruning_ratio=0.5)
+        >>> format_method(method)
+        'snapkv:pruning_ratio=0.5'
     """
 
     name: ClassVar[str] = "snapkv"
-    summary: ClassVar[str] = "a full prefill, then the K/V that the last window attends to (kvpress)"
-    source: ClassVar[str] = "SnapKV (arXiv 2404.14469), by kvpress"
+    summary: ClassVar[str] = "after a full prefill, keeps the K/V that the last window attends to (kvpress)"
+    source: ClassVar[str] = "SnapKV (arXiv 2404.14469), as kvpress implements it"
     stage: ClassVar[str] = "KV"
 
     pruning_ratio: float = 0.667
@@ -32,11 +50,13 @@ class SnapKV(Method):
         super().__post_init__()
         if not 0 <= self.pruning_ratio < 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"window is {self.window} and kernel {self.kernel}: give 1 or more, and an odd number")
+        if self.window < 1:
+            raise PolicyError(f"window is {self.window}; it must be 1 or more")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive, such as 5")
 
     def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
-        """The prompts as they are. Raises InputError for one that the window covers."""
+        """The same prompts. Raises InputError for one that is not longer than the window."""
         shortest = int(prompts["attention_mask"].sum(dim=1).min())
         if shortest <= self.window:
             raise InputError(
@@ -49,12 +69,12 @@ class SnapKV(Method):
         super().check(config, min_prompt_tokens=min_prompt_tokens)
         if find_spec("kvpress") is None:
             raise UnsupportedError(
-                f"{self.name} is kvpress's, and kvpress is not installed: run `make kvpress-env`, then use "
+                f"{self.name} needs kvpress, and kvpress is not installed: run `make kvpress-env`, then use "
                 ".venv-kvpress/bin/deltahalt, or pip install 'deltahalt[kvpress]'"
             )
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
-        """Raises UnsupportedError without kvpress, and for what its press cannot do: padding, sliding windows."""
+        """Raises UnsupportedError without kvpress, and for padding and sliding windows, which its press refuses."""
         self.check(model.config)
         from kvpress import SnapKVPress  # noqa: PLC0415 (an extra)
 

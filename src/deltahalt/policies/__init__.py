@@ -1,4 +1,4 @@
-"""The policies, one a file. A file here that defines one is found by itself; its class can be imported from here."""
+"""The policies, one in each file. The package finds every policy file here, and offers its class for import."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """POLICIES, which has the policies of other packages too; the base classes, the text functions, and any policy."""
+    """Import on first use: POLICIES (those of other packages included), a base class, a text function, or a policy."""
     if name.startswith("_"):
         raise AttributeError(name)
     if name in HOMES:

@@ -1,4 +1,4 @@
-"""What a policy is: where it decides, how many tokens it halts, and how one sequence's tokens are scored."""
+"""The interface of a policy: where it decides, how many tokens it halts, and how it scores the tokens of a sequence."""
 
 import itertools
 import math
@@ -18,36 +18,62 @@ from deltahalt.policies.selection import halted_count, refuse_nan, spread_over_c
 Scope = Literal["all", "visual", "text", "image", "video"]
 Boundary = Literal["block", "attention"]
 RatioOf = Literal["eligible", "prompt"]
-# Fields of a LayerView that cost memory or time, beside the positions and kinds of the tokens.
+# Fields of a LayerView that cost memory or time. Positions and kinds of tokens are always there.
 READABLE = frozenset({"hidden_in", "update", "hidden_out", "queries", "keys", "lookahead", "embeddings"})
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """One sequence at one layer, free of batch and padding: all that a policy may look at.
+    """One sequence in one layer, without batch or padding: all that a policy may read.
 
-    n tokens are active, in ascending original position; D is the hidden size, d the head size.
+    n is the number of active tokens, which come in ascending position; D is the hidden size, d the head size.
+
+    Attributes:
+        layer: Index of the layer, from 0.
+        prompt: Number of tokens in the whole prompt, halted ones included.
+        positions: [n] Position of each active token in the prompt.
+        hidden_in: [n, D] Input of the layer.
+        update: [n, D] Output of the attention module, before any norm or residual addition: U of DASH, Eq. 1.
+        hidden_out: [n, D] Output of the layer. None at the boundary "attention", where its FFN has not run yet.
+        queries: Function of w that returns the queries of the last w active tokens, after RoPE: [heads, w, d].
+        keys: Function that returns the keys of the active tokens, after RoPE: [kv_heads, n, d].
+        scaling: Factor on the product of a query and a key.
+        window: Number of positions that a query attends to, its own included. None: all positions up to its own.
+        lookahead: Function of w that yields a view of each deeper layer in turn. There only the last w active tokens
+            have run through the layers between; the states of all others are those after this layer.
+        kinds: [prompt] Kind of each prompt token, see `deltahalt.kinds`. None: all tokens are text.
+        embeddings: [prompt, D] Input of the first layer. None where `kinds` is None.
+        final_norm: The decoder's last norm, which comes before its logits.
+
+    Example:
+        >>> states = torch.eye(4)
+        >>> view = LayerView(
+        ...     layer=3, prompt=4, positions=torch.arange(4), scaling=1.0,
+        ...     hidden_in=states, update=torch.tensor([1.0, 4.0, 2.0, 3.0]).diag(), hidden_out=states,
+        ...     queries=lambda w: states[None, -w:], keys=lambda: states[None],
+        ... )
+        >>> Dash().score(view)
+        tensor([1., 4., 2., 3.])
     """
 
     layer: int
-    prompt: int  # tokens in the whole prompt, halted ones included
-    positions: torch.Tensor  # [n] place of each token in its own prompt
-    hidden_in: torch.Tensor  # [n, D] input of the block
-    update: torch.Tensor  # [n, D] output of the attention module, before any norm or addition: U of the paper's Eq. 1
-    hidden_out: torch.Tensor | None  # [n, D] output of the block; None at the boundary inside it
-    queries: Callable[[int], torch.Tensor]  # w -> [heads, w, d] of the last w active tokens, after RoPE
-    keys: Callable[[], torch.Tensor]  # [kv_heads, n, d], after RoPE
-    scaling: float  # factor on q.k
-    window: int | None = None  # how far back the layer attends, in original positions; None: all the way
-    # w -> the deeper layers in turn, as the last w active tokens would see them if all others stayed as they are
+    prompt: int
+    positions: torch.Tensor
+    hidden_in: torch.Tensor
+    update: torch.Tensor
+    hidden_out: torch.Tensor | None
+    queries: Callable[[int], torch.Tensor]
+    keys: Callable[[], torch.Tensor]
+    scaling: float
+    window: int | None = None
     lookahead: Callable[[int], Iterator["LayerView"]] = lambda _: iter(())
-    kinds: torch.Tensor | None = None  # [prompt] what each token is, see `deltahalt.kinds`; None: all text
-    embeddings: torch.Tensor | None = None  # [prompt, D] what went into the first layer, where there are `kinds`
-    final_norm: Callable[[torch.Tensor], torch.Tensor] = lambda states: states  # the decoder's, before its logits
+    kinds: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+    final_norm: Callable[[torch.Tensor], torch.Tensor] = lambda states: states
 
     @property
     def visual(self) -> torch.Tensor | None:
-        """Which of the n tokens are of images or videos, [n] bool; None for a prompt of text."""
+        """Which of the n tokens belong to images or videos: [n] bool. None for a prompt of text."""
         return None if self.kinds is None else self.kinds[self.positions] > TEXT
 
     @property
@@ -58,27 +84,47 @@ class LayerView:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """A method that halts prompt tokens once, at its start layer.
+    """The base of all policies: it scores tokens at its start layer l_s, and those with the lowest scores halt there.
 
-    start: the layer l_s that decides, as an index or as a fraction of the L layers, floor(start * L).
-    pruning_ratio: share rho of the prompt's eligible tokens that is halted from l_s on, in [0, 1].
-    keep_first, keep_last: tokens at either end of the prompt that are never halted; keep_last >= 1, since the
-        last token yields the logits.
-    scope: which tokens are eligible: "all", "text", or in vision-language models "visual", "image" or "video". The
-        ratio is a share of these. keep_first and keep_last are places in the whole prompt; where the scope has no
-        text they do not apply, and only the very last token of the prompt is protected.
-    boundary: halt after the whole block l_s (Alg. 1), or already between its attention and its FFN.
-    ratio_of: rho is a share of the eligible tokens (App. A), or of the whole prompt: K = floor((1 - rho) T) (Eq. 3).
-    chunk: average the scores over contiguous chunks of so many eligible tokens; chunks then stay or halt whole, save
-        for one that is cut so that the ratio is met exactly. 1 for token by token, as in the paper.
+    A subclass gives a `name`, a `summary` and a `source`, and overrides `score`. Its fields are its options.
 
-    Raises PolicyError on settings out of range.
+    Attributes:
+        start: Start layer l_s: an index from 0, such as 11 (int), or a fraction of the L layers, such as 0.4 (float),
+            which is layer floor(0.4 L).
+        pruning_ratio: Share rho of the eligible tokens that halts at l_s, in [0, 1]; 0.667 is two thirds.
+        keep_first: Number of tokens at the start of the prompt that never halt.
+        keep_last: Number of tokens at the end of the prompt that never halt; 1 or more, since the last token yields
+            the logits.
+        scope: Eligible tokens: "all", "text", or in vision-language models "visual", "image" or "video". In a scope
+            without text, keep_first and keep_last do not apply: only the last token of the prompt is protected.
+        boundary: Where tokens halt: "block" is after the whole layer l_s (DASH, Alg. 1), "attention" is between its
+            attention and its FFN.
+        ratio_of: What rho is a share of: the "eligible" tokens (DASH, App. A), or the whole "prompt" of T tokens, of
+            which K = floor((1 - rho) T) stay active (Eq. 3).
+        chunk: Number of contiguous eligible tokens that share their mean score, so that they stay or halt together.
+            One chunk may be cut, so that the ratio is exact. 1 scores each token by itself, as in the paper.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class LongStates(Policy):
+        ...     name = "long-states"
+        ...
+        ...     def score(self, view):
+        ...         return torch.linalg.vector_norm(view.hidden_in, dim=-1)
+        >>> policy = LongStates(start=11, pruning_ratio=0.5)
+        >>> format_policy(policy)
+        'long-states:start=11,pruning_ratio=0.5'
+        >>> policy.kept(4096)
+        2096
     """
 
     name: ClassVar[str] = "policy"
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    stage: ClassVar[str] = "LLM"  # where the method acts
+    stage: ClassVar[str] = "LLM"  # where the policy acts
     pointwise: ClassVar[bool] = False  # the score of a token depends on that token alone
     scores_by_count: ClassVar[bool] = False  # scores depend on how many tokens stay active
 
@@ -111,51 +157,53 @@ class Policy:
 
     @property
     def ends(self) -> tuple[int, int]:
-        """How many tokens at either end of a prompt are protected."""
+        """Number of protected tokens at the start and at the end of a prompt."""
         return (self.keep_first, self.keep_last) if TEXT in SCOPES[self.scope] else (0, 1)
 
     @property
     def scored_layers(self) -> int:
-        """How many layers, ending at l_s, have their scores summed."""
+        """Number of layers, l_s the last of them, whose scores are summed."""
         return 1
 
     @property
     def layers_ahead(self) -> int:
-        """How many deeper layers a score looks ahead at, where there are as many."""
+        """Number of deeper layers in the look-ahead; fewer where the model ends earlier."""
         return 0
 
     @property
     def reads(self) -> frozenset[str]:
-        """The names in READABLE of what `score` reads of a view; by default all."""
+        """Names of the fields of a view that `score` reads, out of READABLE; by default all."""
         return READABLE
 
     @property
     def halted_states(self) -> LastState | None:
-        """From which states deeper layers compute K and V of halted tokens; None: deeper layers do not hold them."""
+        """The states from which deeper layers compute K and V of halted tokens. None: they hold no such K/V."""
         return None
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """Score of each of the n tokens, [n]; the highest stay active."""
+        """Score of each of the n active tokens: [n]. Those with the highest scores stay active."""
         raise NotImplementedError
 
     def select(self, scores: torch.Tensor, count: int) -> torch.Tensor:
-        """Ascending index of the `count` tokens to keep among eligible tokens with `scores` [m]."""
+        """Indices [count], ascending, of the tokens that stay active among m eligible tokens with `scores` [m]."""
         return top_k(spread_over_chunks(scores, self.chunk), count)
 
     def in_scope(self, kinds: torch.Tensor) -> torch.Tensor:
-        """Which tokens of `kinds` [n] this policy is about, protected ones included: [n] bool."""
+        """Which of n tokens of `kinds` [n] are in the scope, protected ones included: [n] bool."""
         return torch.isin(kinds, kinds.new_tensor(SCOPES[self.scope]))
 
     def eligible(self, positions: torch.Tensor, prompt: int, kinds: torch.Tensor | None = None) -> torch.Tensor:
-        """Which of the tokens at `positions` [n], of `kinds` [n], may halt in a prompt of `prompt` tokens: [n] bool."""
+        """Which tokens at `positions` [n], of `kinds` [n], may halt in a prompt of `prompt` tokens: [n] bool."""
         first, last = self.ends
         inside = (positions >= first) & (positions < prompt - last)
         return inside if kinds is None else inside & self.in_scope(kinds)
 
     def kept(self, prompt: int, kinds: torch.Tensor | None = None) -> int:
-        """How many tokens of the scope are active after l_s, of a prompt of `prompt` tokens of `kinds` [prompt].
+        """Number of tokens in the scope that are active after l_s. It is known before any layer runs.
 
-        Known before any layer runs; for a prompt of text, from the length alone.
+        Args:
+            prompt: Number of tokens in the prompt.
+            kinds: [prompt] Kind of each token. None: all tokens count as of the scope.
         """
         if kinds is None:
             tokens, eligible = prompt, max(0, prompt - sum(self.ends))
@@ -167,14 +215,14 @@ class Policy:
         return tokens - halted_count(eligible, self.pruning_ratio)
 
     def eligible_and_count(self, view: LayerView) -> tuple[torch.Tensor, int]:
-        """Which of the n tokens in `view` may halt, [n] bool, and how many of these stay."""
+        """Which of the n tokens in `view` may halt, [n] bool, and the number of these that stay active."""
         kinds = None if view.kinds is None else view.kinds[view.positions]
         eligible = self.eligible(view.positions, view.prompt, kinds)
         protected = ~eligible if kinds is None else ~eligible & self.in_scope(kinds)
         return eligible, max(0, self.kept(view.prompt, view.kinds) - int(protected.sum()))
 
     def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
-        """Ascending index [k] of the tokens that stay active, of the n in `view`; all that are out of scope do.
+        """Indices [k], ascending, of the tokens in `view` that stay active; all tokens out of scope are among them.
 
         scores: [n], summed over the scored layers. Raises PolicyError if one is NaN, or for another shape.
         """
@@ -182,10 +230,11 @@ class Policy:
         return self.choose(scores, view)
 
     def choose(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:
-        """As `active_set`, but NaN counts as the highest score: no GPU is waited for, and the caller looks for NaN."""
+        """As `active_set`, without its check for NaN, which waits for the GPU: the caller checks. NaN ranks highest."""
         if scores.shape != view.positions.shape:
             raise PolicyError(
-                f"{self.name} scored {list(scores.shape)}, not one number for each of {len(view.positions)}"
+                f"{self.name} returned scores of shape {list(scores.shape)} for {len(view.positions)} tokens: return "
+                f"one number for each token, [{len(view.positions)}]"
             )
         if view.kinds is None and len(scores) == view.prompt:
             return self._active_set_of_whole_text(scores)
@@ -197,7 +246,7 @@ class Policy:
         return torch.cat([(~eligible).nonzero().squeeze(1), chosen]).sort().values
 
     def _active_set_of_whole_text(self, scores: torch.Tensor) -> torch.Tensor:
-        """The same for a whole prompt of text, where counts follow from the length: no GPU is waited for."""
+        """`choose` for a whole prompt of text: counts follow from its length, so this never waits for the GPU."""
         prompt, device = len(scores), scores.device
         first, last = self.ends
         stop = prompt - last
@@ -210,14 +259,26 @@ class Policy:
 
 @dataclass(frozen=True)
 class Progressive:
-    """Several policies, each at its own layer, each choosing among the tokens that are still active there.
+    """Several policies in one model, each at its own layer: each chooses among the tokens still active there.
 
-    Every ratio is a share of the whole prompt's eligible tokens, so ratios grow from stage to stage:
-    Progressive([KeyNorm(start=0.15, pruning_ratio=0.5), WindowAttention(start=0.5, pruning_ratio=0.8)]) leaves half of
-    them after the first stage and a fifth after the second.
+    Every `pruning_ratio` is a share of the whole prompt's eligible tokens, so ratios grow from stage to stage. Stages
+    whose scopes share no token may decide at the same layer, each with its own ratio:
+    `Progressive([Dash(scope="visual", pruning_ratio=0.8), Dash(scope="text", pruning_ratio=0.3)])`.
 
-    Stages whose scopes share no token may decide at one layer, each with its own ratio:
-    Progressive([Dash(scope="visual", pruning_ratio=0.8), Dash(scope="text", pruning_ratio=0.3)]).
+    Attributes:
+        stages: Policies in ascending order of their start layers. One that has several stages itself is split.
+
+    Raises:
+        PolicyError: For a stage that is not a `Policy`, or a ratio lower than that of an earlier stage of that scope.
+
+    Example:
+        Half of the eligible tokens stay active after the first stage, and a fifth after the second:
+
+        >>> policy = Progressive([KeyNorm(start=4, pruning_ratio=0.5), WindowAttention(start=14, pruning_ratio=0.8)])
+        >>> format_policy(policy)
+        'key-norm:start=4,pruning_ratio=0.5+window-attention:start=14,pruning_ratio=0.8'
+        >>> [stage.kept(4096) for stage in policy.stages]
+        [2096, 896]
     """
 
     stages: Sequence[Policy]
@@ -226,14 +287,15 @@ class Progressive:
         given = tuple(self.stages)
         if not given or not all(isinstance(stage, Policy) for stage in given):
             raise PolicyError(
-                "Progressive takes one or more policies that decide at one layer each, such as Dash(start=0.4)"
+                "Progressive takes a list of one or more policies of the decoder, such as "
+                f"[KeyNorm(start=4), Dash(start=11)]; it was given {given!r}"
             )
         stages = tuple(single for stage in given for single in stage.stages)
         for earlier, later in itertools.combinations(stages, 2):
             if later.scope == earlier.scope and later.pruning_ratio < earlier.pruning_ratio:
                 raise PolicyError(
                     f"pruning_ratio falls from {earlier.pruning_ratio} to {later.pruning_ratio}: it is a share of the "
-                    "whole prompt, so it may not fall from stage to stage"
+                    f"whole prompt, so give the later stage {earlier.pruning_ratio} or more"
                 )
         object.__setattr__(self, "stages", stages)
 
@@ -245,8 +307,7 @@ AnyPolicy = Policy | Progressive
 class Stage:
     """Policies placed in a model: layers `first` to `last` are scored, and tokens halt at `last`.
 
-    Where there is more than one, each decides on the tokens of its own scope. running: so many of a prompt's last
-    tokens halt in no stage.
+    Several policies have scopes that share no token. running: number of a prompt's last tokens that halt in no stage.
     """
 
     policies: tuple[Policy, ...]
@@ -256,25 +317,25 @@ class Stage:
 
     @property
     def boundary(self) -> Boundary:
-        """Where in layer `last` tokens halt."""
+        """Where tokens halt in layer `last`."""
         return self.policies[0].boundary
 
     @property
     def tail(self) -> int:
-        """So many of a prompt's last tokens stay active in any case."""
+        """Number of a prompt's last tokens that never halt in this stage."""
         return min(policy.ends[1] for policy in self.policies)
 
     @property
     def halted_states(self) -> LastState | None:
-        """From which states deeper layers compute K and V of tokens halted here: see `Policy.halted_states`."""
+        """The states from which deeper layers compute K and V of tokens that halt here: see `Policy.halted_states`."""
         return self.policies[0].halted_states
 
     def ahead(self, policy: Policy, layer: int, layers: int) -> int:
-        """How many of the `layers` layers one of the policies looks ahead at from `layer`."""
+        """Number of layers in the look-ahead of one of the policies from `layer`, in a model of `layers` layers."""
         return min(policy.layers_ahead, layers - 1 - layer) if self.first <= layer <= self.last else 0
 
     def joined_by(self, policy: Policy, first: int, last: int) -> "Stage | None":
-        """The stage in which `policy`, placed at the same layers, decides too; None where they would meet."""
+        """This stage with `policy`, placed at layers `first` to `last`, added; None where they cannot share a stage."""
         apart = all(set(SCOPES[policy.scope]).isdisjoint(SCOPES[own.scope]) for own in self.policies)
         alike = (first, last, policy.boundary) == (self.first, self.last, self.boundary)
         dropped = policy.halted_states is None and self.halted_states is None
@@ -282,10 +343,10 @@ class Stage:
 
 
 def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stage, ...]:
-    """Place a policy's stages in a model of `layers` layers. vision: whether the model tells which tokens are visual.
+    """Place a policy's stages in a model of `layers` layers. vision: whether the kinds of its tokens are known.
 
-    Raises PolicyError where a stage has no deeper layer left, two stages overlap, or too few tokens run on to tell the
-    states of others from; and UnsupportedError for a scope that the model does not have.
+    Raises PolicyError where a stage has no deeper layer left, two stages overlap, or too few tokens run through all
+    layers to predict the states of the others; and UnsupportedError for a scope that the model does not have.
     """
     stages: list[Stage] = []
     for part in policy.stages:
@@ -306,8 +367,8 @@ def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stag
             continue
         if first < after:
             raise PolicyError(
-                f"{part.name} scores layers {first} to {last}, but may begin at layer {after} only: start it deeper, "
-                "put stages in ascending order, or sum fewer layers"
+                f"{part.name} scores layers {first} to {last}, but must begin at layer {after} or deeper: give it a "
+                "larger start, put stages in ascending order, or sum fewer layers"
             )
         stages.append(Stage((part,), first, last))
     running = min((stage.tail for stage in stages), default=0)

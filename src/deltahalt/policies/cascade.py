@@ -1,4 +1,4 @@
-"""Methods that decide at three layers in a row, by one rule."""
+"""The base of policies that decide three times, at deeper and deeper layers, by the same rule."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,11 +8,19 @@ from deltahalt.policies.base import Policy, Progressive
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade(Policy):
-    """Three decisions of `rule`, each among the tokens still active; every ratio is a share of the whole prompt's.
+    """Halt tokens in three stages by one `rule`, each among the tokens still active.
 
-    second_start, third_start: the layers of the later decisions, as `start` is that of the first.
-    second_ratio, third_ratio: the shares of the prompt halted after them, as `pruning_ratio` is after the first.
-    A subclass names its rule and gives the defaults.
+    A subclass gives the rule, which is a policy, and the defaults of the options. Every ratio is a share of the whole
+    prompt's eligible tokens, so a later ratio must not be lower.
+
+    Attributes:
+        second_start: Layer of the second stage: an index or a fraction of the layers, as `start`.
+        second_ratio: Share of the eligible tokens that have halted after the second stage, in [0, 1].
+        third_start: Layer of the third stage: an index or a fraction of the layers, as `start`.
+        third_ratio: Share of the eligible tokens that have halted after the third stage, in [0, 1].
+
+    Raises:
+        PolicyError: For an option out of range.
     """
 
     rule: ClassVar[type[Policy]]
@@ -24,7 +32,7 @@ class Cascade(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Progressive(self.stages)  # has every setting checked
+        Progressive(self.stages)  # checks every option
 
     @property
     def stages(self) -> tuple[Policy, ...]:

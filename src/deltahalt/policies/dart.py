@@ -1,4 +1,4 @@
-"""DART: visual tokens that resemble a few pivots least."""
+"""DART: visual tokens that are similar to a few pivot tokens halt, since they repeat what the pivots hold."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,21 +10,43 @@ from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.base import LayerView, Policy, Scope
 
-PIVOTS = 4  # of the visual tokens, and of the text tokens
+PIVOTS = 4  # number of visual pivots, and of text pivots
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dart(Policy):
-    """Keep pivots, the visual tokens with the largest keys, and for each pivot those that are least like it.
+    """Keep a few visual pivot tokens, and for each pivot the visual tokens least similar to it.
 
-    Pivots are the `PIVOTS` visual tokens, and as many text tokens, with the largest L1 norm of their keys at l_s. Each
-    in turn, visual ones first, takes an equal share of the count from the visual tokens left: those whose states after
-    l_s, normed as before the logits, have the lowest cosine similarity to its own. Takes as many as the ratio says,
-    where the original rounds down to 4 + 8 k; ties go to the earlier token, where the original iterates over a set.
+    Pivots are the 4 visual tokens and the 4 text tokens with the largest L1 norm of their keys at l_s. Visual pivots
+    stay active. Then each pivot in turn, visual ones first, takes an equal share of the remaining count: the visual
+    tokens whose states after l_s, with the norm applied that comes before the logits, have the lowest cosine similarity
+    to its own. Two details differ from the authors' code: the count is exact, where theirs rounds down to 4 + 8 k; and
+    ties go to the earlier token, where theirs depend on the order of a set.
+
+    Attributes:
+        start: Start layer: an index (int), or a fraction of the layers (float). The default is the second layer.
+        pruning_ratio: Share of the visual tokens that halts, in [0, 1]; 0.778 leaves 128 of 576.
+        scope: Eligible tokens: "visual", "image" or "video".
+
+    Raises:
+        PolicyError: For an option out of range, a scope with text, the boundary "attention", or a chunk above 1.
+
+    Source:
+        DART (arXiv 2502.11494), with K = 2.
+
+    Example:
+        >>> import torch
+        >>> from deltahalt.kinds import IMAGE, TEXT
+        >>> kinds = torch.tensor([TEXT] * 64 + [IMAGE] * 576 + [TEXT] * 32)
+        >>> policy = Dart(start=2)
+        >>> format_policy(policy)
+        'dart:start=2'
+        >>> policy.kept(len(kinds), kinds)
+        128
     """
 
     name: ClassVar[str] = "dart"
-    summary: ClassVar[str] = "visual tokens least like a few pivots stay active"
+    summary: ClassVar[str] = "visual tokens least similar to a few pivots stay active"
     source: ClassVar[str] = "DART (arXiv 2502.11494), K = 2"
     scores_by_count: ClassVar[bool] = True
 
@@ -35,16 +57,19 @@ class Dart(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if TEXT in SCOPES[self.scope]:
-            raise PolicyError(f'dart chooses among visual tokens, not in scope="{self.scope}": use scope="visual"')
+            raise PolicyError(
+                f'dart chooses among visual tokens, but scope="{self.scope}" has text: use scope="visual", "image" '
+                'or "video"'
+            )
         if self.boundary != "block" or self.chunk != 1:
-            raise PolicyError('dart compares single tokens after the whole block: use boundary="block" and chunk=1')
+            raise PolicyError('dart compares single tokens after the whole layer: use boundary="block" and chunk=1')
 
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"keys", "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """The earlier a token is taken, the higher; 0 for all that are not."""
+        """A token that is taken earlier scores higher; a token that is not taken scores 0."""
         assert view.hidden_out is not None  # __post_init__ allows no other boundary
         assert view.visual is not None  # a prompt without images is not scored
         eligible, count = self.eligible_and_count(view)
@@ -62,6 +87,6 @@ class Dart(Policy):
 
 
 def _largest(sizes: torch.Tensor, among: torch.Tensor, count: int) -> torch.Tensor:
-    """Index of the `count` largest of `sizes` [n] where `among` [n] is true, the largest first."""
+    """Indices of the `count` largest of `sizes` [n] where `among` [n] is true, the largest first."""
     pool = among.nonzero().squeeze(1)
     return pool[torch.argsort(sizes[pool], descending=True, stable=True)[:count]]

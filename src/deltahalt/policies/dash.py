@@ -1,4 +1,4 @@
-"""DASH: halt the tokens that attention updates least."""
+"""DASH: the tokens whose states attention changes least halt."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,13 +10,29 @@ from deltahalt.policies.base import LayerView, Policy
 
 @dataclass(frozen=True, kw_only=True)
 class Dash(Policy):
-    """Keep the tokens with the largest attention-branch delta, ||U_t||_2 at layer l_s (DASH, Eq. 2-3).
+    """Keep the tokens with the largest attention update at the start layer, the norm ||U_t||_2.
 
-    relative: divide it by the length of what it is added to, ||H_t||_2, as in the paper's Fig. 1.
+    U_t is the output of the attention module for token t, before it is added to the token's state H_t.
+
+    Attributes:
+        relative: Divide the norm of the update by the norm of the state that it is added to, ||U_t||_2 / ||H_t||_2.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        DASH (arXiv 2604.18103), Eq. 1-3; `relative` is what its Fig. 1 shows.
+
+    Example:
+        >>> policy = Dash(start=11, pruning_ratio=0.5)
+        >>> format_policy(policy)
+        'dash:start=11,pruning_ratio=0.5'
+        >>> policy.kept(4096)
+        2096
     """
 
     name: ClassVar[str] = "dash"
-    summary: ClassVar[str] = "largest attention update stays active"
+    summary: ClassVar[str] = "tokens with the largest attention update stay active"
     source: ClassVar[str] = "DASH (arXiv 2604.18103), Eq. 1-3 and App. A"
     pointwise: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""The DASH ablation that scores the whole block in place of its attention branch."""
+"""The ablation of DASH that scores the change by the whole layer in place of that by its attention."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,17 +11,33 @@ from deltahalt.policies.base import LayerView, Policy
 
 @dataclass(frozen=True, kw_only=True)
 class DashLayer(Policy):
-    """Keep the tokens with the largest whole-layer delta, ||H_out - H_in||_2 at layer l_s (DASH, Fig. 7)."""
+    """Keep the tokens that the whole start layer changes most, by the norm ||H_out - H_in||_2.
+
+    The change is that by attention and FFN together. The options are those of `Policy`.
+
+    Raises:
+        PolicyError: For an option out of range, or the boundary "attention", at which H_out is not known yet.
+
+    Source:
+        DASH (arXiv 2604.18103), Sec. 4.5 and Fig. 7; the variant l_nr of its reference code.
+
+    Example:
+        >>> policy = DashLayer(start=11, pruning_ratio=0.5)
+        >>> format_policy(policy)
+        'dash-layer:start=11,pruning_ratio=0.5'
+        >>> policy.kept(4096)
+        2096
+    """
 
     name: ClassVar[str] = "dash-layer"
-    summary: ClassVar[str] = "largest whole-layer update stays active"
+    summary: ClassVar[str] = "tokens with the largest whole-layer update stay active"
     source: ClassVar[str] = "DASH (arXiv 2604.18103), Sec. 4.5; the reference's l_nr variant"
     pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.boundary != "block":
-            raise PolicyError('dash-layer compares the input and output of the whole block: use boundary="block"')
+            raise PolicyError('dash-layer compares the input and output of the whole layer: use boundary="block"')
 
     @property
     def reads(self) -> frozenset[str]:

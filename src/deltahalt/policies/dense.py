@@ -1,4 +1,4 @@
-"""The full model, run by the same engine."""
+"""The full model, run by the same engine as every policy."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -11,7 +11,21 @@ from deltahalt.policies.base import Policy
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Policy):
-    """Keep all tokens: what every other policy is compared with."""
+    """Keep all tokens active: the full model, with which every other policy is compared. It has no options.
+
+    Raises:
+        PolicyError: For any option.
+
+    Source:
+        The model itself.
+
+    Example:
+        >>> policy = Dense()
+        >>> format_policy(policy)
+        'dense'
+        >>> policy.kept(4096)
+        4096
+    """
 
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "all tokens stay active"

@@ -1,4 +1,4 @@
-"""The options of a policy or method in words: each with its type, its default, and what its class says of it."""
+"""A description of each option of a policy or method: its type, its default, and its meaning from the docstrings."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from deltahalt.policies.options import WANTED, options_of, write_value
 
 @dataclass(frozen=True)
 class Option:
-    """One option. type: what may be given, in words. default: as it is written in a policy's text."""
+    """One option. type: the values that it takes, in words. default: as in a policy's text."""
 
     name: str
     type: str
@@ -38,7 +38,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _meanings(kind: Any, names: list[str]) -> dict[str, str]:
-    """What the docstrings of a class, and of those it derives from, say after `name: ` or `name, other: `."""
+    """What the docstrings of a class and its bases say after `name: `, or `name, other: ` for several options."""
     found: dict[str, str] = {}
     either = "|".join(map(re.escape, names))
     heads = re.compile(rf"(?:^|(?<=\. )|(?<=\n))[ ]*((?:{either})(?:, (?:{either}))*): ")

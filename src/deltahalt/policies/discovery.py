@@ -1,4 +1,4 @@
-"""Policies and methods found by themselves: every file of a package, and the entry points of other packages."""
+"""The search for policies and methods: in every file of a package, and in the entry points of other packages."""
 
 import pkgutil
 import warnings
@@ -7,9 +7,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-GROUP = "deltahalt.policies"  # of the entry points by which other packages add theirs
+GROUP = "deltahalt.policies"  # group of the entry points by which other packages add policies and methods
 
-# Who takes what a package defines.
+# The commands and functions that take what each package defines.
 TAKEN_BY = {
     "deltahalt.policies": "a policy of the decoder: give it to --policy, or to halting(model, ...)",
     "deltahalt.methods": (
@@ -24,11 +24,14 @@ TAKEN_BY = {
 
 
 def found(package: str, kind: type[Any]) -> dict[str, type[Any]]:
-    """The classes by their `name` that a package's files define, and those that entry points add, of this `kind`."""
+    """The classes, by `name`, that the files of a package define, and the classes of `kind` that entry points add."""
     own = own_classes(package)
     added = {name: other for name, other in added_classes().items() if issubclass(other, kind)}
     for name in sorted(own.keys() & added.keys()):
-        warnings.warn(f"the entry point {name!r} of {GROUP} is left out: deltahalt has a {name!r}", stacklevel=2)
+        warnings.warn(
+            f"the entry point {name!r} of {GROUP} is ignored, since deltahalt has a {name!r}: give it another name",
+            stacklevel=2,
+        )
     return dict(sorted((added | own).items()))
 
 
@@ -43,7 +46,7 @@ def own_classes(package: str) -> dict[str, type[Any]]:
 
 @cache
 def added_classes() -> dict[str, type[Any]]:
-    """The classes that the entry points of other packages name, by name. One that cannot be loaded is warned of."""
+    """The classes, by `name`, of the entry points of other packages. Warns of one that cannot be loaded."""
     classes: dict[str, type[Any]] = {}
     for point in entry_points(group=GROUP):
         try:
@@ -53,8 +56,8 @@ def added_classes() -> dict[str, type[Any]]:
             continue
         if not (isinstance(item, type) and _is_complete(item) and vars(item)["name"] == point.name):
             warnings.warn(
-                f"the entry point {point.name!r} of {GROUP} is left out: it must be a class with a summary whose name "
-                f"is {point.name!r}",
+                f"the entry point {point.name!r} of {GROUP} is ignored: it must be a class whose name is "
+                f"{point.name!r}, with a summary",
                 stacklevel=2,
             )
             continue
@@ -63,12 +66,12 @@ def added_classes() -> dict[str, type[Any]]:
 
 
 def elsewhere(name: str) -> str | None:
-    """What takes a policy or method of deltahalt, as a sentence; None for a name that there is nowhere."""
+    """A sentence that says which commands take the policy or method `name`; None if deltahalt does not have it."""
     if name in ("auto", "auto-query-free") or name.endswith(".json"):
-        return f"{name} is a profile, which chooses for one model: name a policy, or use a command that loads a model"
+        return f"{name} is a profile, which is for one model: name a policy, or use a command that loads a model"
     return next((f"{name} is {taken}" for package, taken in TAKEN_BY.items() if name in own_classes(package)), None)
 
 
 def _is_complete(item: Any) -> bool:
-    """Whether a class is a policy or method to choose by name, and not what others derive from."""
+    """Whether a class is a policy or method that users can name, and not a base class."""
     return bool(vars(item).get("name")) and bool(vars(item).get("summary"))

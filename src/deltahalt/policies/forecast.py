@@ -1,4 +1,4 @@
-"""SwiftKV's idea with a regression in place of its training: K and V of predicted states."""
+"""SwiftKV's exit with a regression in place of its training: deeper layers get K and V of predicted states."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,22 +9,33 @@ from torch.nn.functional import normalize
 from deltahalt.policies.halted_states import LastState
 from deltahalt.policies.single_input_kv import SingleInputKV
 
-RIDGE = 0.1  # penalty of the regression; with a large one all tokens change by the mean of the latest
+RIDGE = 0.1  # penalty of the regression; with a large one every halted token changes by the mean of the active ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(SingleInputKV):
-    """Halt all but the latest tokens, and let deeper layers compute K and V of the others from predicted states.
+    """Keep the last tokens only; deeper layers compute K and V of the others from predicted states.
 
-    The latest tokens run through all layers, so their change is known at every layer. A halted token changes by a
-    weighted mean of these changes, with weights from a ridge regression on the states where it stopped. The policy
-    does not read the question.
+    The last tokens run through all layers, so the change of their states is known in every layer. The predicted state
+    of a halted token changes by a weighted mean of these changes; the weights come from a ridge regression on the
+    states at the start layer. The policy does not read the question. The options are those of `SingleInputKV`.
 
-    Raises PolicyError as SingleInputKV.
+    Raises:
+        PolicyError: For an option out of range, or one that `SingleInputKV` does not support.
+
+    Source:
+        Ours, after SwiftKV's SingleInputKV (arXiv 2410.03960), whose deeper layers are trained.
+
+    Example:
+        >>> policy = Forecast(start=21)
+        >>> format_policy(policy)
+        'forecast:start=21'
+        >>> policy.kept(4096)
+        128
     """
 
     name: ClassVar[str] = "forecast"
-    summary: ClassVar[str] = "the latest stay active; deeper layers read K/V of the others' predicted states"
+    summary: ClassVar[str] = "the last tokens stay active; deeper layers get K/V of the others from predicted states"
     source: ClassVar[str] = "ours, after SwiftKV's SingleInputKV (arXiv 2410.03960)"
 
     @property
@@ -36,7 +47,7 @@ class Forecast(SingleInputKV):
 class Predicted(LastState):
     """Deeper layers compute K and V of a halted token from the state that a ridge regression predicts."""
 
-    fewest_running: ClassVar[int] = 8  # fewer states do not determine a regression
+    fewest_running: ClassVar[int] = 8  # a regression on fewer states would not be determined
 
     penalty: float
 
@@ -45,20 +56,20 @@ class Predicted(LastState):
 
 
 def ridge_weights(known: torch.Tensor, wanted: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Weights [m, w] that predict a value of each of the states `wanted` [m, D] from those of states `known` [w, D].
+    """Weights [m, w] that predict a value at each of the states `wanted` [m, D] from the values at `known` [w, D].
 
-    Ridge regression with an intercept on states scaled to unit length; the penalty is a share of the mean squared
-    distance of known states from their mean. Solved in its dual form: a prediction is a weighted mean of known values,
-    so the same weights serve every layer.
+    This is a ridge regression with an intercept, on states scaled to unit length. The penalty is a share of the mean
+    squared distance of known states from their mean. It is solved in its dual form: a prediction is a weighted mean of
+    known values, so the same weights are valid in every layer.
     """
     dtype = known.dtype
-    with torch.autocast(known.device.type, enabled=False):  # solvers do not run in half precision
+    with torch.autocast(known.device.type, enabled=False):  # torch.linalg has no half precision
         known, wanted = normalize(known.float(), dim=-1), normalize(wanted.float(), dim=-1)
         among, across = known @ known.T, wanted @ known.T  # [w, w], [m, w]
         mean = among.mean(dim=0)
         across = across - across.mean(dim=1, keepdim=True) - mean + mean.mean()
         among = among - mean - mean[:, None] + mean.mean()
-        # Equal known states determine nothing: the prediction is then their mean.
+        # If all known states are equal, the prediction is the mean of their values.
         strength = (penalty * among.diagonal().mean()).clamp(min=1e-3)
         among.diagonal().add_(strength)
         weights = torch.linalg.solve_ex(among, across.T)[0].T

@@ -1,4 +1,4 @@
-"""The states from which deeper layers compute K and V of halted tokens, where a policy keeps such K/V at all."""
+"""The states from which deeper layers compute K and V of halted tokens, for policies under which they do."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,10 +8,10 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class LastState:
-    """Deeper layers compute K and V of a halted token from the last state that it had.
+    """Deeper layers compute K and V of a halted token from its last state.
 
-    in_order: every halted token comes before every active one. fewest_running: number of tokens at the end of every
-    prompt that no stage may halt, at least.
+    in_order: whether every halted token comes before every active one in the prompt. fewest_running: least number of
+    tokens at the end of every prompt that no stage may halt.
     """
 
     fewest_running: ClassVar[int] = 0
@@ -19,9 +19,8 @@ class LastState:
     in_order: bool = False
 
     def weights(self, running: torch.Tensor, halted: torch.Tensor) -> torch.Tensor | None:
-        """How each of the `halted` states [m, D] changes with the `running` ones [w, D] in deeper layers.
+        """Weights [m, w] by which m `halted` states [m, D] change in deeper layers; None if they do not change.
 
-        Returns [m, w]: the change of a halted state is this weighted sum of the running tokens' changes. None: halted
-        states do not change.
+        The change of a halted state is the sum of the changes of w `running` states [w, D], weighted by its row.
         """
         return None

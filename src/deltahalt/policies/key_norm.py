@@ -1,4 +1,4 @@
-"""Key norm: a small key attracts attention from everywhere, so large keys halt first. Never sees the question."""
+"""Key norm: keys with a small norm tend to receive much attention, so tokens with a large norm halt."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,10 +10,26 @@ from deltahalt.policies.base import LayerView, Policy
 
 @dataclass(frozen=True, kw_only=True)
 class KeyNorm(Policy):
-    """Keep the tokens whose keys at layer l_s have the smallest L2 norm, averaged over the key heads."""
+    """Keep the tokens whose keys at the start layer have the smallest L2 norm, averaged over the key heads.
+
+    The policy does not read the question. The options are those of `Policy`.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        Devoto et al. 2024 (arXiv 2406.11430), who evict cache entries by this norm; here prompt tokens halt by it.
+
+    Example:
+        >>> policy = KeyNorm(start=4, pruning_ratio=0.5)
+        >>> format_policy(policy)
+        'key-norm:start=4,pruning_ratio=0.5'
+        >>> policy.kept(4096)
+        2096
+    """
 
     name: ClassVar[str] = "key-norm"
-    summary: ClassVar[str] = "smallest key norm stays active (query-free)"
+    summary: ClassVar[str] = "tokens with the smallest key norm stay active (query-free)"
     source: ClassVar[str] = "Devoto et al. 2024 (arXiv 2406.11430), turned from cache eviction into halting"
     pointwise: ClassVar[bool] = True
 

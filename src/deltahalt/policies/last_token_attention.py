@@ -1,4 +1,4 @@
-"""FastV on text: what the last token attends to."""
+"""FastV on text: tokens that get little attention of the last token halt."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +11,27 @@ from deltahalt.policies.base import LayerView, Policy
 
 @dataclass(frozen=True, kw_only=True)
 class LastTokenAttention(Policy):
-    """Keep the tokens that the last prompt token attends to most at layer l_s, averaged over heads.
+    """Keep the tokens that the last prompt token attends to most in the start layer, averaged over heads.
 
-    FastV reads one row of the attention matrix, so q of one token is enough and the result is exact.
+    FastV uses only the last row of the attention matrix, so the query of one token gives its exact scores. The options
+    are those of `Policy`.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        FastV (arXiv 2403.06764), adapted to text as in DASH (arXiv 2604.18103), App. C.1.
+
+    Example:
+        >>> policy = LastTokenAttention(start=11, pruning_ratio=0.5)
+        >>> format_policy(policy)
+        'last-token-attention:start=11,pruning_ratio=0.5'
+        >>> policy.kept(4096)
+        2096
     """
 
     name: ClassVar[str] = "last-token-attention"
-    summary: ClassVar[str] = "most attended by the last token stays active (FastV)"
+    summary: ClassVar[str] = "tokens most attended by the last token stay active (FastV)"
     source: ClassVar[str] = "FastV (arXiv 2403.06764), adapted to text as in DASH, App. C.1"
 
     @property

@@ -1,4 +1,4 @@
-"""Late interaction: how well each token's surroundings answer to each of the last tokens, by their states alone."""
+"""Late interaction: how similar the states around each token are to those of the query tokens."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,24 +7,24 @@ import torch.nn.functional as F
 
 from deltahalt.policies.base import LayerView
 
-AROUND = 129  # tokens around a match that it speaks for, itself included
-COMPARED = 4096  # states that are compared at once
-POWER = 2  # of what a match is better than usual
+AROUND = 129  # default width, in tokens, of the span in which a match counts for a token
+COMPARED = 4096  # states that are compared with the query tokens at once
+POWER = 2  # default exponent on how far a match exceeds the average
 
 
 def late_interaction(
     view: LayerView, among: torch.Tensor, window: int, kernel: int, *, power: int = POWER, standardize: bool = False
 ) -> torch.Tensor:
-    """How much better than elsewhere the last `window` tokens find their like around each token: [n] float32.
+    """Score of each token by the similarity of the states around it to the last `window` query tokens: [n] float32.
 
-    ColBERT's MaxSim (arXiv 2004.12832) with the host's own hidden states: each asking token looks for the most similar
-    state, by cosine after the mean state is taken away, within `kernel` tokens around; what is more than its average
-    over the prompt counts, to the `power`, so that a rare match outweighs many common ones; the sum over askers is the
-    score.
+    This is ColBERT's MaxSim (arXiv 2004.12832) on the host's own hidden states. For each query token, the match of a
+    token is the highest cosine similarity to a state within `kernel` tokens around it, after the mean state has been
+    subtracted. A match counts by how far it exceeds the average over the prompt, to the `power`, so that a rare match
+    outweighs many common ones. The score is the sum over query tokens.
 
-    among: [n] bool, which tokens may halt; others score zero, but a match among them speaks for its surroundings, too,
-    save for those who ask. kernel: odd. standardize: divide every dimension by its standard deviation over the prompt,
-    so that the few large ones do not decide alone.
+    among: [n] bool, the tokens that may halt. All others score zero, but a similar state among them counts for the
+    tokens around it, unless it is a query token. kernel: odd. standardize: divide every dimension by its standard
+    deviation over the prompt, so that a few large dimensions do not dominate.
     """
     states = states_of(view)
     directions = directions_in(states, standardize=standardize)
@@ -52,7 +52,7 @@ def directions_in(states: torch.Tensor, *, standardize: bool) -> Callable[[torch
 
 
 def _deviation(pieces: Sequence[torch.Tensor], mean: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of every dimension around its `mean` [D], [D]; infinite where it is zero."""
+    """Standard deviation [D] of every dimension around its `mean` [D]; infinity in place of zero."""
     squares = torch.stack([(piece.float() - mean).square().sum(dim=0) for piece in pieces]).sum(dim=0)
     deviation = (squares / sum(len(piece) for piece in pieces)).sqrt()
     return deviation.masked_fill(deviation == 0, torch.inf)

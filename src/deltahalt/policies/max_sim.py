@@ -1,4 +1,4 @@
-"""MaxSim: the passages that resemble the question, found as a retriever would, without any attention."""
+"""MaxSim: passages whose hidden states are similar to the question's stay active, as a retriever would find them."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,18 +13,34 @@ from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
 
 @dataclass(frozen=True, kw_only=True)
 class MaxSim(Policy):
-    """Keep the tokens around which the last `window` tokens find states most like their own.
+    """Keep the tokens around which hidden states are most similar to those of the query tokens, the last `window`.
 
-    Asks for states alone: no queries, keys or deeper layers, so layers with a sliding window can decide, too.
-    window: number of last tokens whose states are compared with all others; in a scope without text, no more than the
-        tokens after the last that may halt, since these tokens are kept.
-    kernel: odd width of the surroundings, in tokens, in which a match counts for a token.
-    power: 1 or more; the higher, the more a rare match outweighs many common ones.
-    standardize: divide every dimension of the states by its standard deviation over the prompt first.
+    The policy reads hidden states only: no queries, keys or deeper layers. So a layer with a sliding window can decide.
+
+    Attributes:
+        window: Number of last tokens that are the query tokens, from 1 to keep_last. In a scope without text, it is
+            limited to the tokens after the last one that may halt.
+        kernel: Width of the span around a token, in tokens, in which a match counts for it; odd.
+        power: Exponent on how far a match exceeds the average over the prompt, 1 or more. With a higher one, a rare
+            match outweighs more common ones.
+        standardize: Divide every dimension of the states by its standard deviation over the prompt first.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        Ours, after ColBERT's late interaction (arXiv 2004.12832).
+
+    Example:
+        >>> policy = MaxSim(start=2, pruning_ratio=0.5, window=16)
+        >>> format_policy(policy)
+        'max-sim:start=2,pruning_ratio=0.5,window=16'
+        >>> policy.kept(4096)
+        2096
     """
 
     name: ClassVar[str] = "max-sim"
-    summary: ClassVar[str] = "what is around the best matches of the last window stays active"
+    summary: ClassVar[str] = "tokens around the states most similar to the last window's stay active"
     source: ClassVar[str] = "ours, after ColBERT's late interaction (arXiv 2004.12832)"
 
     window: int = 32

@@ -1,4 +1,4 @@
-"""The options of a policy or method, which is a dataclass: their types, and the values that they may hold."""
+"""The options of a policy or method, which are the fields of its dataclass: their types and permitted values."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from deltahalt.errors import PolicyError
 
-LONGEST = 63  # bits of a whole number, without its sign
+LONGEST = 63  # most bits of a whole number, without its sign
 WANTED: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -20,12 +20,12 @@ WANTED: dict[Any, str] = {
 
 
 def options_of(kind: Any) -> dict[str, Any]:
-    """The options of a policy or method class and the type of each; none for a class with `configurable = False`."""
+    """The type of each option of a policy or method class, by name; empty for a class with `configurable = False`."""
     return _types(kind) if getattr(kind, "configurable", True) else {}
 
 
 def check_types(method: Any) -> None:
-    """Raise PolicyError if an option holds another type than its field has, or a number that is not finite."""
+    """Raise PolicyError if the value of an option is not of its field's type, or is a number that is not finite."""
     kind: Any = type(method)
     for name, hint in _types(kind).items():
         _check(name, getattr(method, name), hint)
@@ -53,7 +53,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
 
 
 def read_value(owner: str, name: str, text: str, hint: Any) -> Any:
-    """The value of option `name` of type `hint`, as written in `text`. Raises PolicyError for another type."""
+    """The value, of type `hint`, that `text` gives for option `name`. Raises PolicyError for text of another type."""
     text = text.strip()
     try:
         if hint is int:
@@ -70,14 +70,14 @@ def read_value(owner: str, name: str, text: str, hint: Any) -> Any:
 
 
 def write_value(value: Any, hint: Any) -> str:
-    """An option's value as `read_value` reads it."""
+    """The text of an option's value, from which `read_value` gets the same value."""
     if hint is float:  # 1 and 1.0 are one value
         return repr(float(value)).removesuffix(".0")
     return repr(value) if isinstance(value, float) else str(value).lower() if hint is bool else str(value)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion of the nearest of the `known` names, to end an error with; empty where none is near."""
+    """The end of an error message: a suggestion of the most similar of the `known` names; empty if none is similar."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

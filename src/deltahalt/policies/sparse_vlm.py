@@ -1,4 +1,4 @@
-"""SparseVLM: visual tokens that the words about them attend to, at three layers in a row."""
+"""SparseVLM: visual tokens that get little attention of the relevant text tokens halt, in three stages."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,15 +11,35 @@ from deltahalt.policies.attention_scores import attention_from
 from deltahalt.policies.base import LayerView, Policy, Scope
 from deltahalt.policies.cascade import Cascade
 
-STEP = 256  # visual tokens held against all text tokens at once
+STEP = 256  # visual tokens that are compared with all text tokens at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRaters(Policy):
-    """Keep the visual tokens that the raters attend to most at layer l_s, averaged over heads and raters.
+    """Keep the visual tokens that the text raters attend to most in the start layer, averaged over heads and raters.
 
-    Raters are the text tokens to which visual tokens, in their input embeddings, are more like than to the average
-    one: mean over v of softmax over t of v.t. As the original has it, all of the prompt's visual tokens choose them.
+    Raters are the text tokens whose relevance is at least the average. The relevance of text token t is the mean over
+    visual tokens v of softmax_t(v . t), on input embeddings. As in the authors' code, all of the prompt's visual tokens
+    take part in it, halted ones included.
+
+    Attributes:
+        scope: Eligible tokens: "visual", "image" or "video".
+
+    Raises:
+        PolicyError: For an option out of range, or a scope with text.
+
+    Source:
+        One stage of SparseVLM (arXiv 2410.04417).
+
+    Example:
+        >>> import torch
+        >>> from deltahalt.kinds import IMAGE, TEXT
+        >>> kinds = torch.tensor([TEXT] * 64 + [IMAGE] * 576 + [TEXT] * 32)
+        >>> policy = TextRaters(start=2, pruning_ratio=0.5)
+        >>> format_policy(policy)
+        'text-raters:start=2,pruning_ratio=0.5'
+        >>> policy.kept(len(kinds), kinds)
+        288
     """
 
     name: ClassVar[str] = "text-raters"
@@ -31,7 +51,10 @@ class TextRaters(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if TEXT in SCOPES[self.scope]:
-            raise PolicyError(f'raters rate visual tokens, not scope="{self.scope}": use scope="visual"')
+            raise PolicyError(
+                f'text-raters chooses among visual tokens, but scope="{self.scope}" has text: use scope="visual", '
+                '"image" or "video"'
+            )
 
     @property
     def reads(self) -> frozenset[str]:
@@ -39,13 +62,13 @@ class TextRaters(Policy):
 
     def score(self, view: LayerView) -> torch.Tensor:
         rating = _raters(view)[view.positions].nonzero().squeeze(1)
-        if len(rating) == 0:  # all have halted: the last token of a prompt never does
+        if len(rating) == 0:  # all raters have halted; the last token of the prompt never does
             rating = torch.tensor([len(view.positions) - 1], device=view.positions.device)
         return attention_from(view, rating).mean(dim=0)
 
 
 def _raters(view: LayerView) -> torch.Tensor:
-    """Which tokens of the prompt rate, [prompt] bool."""
+    """Which tokens of the prompt are raters: [prompt] bool."""
     assert view.kinds is not None  # a prompt without images is not scored
     assert view.embeddings is not None
     text = (view.kinds == TEXT).nonzero().squeeze(1)
@@ -58,10 +81,32 @@ def _raters(view: LayerView) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(Cascade):
-    """Text raters at layers 2, 6 and 15 of 32; of 576 visual tokens 300, 200 and 110 stay (its setting for 192).
+    """Keep the visual tokens that the text raters attend to most, in three stages of `TextRaters`.
 
-    Halted tokens are not recycled into merged ones, and all tokens keep their positions, as in the method's version
-    2.0. The attention is that of the raters alone, never of all tokens to all.
+    The defaults are the paper's setting for 192 tokens on average: in layers 2, 6 and 15 of 32, of 576 visual tokens
+    300, 200 and 110 stay. Halted tokens are not recycled into merged ones, and all tokens keep their positions, as in
+    version 2.0 of the method.
+
+    Attributes:
+        start: Layer of the first stage: an index (int), or a fraction of the layers (float).
+        pruning_ratio: Share of the visual tokens that halts in the first stage, in [0, 1].
+        scope: Eligible tokens: "visual", "image" or "video".
+
+    Raises:
+        PolicyError: For an option out of range, a scope with text, or a ratio lower than that of an earlier stage.
+
+    Source:
+        SparseVLM (arXiv 2410.04417), without recycling.
+
+    Example:
+        >>> import torch
+        >>> from deltahalt.kinds import IMAGE, TEXT
+        >>> kinds = torch.tensor([TEXT] * 64 + [IMAGE] * 576 + [TEXT] * 32)
+        >>> policy = SparseVLM(start=2)
+        >>> format_policy(policy)
+        'sparsevlm:start=2'
+        >>> [stage.kept(len(kinds), kinds) for stage in policy.stages]
+        [300, 200, 110]
     """
 
     name: ClassVar[str] = "sparsevlm"

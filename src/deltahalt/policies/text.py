@@ -1,6 +1,6 @@
-"""Policies as text, the one place that parses, formats and overrides them.
+"""Policies as text: the functions that parse, format and override them.
 
-`dash`, `dash:start=11,pruning_ratio=0.5`, or stages joined by `+`: `key-norm:start=0.15+window-attention:start=0.5`.
+Examples are `dash:start=11,pruning_ratio=0.5`, and of two stages `key-norm:start=0.15+window-attention:start=0.5`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +14,14 @@ from deltahalt.policies.options import did_you_mean, options_of, read_value, wri
 
 PACKAGE = "deltahalt.policies"
 Kind = TypeVar("Kind")
-# The order of options in text; all others follow as their class has them.
+# Options that come first in text, in this order; the others follow in the order of their class.
 FIRST = ("start", "pruning_ratio", "boundary", "heads", "chunk", "keep_first", "keep_last")
-OF_ONE_STAGE = ("start", "pruning_ratio")  # options that stages cannot have in common
+OF_ONE_STAGE = ("start", "pruning_ratio")  # options that several stages cannot share
 
 
 @dataclass(frozen=True)
 class Written:
-    """One stage of a text: a name and options as they are written, none of them checked yet."""
+    """One stage of a policy's text: its name and options as text, which are not checked yet."""
 
     name: str
     options: Mapping[str, str]
@@ -32,12 +32,12 @@ class Written:
 
 
 def read(text: str) -> tuple[Written, ...]:
-    """The stages of a text, whether or not there are such policies. Raises PolicyError for a repeated option."""
+    """The stages of a text, without a check that their policies exist. Raises PolicyError for a repeated option."""
     return tuple(map(_read_stage, text.split("+")))
 
 
 def write(stages: Iterable[Written]) -> str:
-    """The text that `read` reads."""
+    """The text of these stages, from which `read` gets the same stages."""
     return "+".join(map(str, stages))
 
 
@@ -47,7 +47,7 @@ def is_dense(text: str) -> bool:
 
 
 def known_policies() -> dict[str, type[Policy]]:
-    """All policies by name, those of other packages included."""
+    """All policies, by name. Those of other packages are included."""
     return found(PACKAGE, Policy)
 
 
@@ -55,25 +55,36 @@ def parse_policy(text: str, **overrides: Any) -> AnyPolicy:
     """Build a policy from its text, `name:option=value,...`, with stages joined by `+`.
 
     Args:
-        text: What `format_policy` writes, or a user does; `keep-first` is `keep_first`.
-        overrides: Options, typed or as text, that take the place of those in the text, on every stage.
+        text: Text such as `format_policy` returns. `keep-first` is read as `keep_first`. Options that the text does
+            not name have their defaults.
+        overrides: Options of every stage, typed or as text, in place of those in the text.
 
     Returns:
-        A Policy, or a Progressive of several stages.
+        A `Policy`, or a `Progressive` if there are several stages.
 
     Raises:
-        PolicyError: For an unknown name or option, a value out of range, or an option that is given twice.
+        PolicyError: For an unknown name or option, a value out of range, an option that is given twice, or a start or
+            pruning_ratio in `overrides` of several stages.
 
     Example:
-        >>> parse_policy("dash:start=11,pruning_ratio=0.5").start
-        11
+        >>> policy = parse_policy("dash:start=11,pruning_ratio=0.5")
+        >>> policy == Dash(start=11, pruning_ratio=0.5)
+        True
+        >>> policy.kept(4096)
+        2096
     """
     stages = update(read(text), overrides)
     return joined([build(stage, known_policies()) for stage in stages])
 
 
 def format_policy(policy: AnyPolicy) -> str:
-    """The canonical text of a policy: its options that differ from the defaults; `parse_policy` reads it back.
+    """The canonical text of a policy: its name and the options that differ from their defaults.
+
+    Args:
+        policy: A `Policy`, or a `Progressive`, whose stages are joined by `+`.
+
+    Returns:
+        Text from which `parse_policy` builds the same policy.
 
     Example:
         >>> format_policy(parse_policy("dash:keep_last=32, start=11"))
@@ -84,11 +95,17 @@ def format_policy(policy: AnyPolicy) -> str:
 
 
 def override(policy: AnyPolicy, **options: Any) -> AnyPolicy:
-    """The policy with these options, typed or as text, on each of its stages.
+    """A copy of the policy with these options on each of its stages.
+
+    Args:
+        policy: A `Policy` or `Progressive`. It does not change.
+        options: Options by name, typed or as text.
+
+    Returns:
+        The new policy; the same one if there are no options.
 
     Raises:
-        PolicyError: For an unknown option, a value out of range, and for a start or ratio that several stages would
-            have in common.
+        PolicyError: For an unknown option, a value out of range, or a start or pruning_ratio for several stages.
 
     Example:
         >>> format_policy(override(parse_policy("dash:start=11"), pruning_ratio=0.5))
@@ -102,18 +119,18 @@ def override(policy: AnyPolicy, **options: Any) -> AnyPolicy:
 
 
 def with_options(text: str, options: Mapping[str, Any]) -> str:
-    """The text of a policy or method with `options` on each stage. Raises PolicyError where it names one of them."""
+    """The text of a policy or method with `options` on each stage. Raises PolicyError if the text has one of them."""
     for stage in read(text) if options else ():
         if both := [option for option in options if option in stage.options]:
             raise PolicyError(
                 f"{both[0]} is given twice: as {stage.options[both[0]]} in {text!r}, and as {options[both[0]]} by an "
-                "option of its own; leave one out"
+                "option beside it; leave one out"
             )
     return write(update(read(text), options)) if options else text
 
 
 def require_policy(given: Any) -> AnyPolicy:
-    """What is given, where it is a policy of the decoder. Raises PolicyError, which says what to write, where not."""
+    """The same object, if it is a policy of the decoder. Raises PolicyError for anything else."""
     if isinstance(given, (Policy, Progressive)):
         return given
     if isinstance(given, type):
@@ -124,23 +141,23 @@ def require_policy(given: Any) -> AnyPolicy:
         advice = f"{type(given).__name__} is a method of another stage: use applying(model, method)"
     else:
         advice = f"this is {given!r}" if given is None else f"this is of type {type(given).__name__}"
-    raise PolicyError(f"a policy is an object such as Dash(start=0.4), or a text such as 'auto' or 'dash'; {advice}")
+    raise PolicyError(f"a policy is an object such as Dash(start=0.4), or text such as 'auto' or 'dash'; {advice}")
 
 
 def joined(stages: Sequence[Policy]) -> AnyPolicy:
-    """One policy of several stages, or the only one as it is."""
+    """A `Progressive` of several stages; a single stage stays as it is."""
     return stages[0] if len(stages) == 1 else Progressive(stages)
 
 
 def update(stages: Sequence[Written], options: Mapping[str, Any]) -> tuple[Written, ...]:
-    """The stages with `options` on each, in place of those that they name themselves."""
+    """The stages with `options` on each, in place of their own options of that name."""
     _refuse_shared(options, write(stages), len(stages))
     given = {name: value if isinstance(value, str) else _plain(value) for name, value in options.items()}
     return tuple(replace(stage, options={**stage.options, **given}) for stage in stages)
 
 
 def build(stage: Written, kinds: Mapping[str, type[Kind]]) -> Kind:
-    """The one of `kinds` that a stage names, with its options. Raises PolicyError as `parse_policy` does."""
+    """The policy or method, out of `kinds`, that a stage names. Raises PolicyError as `parse_policy` does."""
     if stage.name not in kinds:
         advice = elsewhere(stage.name)
         known = f"choose one of {', '.join(kinds)}{did_you_mean(stage.name, kinds)}"
@@ -159,7 +176,7 @@ def format_one(method: Any) -> str:
 
 
 def replace_options(method: Any, options: Mapping[str, Any]) -> Any:
-    """A single policy or method with these options, typed or as text. Raises PolicyError as `override` does."""
+    """A copy of a single policy or method with these options. Raises PolicyError as `override` does."""
     kind = type(method)
     return replace(method, **_typed(kind.name, kind, options))
 
@@ -177,7 +194,7 @@ def _read_stage(text: str) -> Written:
 
 
 def _typed(name: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `kind` with those that are text read by their types."""
+    """The options of `kind`; values that are text are converted to the types of their fields."""
     hints = options_of(kind)
     for option in options:
         if not hints:
@@ -196,8 +213,8 @@ def _refuse_shared(options: Mapping[str, Any], text: str, stages: int) -> None:
     shared = [option for option in OF_ONE_STAGE if option in options]
     if stages > 1 and shared:
         raise PolicyError(
-            f"{text} has several stages, which cannot have one {shared[0]} in common: write the policy with the "
-            f"{shared[0]} of each stage"
+            f"{text} has several stages, which cannot share one {shared[0]}: write the {shared[0]} of each stage into "
+            "the policy"
         )
 
 

@@ -1,4 +1,4 @@
-"""Uniform selection: tokens, or chunks, at even distances."""
+"""Uniform selection: tokens, or chunks of them, at even distances stay active."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,23 @@ from deltahalt.policies.selection import evenly, evenly_in_chunks
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Policy):
-    """Keep eligible tokens at even distances: the middles of `count` equal spans; with `chunk`, whole chunks so."""
+    """Keep eligible tokens at even distances: the middle of each of K equal spans, for K tokens that stay.
+
+    With `chunk` above 1, whole chunks at even distances stay. The options are those of `Policy`.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        Baseline.
+
+    Example:
+        >>> policy = Uniform(start=11, pruning_ratio=0.5, chunk=64)
+        >>> format_policy(policy)
+        'uniform:start=11,pruning_ratio=0.5,chunk=64'
+        >>> policy.kept(4096)
+        2096
+    """
 
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "evenly spaced tokens stay active"

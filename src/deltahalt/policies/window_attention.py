@@ -1,4 +1,4 @@
-"""SnapKV turned into halting: what the last window of tokens attends to."""
+"""SnapKV's score for halting: tokens that get little attention of the last tokens halt."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -16,21 +16,40 @@ from deltahalt.policies.late_interaction import AROUND, late_interaction
 
 @dataclass(frozen=True, kw_only=True)
 class WindowAttention(Policy):
-    """Keep the tokens that the last `window` tokens attend to most: SnapKV (pr.) of the DASH paper.
+    """Keep the tokens that the query tokens, the last `window`, attend to most: SnapKV (pr.) of the DASH paper.
 
-    window: number of last tokens whose attention is added up; in a scope without text, no more than the tokens after
-        the last that may halt, since these tokens are kept.
-    kernel: odd width of the mean that lets neighbours of an attended token survive with it; 1 for none.
-    heads: how scores of attention heads become one: their mean or their maximum.
-    layers: sum the scores of so many layers, ending at l_s.
-    ahead: let the window run on through so many deeper layers, over K and V of all states as they are at l_s, and take
-        the scores there in. Deeper heads know better what an answer needs; asking them costs two projections a layer.
-    across: whether a token's score is the sum or the maximum of those that l_s and the layers ahead give it.
-    similar: weight of late interaction (see MaxSim) beside attention, each scaled to sum to one over what may halt.
+    Attributes:
+        window: Number of last tokens that are the query tokens, from 1 to keep_last. In a scope without text, it is
+            limited to the tokens after the last one that may halt.
+        kernel: Width of the moving mean over scores, in tokens; odd. It keeps the neighbours of an attended token
+            together with it. 1 leaves the scores as they are.
+        heads: How the scores of all attention heads become one score: their "mean" or their maximum, "max".
+        layers: Number of layers, l_s the last of them, whose scores are summed; 1 or more.
+        ahead: Number of deeper layers in the look-ahead, 0 or more. The query tokens run through these layers first,
+            over K and V of all states as they are at l_s, and their attention there is scored, too. Deeper heads know
+            better what an answer needs. Each layer costs the K and V projections of all
+            tokens.
+        across: How the scores of l_s and of the layers ahead become one score: their "sum" or their maximum, "max".
+        similar: Weight, 0 or more, of the score of late interaction (see `MaxSim`), which is added. Both scores are
+            first scaled to sum to one over the eligible tokens. 0 leaves late interaction out.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        SnapKV (arXiv 2404.14469), as a pruning method in DASH (arXiv 2604.18103), App. C.1. `ahead`, `across` and
+        `similar` are ours.
+
+    Example:
+        >>> policy = WindowAttention(start=11, pruning_ratio=0.5, heads="max")
+        >>> format_policy(policy)
+        'window-attention:start=11,pruning_ratio=0.5,heads=max'
+        >>> policy.kept(4096)
+        2096
     """
 
     name: ClassVar[str] = "window-attention"
-    summary: ClassVar[str] = "most attended by the last window stays active (SnapKV pr.)"
+    summary: ClassVar[str] = "tokens most attended by the last window stay active (SnapKV pr.)"
     source: ClassVar[str] = "SnapKV (arXiv 2404.14469), as a pruning method in DASH, App. C.1"
 
     window: int = 32
@@ -44,10 +63,12 @@ class WindowAttention(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_asking(self.window, self.kernel, self)
-        if self.layers < 1 or self.ahead < 0:
-            raise PolicyError(f"layers is {self.layers} and ahead {self.ahead}: give 1 or more, and 0 or more")
+        if self.layers < 1:
+            raise PolicyError(f"layers is {self.layers}; it must be 1 or more")
+        if self.ahead < 0:
+            raise PolicyError(f"ahead is {self.ahead}; it must be 0 or more, 0 for no look-ahead")
         if self.similar < 0:
-            raise PolicyError(f"similar is {self.similar}; it must be 0 or more")
+            raise PolicyError(f"similar is {self.similar}; it must be 0 or more, 0 to leave late interaction out")
 
     @property
     def scored_layers(self) -> int:
@@ -75,13 +96,13 @@ class WindowAttention(Policy):
         return scores
 
     def _attended(self, view: LayerView, window: int) -> torch.Tensor:
-        """Pooled attention that each token receives at one layer, [n]."""
+        """Attention, after the moving mean, that each token receives in one layer: [n]."""
         received = received_attention(view, window)  # [heads, n]
-        before = received[None, :, :-window]  # the window itself is kept in any case
+        before = received[None, :, :-window]  # the query tokens never halt
         pooled = F.avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)[0]
         return F.pad(pooled.mean(dim=0) if self.heads == "mean" else pooled.amax(dim=0), (0, window))
 
 
 def _share(scores: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Scores [n] as shares of what the tokens `among` [n] have together."""
+    """Scores [n], scaled so that those of the tokens `among` [n] sum to one."""
     return scores / (scores * among).sum().clamp(min=torch.finfo(scores.dtype).tiny)
