@@ -117,7 +117,7 @@ MEASURING: list[tuple[str, str]] = [
     (f"{SHAPES} --prompts {BITS}", "--prompts"),
     (f"{SHAPES} --tokens 0", "below 1"),
     (f"{SHAPES} --shapes star", "star"),
-    (f"{SHAPES} --data {'a' * 5000}", "in aaa"),
+    (f"{SHAPES} --data {'a' * 5000}", "which is not a folder"),
     (f"{SHAPES} --tokens 100000", "the model takes 512"),
     (f"{SHAPES} --policies fastv", "needs a vision-language model"),
     (f"{SHAPES} --rows {{notes}}", "notes.svg"),
