@@ -13,6 +13,7 @@ from typing import Any
 
 from deltahalt.answering.documents import read_document
 from deltahalt.errors import InputError
+from deltahalt.files import is_file, is_folder
 from deltahalt.lab.evaluation.shapes.draw import Draw
 from deltahalt.lab.jsonl import read_jsonl
 
@@ -89,6 +90,8 @@ def essays(draw: Draw, folder: Path) -> Iterator[str]:
 @cache
 def folder_texts(folder: Path) -> tuple[str, ...]:
     """The texts in a folder: essays/*.txt, or *.txt. Raises InputError where there are fewer than two."""
+    if not is_folder(folder):
+        raise InputError(f"there is no folder {folder}: give one with texts in essays/*.txt, or give no folder")
     files = sorted([*folder.glob("essays/*.txt"), *folder.glob("*.txt")])
     long = [file for file in files if file.stat().st_size > 1_000]
     texts = tuple(text for file in long if len(text := read_document(str(file)).strip()) > 1_000)
@@ -103,7 +106,7 @@ def folder_texts(folder: Path) -> tuple[str, ...]:
 @cache
 def longbench_rows(file: Path) -> tuple[dict[str, Any], ...]:
     """The rows of one of LongBench's files; none if there is no file."""
-    if not file.is_file():
+    if not is_file(file):
         return ()
     return tuple(row for _, row in read_jsonl(file, fields={"context": str, "answers": list}))
 
