@@ -81,6 +81,7 @@ def test_a_text_names_a_method_of_any_stage(text: str, method: Any) -> None:
         ("d3:core=half", "d3 option core is 'half'"),
         ("dash+d3", "no policy 'd3'"),
         ("snapkv:kernel=2", "kernel is 2"),
+        ("snapkv:window=0", "window is 0"),
         ("snapkv:pruning_ratio=1", "pruning_ratio is 1"),
     ],
 )

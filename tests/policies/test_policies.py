@@ -187,13 +187,14 @@ def test_the_refusal_counts_the_prompt_and_not_the_tokens_left_of_it() -> None:
         ("kernel", 4),
         ("kernel", -1),
         ("layers", 0),
+        ("ahead", -1),
         ("chunk", 0),
         ("heads", "sum"),
     ],
 )
 def test_window_attention_refuses_settings_out_of_range(option: str, value: Any) -> None:
     settings: dict[str, Any] = {"window": 4, "keep_last": 4} | {option: value}
-    with pytest.raises(PolicyError, match=option):
+    with pytest.raises(PolicyError, match=f"{option} is {value!r}"):
         WindowAttention(**settings)
 
 

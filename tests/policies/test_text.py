@@ -138,7 +138,7 @@ def test_an_option_given_twice_in_one_text_is_shown_with_both_values() -> None:
         ("dahs", r"did you mean 'dash'\?"),
         ("d3", r"d3 is a method that halts no tokens in decoder layers: --policy of run"),
         ("visionzip", r"visionzip is a policy of the ViT: give it to look --vision-policy"),
-        ("auto", r"auto is a profile, which chooses for one model"),
+        ("auto", r"auto is a profile, which is for one model"),
     ],
 )
 def test_a_name_that_is_not_a_policy_of_the_decoder_is_explained(name: str, advice: str) -> None:

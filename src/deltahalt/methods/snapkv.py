@@ -53,7 +53,7 @@ class SnapKV(Method):
         if self.window < 1:
             raise PolicyError(f"window is {self.window}; it must be 1 or more")
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"kernel is {self.kernel}; it must be odd and positive, such as 5")
+            raise PolicyError(f"kernel is {self.kernel}; it must be an odd number, 1 or more")
 
     def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
         """The same prompts. Raises InputError for one that is not longer than the window."""

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies.asking import askers, check_asking
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
+from deltahalt.policies.query_tokens import check_window, query_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class MaxSim(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_asking(self.window, self.kernel, self)
+        check_window(self.window, self.kernel, self)
         if self.power < 1:
             raise PolicyError(f"power is {self.power}; it must be 1 or more")
 
@@ -59,5 +59,5 @@ class MaxSim(Policy):
         return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        among, window = self.eligible_and_count(view)[0], askers(self.window, self, view)
+        among, window = self.eligible_and_count(view)[0], query_count(self.window, self, view)
         return late_interaction(view, among, window, self.kernel, power=self.power, standardize=self.standardize)

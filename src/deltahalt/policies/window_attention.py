@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies.asking import askers, check_asking
 from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, late_interaction
+from deltahalt.policies.query_tokens import check_window, query_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class WindowAttention(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_asking(self.window, self.kernel, self)
+        check_window(self.window, self.kernel, self)
         if self.layers < 1:
             raise PolicyError(f"layers is {self.layers}; it must be 1 or more")
         if self.ahead < 0:
@@ -83,7 +83,7 @@ class WindowAttention(Policy):
         return frozenset({"queries", "keys", "lookahead"} | ({"hidden_in", "hidden_out"} if self.similar else set()))
 
     def score(self, view: LayerView) -> torch.Tensor:
-        window = askers(self.window, self, view)
+        window = query_count(self.window, self, view)
         scores = self._attended(view, window)
         for deeper in islice(view.lookahead(window), self.ahead):
             if deeper.sees_all:
