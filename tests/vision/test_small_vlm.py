@@ -15,6 +15,7 @@ from transformers import (
 
 from deltahalt.answering.picture_inputs import picture_inputs
 from deltahalt.errors import InputError, UnsupportedError
+from helpers.tiny_vision import tiny_vision
 
 SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
 TEMPLATE = (
@@ -83,10 +84,10 @@ def test_each_question_has_pictures(pictures, parts):
         picture_inputs(*parts, pictures, ["a", "b"])
 
 
-def test_a_model_that_takes_pictures_in_another_way(parts):
-    model, tokenizer, _ = parts
-    with pytest.raises(UnsupportedError, match="qwen2_vl takes pictures in another form"):
-        picture_inputs(model, tokenizer, object(), [[picture(32, 32)]], ["a"])
+def test_a_model_that_takes_pictures_in_another_form(parts):
+    _, tokenizer, processor = parts
+    with pytest.raises(UnsupportedError, match="llava takes pictures in another form"):
+        picture_inputs(tiny_vision("llava"), tokenizer, processor, [[picture(32, 32)]], ["a"])
 
 
 def test_a_prompt_that_is_longer_than_the_model_takes(parts, monkeypatch):
