@@ -149,5 +149,5 @@ def test_a_name_that_is_not_a_policy_of_the_decoder_is_explained(name: str, advi
 def test_a_policy_of_the_decoder_is_explained_where_the_vit_needs_one() -> None:
     with pytest.raises(PolicyError, match="dash is a policy of the decoder: give it to --policy"):
         parse_vision_policy("dash")
-    with pytest.raises(PolicyError, match="a ViT takes one"):
+    with pytest.raises(PolicyError, match="a ViT takes only one"):
         parse_vision_policy("tome+tome")

@@ -1,4 +1,4 @@
-"""BothEnds: the passages that resemble the beginning or the end of a prompt, wherever its question stands."""
+"""BothEnds: passages similar to the start or the end of a prompt stay active, so its question may be at either end."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,27 +10,47 @@ from deltahalt.errors import PolicyError
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import COMPARED, directions_in, states_of
 
-RUN = 8  # tokens in a row whose best match counts for all of them; divides COMPARED
+RUN = 8  # contiguous tokens that share their best match; divides COMPARED
 
 
 @dataclass(frozen=True, kw_only=True)
 class BothEnds(Policy):
-    """Keep the tokens around which the protected tokens at the prompt's ends find states most like their own.
+    """Keep the tokens around which hidden states are most similar to those of the protected tokens at both ends.
 
     The query tokens are the first `keep_first` and the last `keep_last`, in three groups: all of the first, all of the
-    last, and the very last `nearest`. A query token's match at a place is its highest similarity to a state within
-    `reach` tokens; what that has above the token's average over the prompt is raised to a `power` and summed over the
-    group. Each group's sums are scaled to shares that add up to one, and the score is the sum of shares: so a question
-    of few tokens counts as much as the long text at the other end, and a group without clear matches changes little.
+    last, and the last `nearest`. For each query token, the match of a token is the highest similarity to a state within
+    `reach` tokens of it. A match counts by how far it exceeds the query token's average over the prompt, to the
+    `power`, summed over the group. Each group's sums are scaled to shares that add up to one, and the score is the sum
+    of these shares: so a question of few tokens counts as much as a long text at the other end, and a group without
+    clear matches changes little.
 
-    Reads states alone: no queries, keys or deeper layers, so layers with a sliding window can decide, too. In a scope
-    without text, the tokens before the first that may halt and after the last are query tokens, up to as many.
-    nearest: 1 or more. reach: a multiple of eight, since eight tokens in a row share their best match.
-    power: 1 or more; the higher, the more a rare match outweighs many common ones.
+    The policy reads hidden states only: no queries, keys or deeper layers. So a layer with a sliding window can decide.
+    In a scope without text, the query tokens are limited to those before the first and after the last token that may
+    halt.
+
+    Attributes:
+        nearest: Number of last tokens that are a group of their own, 1 or more; at most keep_last of them count.
+        reach: Distance, in tokens, up to which a match counts for a token; a multiple of 8, 0 or more, since 8
+            contiguous tokens share their best match.
+        power: Exponent on how far a match exceeds the average over the prompt, 1 or more. With a higher one, a rare
+            match outweighs more common ones.
+
+    Raises:
+        PolicyError: For an option out of range.
+
+    Source:
+        Ours, after ColBERT's late interaction (arXiv 2004.12832).
+
+    Example:
+        >>> policy = BothEnds(start=2, pruning_ratio=0.5, nearest=8)
+        >>> format_policy(policy)
+        'both-ends:start=2,pruning_ratio=0.5,nearest=8'
+        >>> policy.kept(4096)
+        2096
     """
 
     name: ClassVar[str] = "both-ends"
-    summary: ClassVar[str] = "what is around the best matches of the prompt's first and last tokens stays active"
+    summary: ClassVar[str] = "tokens around the states most similar to the prompt's first and last tokens stay active"
     source: ClassVar[str] = "ours, after ColBERT's late interaction (arXiv 2004.12832)"
 
     nearest: int = 16
@@ -53,7 +73,7 @@ class BothEnds(Policy):
         among = self.eligible_and_count(view)[0]
         first, last = self._ends(among)
         best = _best_matches(states_of(view), first, last, self.reach)  # [first + last, runs]
-        free = _in_runs(among.float()).sum(dim=1)  # how many tokens of each run may halt
+        free = _in_runs(among.float()).sum(dim=1)  # number of tokens in each run that may halt
         usual = (best * free).sum(dim=1, keepdim=True) / free.sum()
         above = (best - usual).clamp(min=0).pow(self.power)
         scores = torch.zeros_like(free)
@@ -63,7 +83,7 @@ class BothEnds(Policy):
         return scores.repeat_interleave(RUN)[: len(among)].masked_fill(~among, 0)
 
     def _ends(self, among: torch.Tensor) -> tuple[int, int]:
-        """How many tokens are query tokens at the beginning and at the end, where `among` [n] bool may halt."""
+        """Number of query tokens at the start and at the end, where the tokens `among` [n] bool may halt."""
         places = among.nonzero()
         return min(self.keep_first, int(places[0])), min(self.keep_last, len(among) - 1 - int(places[-1]))
 
@@ -71,18 +91,18 @@ class BothEnds(Policy):
 def _best_matches(states: torch.Tensor, first: int, last: int, reach: int) -> torch.Tensor:
     """For each query token, its highest similarity to a state within `reach` tokens of each run: [first + last, runs].
 
-    states: [n, D], of which the first and the last so many are query tokens; these match none of each other.
+    states: [n, D]. Its first `first` and last `last` rows are those of the query tokens, which do not match each other.
     """
     directions = directions_in(states, standardize=True)
     query = torch.zeros(len(states), dtype=torch.bool, device=states.device)
     query[:first] = query[len(states) - last :] = True
-    asking = directions(states[query])
+    wanted = directions(states[query])
     pieces = zip(states.split(COMPARED), query.split(COMPARED), strict=True)
-    similar = [(asking @ directions(piece).mT).masked_fill(own, -1) for piece, own in pieces]
+    similar = [(wanted @ directions(piece).mT).masked_fill(own, -1) for piece, own in pieces]
     best = torch.cat([F.max_pool1d(part[None], RUN, ceil_mode=True)[0] for part in similar], dim=1)
     return F.max_pool1d(best[None], 2 * (reach // RUN) + 1, stride=1, padding=reach // RUN)[0]
 
 
 def _in_runs(values: torch.Tensor) -> torch.Tensor:
-    """`values` [n] as rows of a run each, [runs, RUN]; zeros fill the last."""
+    """`values` [n] in one row for each run, [runs, RUN]; zeros fill the last row."""
     return F.pad(values, (0, -len(values) % RUN)).unflatten(0, (-1, RUN))

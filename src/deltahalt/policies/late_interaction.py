@@ -28,8 +28,8 @@ def late_interaction(
     """
     states = states_of(view)
     directions = directions_in(states, standardize=standardize)
-    asking = directions(states[-window:])
-    similar = torch.cat([asking @ directions(piece).mT for piece in states.split(COMPARED)], dim=1)  # [w, n]
+    query = directions(states[-window:])
+    similar = torch.cat([query @ directions(piece).mT for piece in states.split(COMPARED)], dim=1)  # [w, n]
     best = F.max_pool1d(similar[None, :, :-window], kernel, stride=1, padding=kernel // 2)[0]
     best = F.pad(best, (0, window))
     usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
@@ -37,14 +37,14 @@ def late_interaction(
 
 
 def states_of(view: LayerView) -> torch.Tensor:
-    """The states [n, D] as they are where tokens halt."""
+    """The states [n, D] of the active tokens at the point where tokens halt."""
     return view.hidden_in if view.hidden_out is None else view.hidden_out
 
 
 def directions_in(states: torch.Tensor, *, standardize: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What turns rows of `states` [n, D] into unit vectors [m, D] float32 whose products are their similarities.
+    """A function from rows of `states` [n, D] to unit vectors [m, D] float32, whose products are their similarities.
 
-    The mean state is taken away first. standardize: divide every dimension by its standard deviation, too.
+    It subtracts the mean state. standardize: it also divides every dimension by its standard deviation.
     """
     mean = states.mean(dim=0, dtype=torch.float32)
     spread = _deviation(states.split(COMPARED), mean) if standardize else torch.ones_like(mean)
