@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from deltahalt import Forecast, halting
 from deltahalt.engine.readable import Readable
 from deltahalt.engine.stream import TokenStream
 from deltahalt.policies.forecast import Predicted, ridge_weights
 from deltahalt.policies.halted_states import LastState
+from helpers.tiny import VOCAB, tiny
 
 
 def states(*size: int, seed: int = 0) -> torch.Tensor:
@@ -75,3 +77,11 @@ def test_without_a_penalty_they_stay_as_they_stopped() -> None:
     readable = Readable(halted, running, LastState())
     assert readable.as_of(running.advance(running.hidden + 1)) is halted
     assert readable.pairs(0) == 0
+
+
+def test_a_forecast_runs_under_autocast() -> None:
+    model = tiny()
+    ids = torch.randint(1, VOCAB, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), halting(model, Forecast(start=2, keep_last=8)):
+        logits = model(ids, logits_to_keep=1).logits
+    assert logits.isfinite().all()
