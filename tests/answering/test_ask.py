@@ -10,6 +10,7 @@ from deltahalt import Dash, Forecast, halting
 from deltahalt.answering.ask import Answer, ask, ask_each, together
 from deltahalt.answering.documents import shared_start
 from deltahalt.engine.cache import cache_bytes
+from deltahalt.host.compat import CACHE
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.registry import AnyMethod
 from helpers.tiny import VOCAB
@@ -41,11 +42,11 @@ def test_each_question_follows_on_the_same_halted_prefill(policy: AnyMethod, loa
     ]
     model, cache = loaded_tiny.model, DynamicCache()
     with halting(model, policy) as halted, torch.no_grad():  # type: ignore[arg-type]
-        model(SHARED, past_key_values=cache, logits_to_keep=1)
+        model(SHARED, **{CACHE: cache}, logits_to_keep=1)
         held = cache_bytes(cache)
-        tokens = [int(model(RESTS[0], past_key_values=cache).logits[0, -1].argmax())]
+        tokens = [int(model(RESTS[0], **{CACHE: cache}).logits[0, -1].argmax())]
         while len(tokens) < 3:
-            logits = model(torch.tensor([[tokens[-1]]]), past_key_values=cache).logits
+            logits = model(torch.tensor([[tokens[-1]]]), **{CACHE: cache}).logits
             tokens.append(int(logits[0, -1].argmax()))
     first = answers[0]
     assert loaded_tiny.tokenizer.decode(tokens).startswith(first.text)

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 from deltahalt import Dash, Dense, halting
 from deltahalt.engine import backends
 from deltahalt.engine.backends import MASKED, WITHOUT_CUDNN, backend
+from deltahalt.host.compat import CACHE
 from helpers.tiny import LAYERS, SIZES, prompts, tiny
 
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)  # layers 0 and 1 run on all tokens
@@ -35,10 +36,10 @@ def test_short_calls_go_without_where_layers_hold_different_tokens(policy: Any, 
     ids, mask = prompts(20)
     cache = DynamicCache(config=model.config)
     with halting(model, policy), torch.no_grad():
-        model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        model(ids, attention_mask=mask, **{CACHE: cache}, logits_to_keep=1)
         assert allowed()
-        model(ids[:, :1], past_key_values=cache)
-        model(ids[:, :3], past_key_values=cache)
+        model(ids[:, :1], **{CACHE: cache})
+        model(ids[:, :3], **{CACHE: cache})
     assert calls == [[may] * LAYERS] * 3
     assert allowed()
 
@@ -77,12 +78,12 @@ def test_later_calls_count_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch)
     ids = prompts(20)[0][:1]
     cache = DynamicCache(config=model.config)
     with halting(model, DASH) as halted, torch.no_grad():
-        model(ids, past_key_values=cache, logits_to_keep=1)
+        model(ids, **{CACHE: cache}, logits_to_keep=1)
         active = halted.report.stages[0][1][0].numel()
         pairs = HEADS * (LAYERS - 2) * 3 * (active + 3)
         for worth in (pairs * MASKED - 1, pairs * MASKED):
             monkeypatch.setattr(backends, "PAIRS_A_PLAN", worth)
-            model(ids[:, :3], past_key_values=cache)
+            model(ids[:, :3], **{CACHE: cache})
             cache.crop(-3)
     assert [call[2:] for call in calls[1:]] == [[True] * (LAYERS - 2), [False] * (LAYERS - 2)]
 

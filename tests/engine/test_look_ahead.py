@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import UnsupportedError, WindowAttention, halting
+from deltahalt.host.compat import CACHE
 from deltahalt.policies.base import LayerView, Policy
 from helpers.tiny import VARIANTS, VOCAB, tiny
 
@@ -86,7 +87,7 @@ def test_a_window_of_the_whole_prompt_sees_what_the_model_computes(name: str) ->
     view = spied(model)
     past = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(IDS, past_key_values=past)
+        model(IDS, **{CACHE: past})
         for deeper in view.lookahead(40):
             held = past.layers[deeper.layer].keys[0]  # a sliding layer has let go of older ones
             assert torch.allclose(deeper.keys()[:, -held.shape[1] :], held, atol=1e-5)

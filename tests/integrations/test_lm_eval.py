@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import InputError, ModelError, PolicyError, UnsupportedError, halting, parse_policy
+from deltahalt.host.compat import CACHE
 from helpers.tiny import attributes
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'deltahalt[eval]'")
@@ -55,12 +56,12 @@ def step_by_step(lm: DeltahaltLM, policy: str, context: str, ending: str) -> tup
     tokens, later = lm._encode_pair(context, ending)
     cache, total, greedy = DynamicCache(config=lm.model.config), 0.0, True
     with halting(lm.model, parse_policy(policy)) as halted, torch.inference_mode():
-        logits = lm.model(torch.tensor([tokens]), past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        logits = lm.model(torch.tensor([tokens]), **{CACHE: cache}, logits_to_keep=1).logits[0, -1]
         assert len(halted.report.kept[0]) < len(tokens)
         for token in later:
             total += float(logits.log_softmax(-1)[token])
             greedy &= int(logits.argmax()) == token
-            logits = lm.model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
+            logits = lm.model(torch.tensor([[token]]), **{CACHE: cache}).logits[0, -1]
     return total, greedy
 
 
@@ -206,10 +207,10 @@ def by_hand(lm: DeltahaltLM, context: str, ending: str, ends: tuple[int, int] | 
     cache, total = DynamicCache(config=lm.model.config), 0.0
     with lm.applying() as applied, torch.inference_mode():
         prompt = {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
-        logits = lm.model(**applied.shorten(prompt, [ends]), past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        logits = lm.model(**applied.shorten(prompt, [ends]), **{CACHE: cache}, logits_to_keep=1).logits[0, -1]
         for token in later:
             total += float(logits.log_softmax(-1)[token])
-            logits = lm.model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
+            logits = lm.model(torch.tensor([[token]]), **{CACHE: cache}).logits[0, -1]
     return total
 
 

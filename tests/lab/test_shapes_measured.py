@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from deltahalt import Dense, InputError, halting, parse_policy
 from deltahalt.answering.documents import format_chat
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.evaluation.answers import own_answers
 from deltahalt.lab.evaluation.encoding import sample_ids, shared_ids
 from deltahalt.lab.evaluation.samples import Sample, shaped_sample
@@ -104,13 +105,13 @@ def test_rows_are_those_of_a_real_halted_run(chatting: LoadedModel, prompt: Shap
     for text, row in rows.items():
         with halting(model, parse_policy(text)), torch.no_grad():
             cache = DynamicCache(config=model.config)
-            logits = model(encoded.prompt, past_key_values=cache, logits_to_keep=1).logits
+            logits = model(encoded.prompt, **{CACHE: cache}, logits_to_keep=1).logits
             if encoded.rest.shape[1]:
-                logits = model(encoded.rest, past_key_values=cache).logits
+                logits = model(encoded.rest, **{CACHE: cache}).logits
             said: list[int] = []
             while len(said) < prompt.limit and (not said or said[-1] != model.generation_config.eos_token_id):
                 said.append(int(logits[0, -1].argmax()))
-                logits = model(torch.tensor([said[-1:]]), past_key_values=cache).logits
+                logits = model(torch.tensor([said[-1:]]), **{CACHE: cache}).logits
         assert row.said == (chatting.tokenizer.decode(said, skip_special_tokens=True) if prompt.scorer else "")
         assert row.score == (0.0 if prompt.scorer else None)
         assert row.prompt == encoded.prompt.shape[1]

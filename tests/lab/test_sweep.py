@@ -26,6 +26,7 @@ from deltahalt import (
     halting,
     parse_policy,
 )
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.evaluation import answers
 from deltahalt.lab.evaluation.answers import own_answers
 from deltahalt.lab.evaluation.grid import variants
@@ -126,10 +127,10 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
     assert encoded.answer is not None
     cache = DynamicCache()
     with halting(loaded_tiny.model, parse_policy(spec)) as halted, torch.no_grad():
-        loaded_tiny.model(encoded.prompt, past_key_values=cache, logits_to_keep=1)
+        loaded_tiny.model(encoded.prompt, **{CACHE: cache}, logits_to_keep=1)
         assert halted.report.kept[0].numel() < encoded.prompt.shape[1]
         later = torch.cat([encoded.rest, encoded.answer[None, :-1]], dim=1)
-        logits = loaded_tiny.model(later, past_key_values=cache).logits[0, -len(encoded.answer) :]
+        logits = loaded_tiny.model(later, **{CACHE: cache}).logits[0, -len(encoded.answer) :]
     assert row.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, encoded.answer)), abs=1e-5)
     assert row.query_free
     assert row.prompt == encoded.prompt.shape[1]

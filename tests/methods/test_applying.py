@@ -13,6 +13,7 @@ from deltahalt import Dash, InputError, PolicyError, UnsupportedError, halting
 from deltahalt.answering.ask import ask
 from deltahalt.answering.documents import context_ends, format_turn
 from deltahalt.flops import ModelShape, dense_loads, savings, true_flops
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.evaluation.grid import variants
@@ -196,8 +197,8 @@ def test_a_sweep_judges_each_method_as_generate_would_go(
             prompt = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}
             cache = DynamicCache()
             short = applied.shorten(prompt, [ends])
-            logits = [loaded_tiny.model(**short, past_key_values=cache, logits_to_keep=1).logits[0]]
-            logits += [loaded_tiny.model(step, past_key_values=cache).logits[0] for step in steps(encoded)]
+            logits = [loaded_tiny.model(**short, **{CACHE: cache}, logits_to_keep=1).logits[0]]
+            logits += [loaded_tiny.model(step, **{CACHE: cache}).logits[0] for step in steps(encoded)]
         nll = torch.nn.functional.cross_entropy(torch.cat(logits), encoded.answer)
         assert row.nll == pytest.approx(float(nll), abs=1e-5)
         assert row.nll != pytest.approx(row.full_nll, abs=1e-4)
@@ -214,8 +215,8 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
     cache = DynamicCache()
     with applying(loaded_tiny.model, parse_method(D3_TEXT)), torch.no_grad():
         for tokens in (encoded.prompt, encoded.rest):
-            logits = [loaded_tiny.model(tokens, past_key_values=cache).logits[0, -1:]]
-        logits += [loaded_tiny.model(step, past_key_values=cache).logits[0] for step in steps(encoded)]
+            logits = [loaded_tiny.model(tokens, **{CACHE: cache}).logits[0, -1:]]
+        logits += [loaded_tiny.model(step, **{CACHE: cache}).logits[0] for step in steps(encoded)]
     nll = torch.nn.functional.cross_entropy(torch.cat(logits), encoded.answer)
     assert row.nll == pytest.approx(float(nll), abs=1e-5)
 

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from deltahalt import InputError, PolicyError, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
+from deltahalt.host.compat import CACHE
 from deltahalt.methods.applying import applying
 from deltahalt.methods.d3 import D3
 from deltahalt.policies import Dense
@@ -88,7 +89,7 @@ def test_the_prefill_is_the_full_models_and_every_layer_holds_it() -> None:
     model = tiny()
     cache = DynamicCache()
     with applying(model, METHOD) as applied, torch.no_grad():
-        logits = model(ids, past_key_values=cache).logits
+        logits = model(ids, **{CACHE: cache}).logits
     assert torch.equal(logits, tiny()(ids).logits)
     assert applied.halted.report.lengths == ((30,) * LAYERS,)
     assert [layer.keys.shape[-2] for layer in cache.layers] == [30] * LAYERS
@@ -154,11 +155,11 @@ def test_an_answer_can_be_cropped_only_before_layers_were_skipped() -> None:
     ids, _ = prompts(12)
     model, cache = tiny(), DynamicCache()
     with applying(model, D3(alpha=0.9, core=2)), torch.no_grad():  # floor(6 * 0.9) = 5
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
         assert isinstance(cache, HaltedCache)
         cache.crop(-2)
-        model(ids[:, -2:], past_key_values=cache)
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, -2:], **{CACHE: cache})
+        model(ids[:, :1], **{CACHE: cache})
         with pytest.raises(InputError, match="cannot crop"):
             cache.crop(-1)
 
@@ -167,9 +168,9 @@ def test_a_cache_begun_elsewhere_is_refused() -> None:
     ids, _ = prompts(12)
     model, cache = tiny(), DynamicCache()
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
         with applying(model, METHOD), pytest.raises(UnsupportedError, match="created outside"):
-            model(ids[:, :1], past_key_values=cache)
+            model(ids[:, :1], **{CACHE: cache})
 
 
 def test_an_answers_cache_goes_on_in_a_dense_block() -> None:
@@ -177,11 +178,11 @@ def test_an_answers_cache_goes_on_in_a_dense_block() -> None:
     model, cache = tiny(), DynamicCache()
     with applying(model, METHOD), torch.no_grad():
         for tokens in (ids, ids[:, :1], ids[:, 1:2]):
-            model(tokens, past_key_values=cache)
+            model(tokens, **{CACHE: cache})
         apart = [layer.keys.shape[-2] for layer in cache.layers]
     assert min(apart) < max(apart)
     with halting(model, Dense()), torch.no_grad():
-        later = model(ids[:, 2:5], past_key_values=cache).logits
+        later = model(ids[:, 2:5], **{CACHE: cache}).logits
     run = [list(range(LAYERS))] * 12 + [METHOD.depth(1, LAYERS), METHOD.depth(2, LAYERS)] + [list(range(LAYERS))] * 3
     whole = torch.cat([ids, ids[:, :5]], dim=1)
     theirs = in_one_pass("llama", "sdpa", whole, torch.ones_like(whole), run)
