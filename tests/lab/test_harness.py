@@ -100,7 +100,7 @@ def test_the_policy_reaches_the_model(evaluate: Callable[..., int], monkeypatch:
 
     def watched(self: DeltahaltLM, *args: Any, **kwargs: Any) -> torch.Tensor:
         out = generate(self, *args, **kwargs)
-        kept.append((kwargs["context"].shape[1], self.policy.kept(kwargs["context"].shape[1])))
+        kept.append((kwargs["context"].shape[1], self.policy.policy.kept(kwargs["context"].shape[1])))
         return out
 
     monkeypatch.setattr(DeltahaltLM, "_model_generate", watched)
