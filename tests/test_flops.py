@@ -233,7 +233,7 @@ def test_a_full_layer_is_counted_exactly(tokens: int) -> None:
 
 
 def test_a_layer_that_halts_after_its_attention_is_counted_exactly() -> None:
-    load = LayerLoad(attended=33, fed=12)
+    load = LayerLoad(attended=33, ffn_tokens=12)
     pairs = count_pairs(list(range(33)), list(range(33)))
     assert true_flops(SMALL, [load], 33) == naive_flops(SMALL, load, pairs)
 

@@ -48,7 +48,7 @@ class ModelShape:
             )
         for number, (name, largest) in zip(numbers, LARGEST.items(), strict=True):
             if len(number) > 9 or int(number) > largest:
-                raise InputError(f"shape {text!r} has {name} {number}: give {largest:,} or less")
+                raise InputError(f"shape {text!r} has {name} above {largest:,}: give {largest:,} or less")
         layers, hidden, intermediate, heads, kv_heads, head_dim = map(int, numbers)
         shape = cls(layers, hidden, intermediate, heads, kv_heads, head_dim)
         if shape.heads % shape.kv_heads:

@@ -100,7 +100,7 @@ def test_the_policy_reaches_the_model(evaluate: Callable[..., int], monkeypatch:
 
     def watched(self: DeltahaltLM, *args: Any, **kwargs: Any) -> torch.Tensor:
         out = generate(self, *args, **kwargs)
-        kept.append((kwargs["context"].shape[1], self.policy.kept(kwargs["context"].shape[1])))
+        kept.append((kwargs["context"].shape[1], self.policy.policy.kept(kwargs["context"].shape[1])))
         return out
 
     monkeypatch.setattr(DeltahaltLM, "_model_generate", watched)
@@ -186,7 +186,7 @@ def test_two_processes_share_the_samples(evaluate: Callable[..., int], tiny_fold
         (["--tasks", "loogle"], "give its encoder"),
         (["--tasks", "loogle", "--bertscore", "no/such:2"], "no/such for BERTScore cannot be loaded"),
         (["--tasks", "loogle", "--bertscore", "roberta-large"], "give MODEL:LAYER"),
-        (["--tasks", "needle", "--lengths", "100"], "has no haystack"),
+        (["--tasks", "needle", "--lengths", "100"], "has no room for a haystack"),
         (["--tasks", "longbench_gov_report_e"], "answers of 512 tokens"),
     ],
 )
