@@ -28,6 +28,7 @@ from deltahalt.host.compat import unpacked_gguf
 from deltahalt.loading import bundled
 from deltahalt.loading.bars import loading_bars
 from deltahalt.loading.gguf_tokenizer import load_gguf_tokenizer
+from deltahalt.loading.hub import require_hub
 
 DTYPES = ("bfloat16", "float16", "float32")
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -235,6 +236,7 @@ def _locate(name: str) -> tuple[str, str | None]:
         raise ModelError(
             f"there is no file or folder {name or repr(name)}: check the path, or give a hub id, OWNER/NAME"
         )
+    require_hub(name)
     return name, None
 
 

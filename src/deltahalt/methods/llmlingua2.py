@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from deltahalt.errors import InputError, ModelError, UnsupportedError
+from deltahalt.loading.hub import require_hub
 from deltahalt.methods.prompt_stage import PromptMethod
 
 CHUNK = 512  # tokens of one sequence of the encoder, with a special token at either end
@@ -54,6 +55,7 @@ class LLMLingua2(PromptMethod):
     def check(self, config: Any, *, min_prompt_tokens: int = 0) -> None:
         """Raises ModelError for an encoder that cannot be found, or does not have two labels."""
         super().check(config, min_prompt_tokens=min_prompt_tokens)
+        require_hub(self.encoder)
         with _as_model_error(self.encoder):
             encoder = transformers.AutoConfig.from_pretrained(self.encoder)
         _require_two_labels(encoder, self.encoder)
@@ -81,6 +83,7 @@ class LLMLingua2(PromptMethod):
 @lru_cache(maxsize=1)
 def load_encoder(name: str, device: str) -> tuple[Any, Any]:
     """The classifier and its tokenizer, which stay in memory. Raises ModelError."""
+    require_hub(name)
     with _as_model_error(name):
         classifier = transformers.AutoModelForTokenClassification.from_pretrained(name).to(device).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)

@@ -125,7 +125,7 @@ MEASURING: list[tuple[str, str]] = [
 ]
 
 SHOWING: list[tuple[str, str]] = [
-    ("report", "'rows'"),
+    ("report", "argument"),
     ("report {new}.jsonl", "no file"),
     ("report {folder}", "no file"),
     ("report {binary}", "binary.bin"),
