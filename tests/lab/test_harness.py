@@ -141,6 +141,8 @@ def test_prompts_are_put_into_the_chat_format(
     evaluate: Callable[..., int], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "chat")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
     (folder / "chat_template.jinja").write_text("{% for turn in messages %}User: {{ turn.content }} Model:{% endfor %}")
     prompts = []
     generate = DeltahaltLM._model_generate
@@ -152,7 +154,7 @@ def test_prompts_are_put_into_the_chat_format(
     monkeypatch.setattr(DeltahaltLM, "_model_generate", watched)
     options = ["--tasks", "longbench_triviaqa_e", "--limit", "1", "--policy", "dense", "--max-length", "900"]
     assert evaluate(*options, "--apply-chat-template", "--model", str(folder)) == 0
-    assert evaluate(*options) == 0
+    assert evaluate(*options, "--model", str(folder)) == 0
     asked, plain = prompts
     assert asked == f"User: {plain} Model:"
 
