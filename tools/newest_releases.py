@@ -19,7 +19,7 @@ TESTS = (
     "tests/engine/test_blocks.py",
     "tests/vision/test_marks.py",
     "tests/answering",
-    "tests/cli",
+    "tests/cli/test_cli.py",
 )
 LEFT_OUT = "not real_weights"  # these take minutes each, and run on the pinned versions
 
