@@ -161,7 +161,7 @@ class Penalized(Forecast):
 
     @property
     def halted_states(self) -> Predicted:
-        return Predicted(self.ridge)
+        return Predicted(penalty=self.ridge, in_order=True)
 
 
 TOLD = Forecast(start=2, keep_last=9)

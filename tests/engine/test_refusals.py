@@ -132,9 +132,9 @@ CALLS = {
     "generate: assistant": generating("leave it out", assistant_model=tiny()),
     "generate: early exit": generating("leave it unset", assistant_early_exit=2),
     "generate: lookup": generating("leave it unset", prompt_lookup_num_tokens=2),
-    "generate: no cache": generating("leave the cache on", use_cache=False),
+    "generate: no cache": generating("leave use_cache on", use_cache=False),
     "generate: no cache, by config": generating(
-        "leave the cache on", generation_config=GenerationConfig(use_cache=False)
+        "leave use_cache on", generation_config=GenerationConfig(use_cache=False)
     ),
     "generate: hidden states": generating("Leave it off", output_hidden_states=True, return_dict_in_generate=True),
     "generate: attentions": generating("Leave it off", output_attentions=True, return_dict_in_generate=True),
