@@ -46,7 +46,7 @@ def test_questions_of_several_tokens_are_exact(kind: Any, variant: str, attentio
 
     context = encoded(tokenizer)
     with kind(**SMALL)(tiny(variant, attention, **options)) as halted, torch.no_grad():
-        halted.decoder(context)
+        halted.host.module(context)
     assert halted.report.stages
     asked = listener.questions(4)
     assert [calls[0][0].shape[1] > 1 for calls in asked] == [True, True, False]

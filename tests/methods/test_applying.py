@@ -77,7 +77,7 @@ def test_a_text_names_a_method_of_any_stage(text: str, method: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("snap", r"no policy 'snap' here: choose one of dart,.*d3.*did you mean 'snapkv'\?"),
+        ("snap", r"no policy 'snap' here: choose one of both-ends, dart,.*d3.*did you mean 'snapkv'\?"),
         ("d3:start=3", "d3 has no option 'start'; it has alpha, core"),
         ("d3:core=half", "d3 option core is 'half'"),
         ("dash+d3", "no policy 'd3'"),
