@@ -292,7 +292,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Policy | Progressive, dict[str, Any],
         DASH,
         {},
         UnsupportedError,
-        "halting is for causal decoders",
+        "give a causal decoder, which halting needs",
     ),
     "frozen behind a window": (lambda: tiny("gemma3"), frozen(DASH), {}, UnsupportedError, "choose another policy"),
     "exit behind a window": (
