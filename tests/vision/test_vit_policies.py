@@ -86,7 +86,7 @@ def test_options_are_read_from_text() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dash", "there is no policy 'dash'; choose one of vision-dash, dart-vit, tome"),
+        ("dash", "dash is a policy of the decoder: give it to --policy"),
         ("tome:pivots=3", "tome has no option 'pivots'; it has retain, start, step"),
         ("tome:retain=half", "tome option retain is 'half'; it must be a number"),
     ],
