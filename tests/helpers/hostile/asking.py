@@ -96,7 +96,6 @@ ASKING: list[tuple[str, str]] = [
     ("look --model {small} --question q --image {doc}", "cannot read"),
     ("look --model {small} --question q --image {cut}", "cannot read"),
     ("look --model {small} --question q --image {slim}", "5,000"),
-    ("look --model {small} --question q --image a\0b", "null byte"),
     ("look --model {small} --image {picture} --question |", "question"),
     (f"look --model {{small}} --image {{picture}} --question {HALF}", r"\udcff"),
     ("look --model {tiny} --image {picture} --question q", "llama"),

@@ -133,7 +133,6 @@ SHOWING: list[tuple[str, str]] = [
     ("report {numbers}", "numbers.jsonl, line 1"),
     ("report {other}", "other.jsonl, line 1"),
     ("report {latin}", "latin.txt"),
-    ("report a\0b", "null byte"),
     (f"report {'a' * 5000}", "no file"),
     ("report --frontier {data}", "data.jsonl, line 1"),
     ("plot {new}.jsonl --out {new}.svg", "no file"),
