@@ -20,6 +20,8 @@ TESTS = (
     "tests/vision/test_marks.py",
     "tests/answering",
     "tests/cli/test_cli.py",
+    "tests/cli/test_describe.py",
+    "tests/cli/test_measuring.py",
 )
 LEFT_OUT = "not real_weights"  # these take minutes each, and run on the pinned versions
 
