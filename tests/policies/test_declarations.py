@@ -83,3 +83,18 @@ def test_a_pointwise_policy_scores_pieces_as_it_scores_the_whole(policy: Policy)
 def test_scores_depend_on_the_count_only_where_that_is_declared(policy: Policy) -> None:
     few, many = (replace(policy, pruning_ratio=ratio).score(shown(policy)) for ratio in (0.9, 0.2))
     assert torch.equal(few, many) != policy.scores_by_count
+
+
+@pytest.mark.parametrize(
+    "policy", [one for one in OPTIONS if one.scope == "all"], ids=lambda policy: f"{policy.name}-{policy.boundary}"
+)
+def test_a_policy_never_waits_for_the_values_of_a_whole_prompt_of_text(policy: Policy) -> None:
+    """Tensors on the meta device have no values: to read one is an error, as it is a wait on a GPU."""
+    view = shown(policy)
+    fields = {name: getattr(view, name) for name in view.__dataclass_fields__}
+    blank = {name: value.to("meta") for name, value in fields.items() if isinstance(value, torch.Tensor)}
+    keys, queries = view.keys().to("meta"), view.queries(PROMPT).to("meta")
+    view = replace(view, **blank, keys=lambda: keys, queries=lambda last: queries[:, -last:])
+    scores = policy.score(view)
+    assert scores.shape == (PROMPT,)
+    assert policy.choose(scores, view).shape == (policy.kept(PROMPT),)

@@ -1,6 +1,5 @@
 """One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,11 +38,6 @@ class DecoderCall:
     use_cache: bool
     own: dict[str, Any] = field(default_factory=dict)
     embeddings: torch.Tensor | None = None
-
-    @property
-    def layers(self) -> Sequence[Module]:
-        """The host's decoder layers, in order."""
-        return self.host.layers
 
     def layer_inputs(
         self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None

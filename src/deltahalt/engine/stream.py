@@ -1,6 +1,6 @@
 """The tokens that flow through the decoder, and the one gather that compacts them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -37,7 +37,7 @@ class TokenStream:
 
     def advance(self, hidden: torch.Tensor) -> "TokenStream":
         """The same tokens with new hidden states."""
-        return replace(self, hidden=hidden)
+        return TokenStream(hidden, self.slots, self.lengths, self.rotary, self.trailing)
 
     @property
     def prompt(self) -> "TokenStream":

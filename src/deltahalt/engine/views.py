@@ -29,7 +29,7 @@ def view_layer(
     before: the prompts' tokens as they enter it. update: [B, n, D] output of its attention; after: of the block, or
     None at the boundary inside it. now: [B, n, D] the latest states there are.
     """
-    own, layer, family, layout = before.row(row), call.layers[index], call.host.family, call.layout
+    own, layer, family, layout = before.row(row), call.host.layers[index], call.host.family, call.layout
     hidden, rotary = before.hidden[row, own], _rotary(index, call, before, row)  # [n, D]
     kinds = layout.prompt_kinds(row)
     view = LayerView(
@@ -59,14 +59,14 @@ def look_ahead(
     their present states, so a layer costs two projections of n tokens, and attention of `window` queries.
     Raises UnsupportedError for a layer whose weights are not there: accelerate brings them for its own run alone.
     """
-    family = call.host.family
+    family, layers = call.host.family, call.host.layers
     others, last = states[None, :-window], states[None, -window:]
     visible: dict[int | None, torch.Tensor] = {}
     if view.hidden_out is None:  # tokens halt inside the layer: its FFN has not run
-        last = family.feed_forward(call.layers[view.layer], last)
+        last = family.feed_forward(layers[view.layer], last)
     reader, read = view.positions[-window:, None], view.positions
     for index in range(view.layer + 1, len(call.host.windows)):
-        layer, rotary, span = call.layers[index], _rotary(index, call, stream, row), call.host.windows[index]
+        layer, rotary, span = layers[index], _rotary(index, call, stream, row), call.host.windows[index]
         others, last = (_beside(family, layer, part, index) for part in (others, last))
         queries = family.queries(layer, last, _last(rotary, window))  # [1, heads, window, d]
         keys, values = family.keys_values(layer, torch.cat([others, last], dim=1), rotary)  # [1, kv_heads, n, d]

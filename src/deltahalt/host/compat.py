@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -68,7 +68,7 @@ def _refuse_unknown_names(part: Any, given: Collection[str], taken: Collection[s
 
 def decoder_arguments(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by their names in the host's decoder, with the cache under the name `CACHE`."""
-    names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+    names = _argument_names(type(decoder).forward)
     if len(args) > len(names):
         raise InputError(
             f"{type(decoder).__name__} was given {len(args)} positional arguments, of {len(names)}: pass them by name"
@@ -86,6 +86,12 @@ def decoder_arguments(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any
                 f"{CACHE} and {OLDER_CACHE} (its older name) are two different caches: give the cache once, as {CACHE}"
             )
     return arguments
+
+
+@cache
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of a forward's arguments without `self`. It is cached, since every generated token needs it."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 @cache

@@ -214,11 +214,18 @@ class Policy:
             return max(tokens - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * tokens))
         return tokens - halted_count(eligible, self.pruning_ratio)
 
-    def eligible_and_count(self, view: LayerView) -> tuple[torch.Tensor, int]:
-        """Which of the n tokens in `view` may halt, [n] bool, and the number of these that stay active."""
+    def may_halt(self, view: LayerView) -> torch.Tensor:
+        """Which of the n tokens in `view` may halt: [n] bool."""
         kinds = None if view.kinds is None else view.kinds[view.positions]
-        eligible = self.eligible(view.positions, view.prompt, kinds)
-        protected = ~eligible if kinds is None else ~eligible & self.in_scope(kinds)
+        return self.eligible(view.positions, view.prompt, kinds)
+
+    def eligible_and_count(self, view: LayerView) -> tuple[torch.Tensor, int]:
+        """Which of the n tokens in `view` may halt, [n] bool, and the number of these that stay active.
+
+        The count waits for the GPU: a score that does not depend on it reads `may_halt`.
+        """
+        eligible = self.may_halt(view)
+        protected = ~eligible if view.kinds is None else ~eligible & self.in_scope(view.kinds[view.positions])
         return eligible, max(0, self.kept(view.prompt, view.kinds) - int(protected.sum()))
 
     def active_set(self, scores: torch.Tensor, view: LayerView) -> torch.Tensor:

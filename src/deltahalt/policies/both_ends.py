@@ -70,8 +70,8 @@ class BothEnds(Policy):
         return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        among = self.eligible_and_count(view)[0]
-        first, last = self._ends(among)
+        among = self.may_halt(view)
+        first, last = self._query_tokens(view, among)
         best = _best_matches(states_of(view), first, last, self.reach)  # [first + last, runs]
         free = _in_runs(among.float()).sum(dim=1)  # number of tokens in each run that may halt
         usual = (best * free).sum(dim=1, keepdim=True) / free.sum()
@@ -82,8 +82,10 @@ class BothEnds(Policy):
             scores += found / (found * free).sum().clamp(min=torch.finfo(found.dtype).tiny)
         return scores.repeat_interleave(RUN)[: len(among)].masked_fill(~among, 0)
 
-    def _ends(self, among: torch.Tensor) -> tuple[int, int]:
+    def _query_tokens(self, view: LayerView, among: torch.Tensor) -> tuple[int, int]:
         """Number of query tokens at the start and at the end, where the tokens `among` [n] bool may halt."""
+        if view.kinds is None and len(among) == view.prompt:
+            return self.ends
         places = among.nonzero()
         return min(self.keep_first, int(places[0])), min(self.keep_last, len(among) - 1 - int(places[-1]))
 
@@ -96,7 +98,7 @@ def _best_matches(states: torch.Tensor, first: int, last: int, reach: int) -> to
     directions = directions_in(states, standardize=True)
     query = torch.zeros(len(states), dtype=torch.bool, device=states.device)
     query[:first] = query[len(states) - last :] = True
-    wanted = directions(states[query])
+    wanted = directions(torch.cat([states[:first], states[len(states) - last :]]))
     pieces = zip(states.split(COMPARED), query.split(COMPARED), strict=True)
     similar = [(wanted @ directions(piece).mT).masked_fill(own, -1) for piece, own in pieces]
     best = torch.cat([F.max_pool1d(part[None], RUN, ceil_mode=True)[0] for part in similar], dim=1)

@@ -59,5 +59,5 @@ class MaxSim(Policy):
         return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        among, window = self.eligible_and_count(view)[0], query_count(self.window, self, view)
+        among, window = self.may_halt(view), query_count(self.window, self, view)
         return late_interaction(view, among, window, self.kernel, power=self.power, standardize=self.standardize)

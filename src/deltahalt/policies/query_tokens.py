@@ -22,5 +22,5 @@ def query_count(window: int, policy: Policy, view: LayerView) -> int:
     """Number of query tokens: those of the last `window` that never halt."""
     if TEXT in SCOPES[policy.scope]:
         return window
-    may_halt = policy.eligible_and_count(view)[0].nonzero()
-    return min(window, len(view.positions) - 1 - int(may_halt[-1]))
+    places = policy.may_halt(view).nonzero()
+    return min(window, len(view.positions) - 1 - int(places[-1]))

@@ -90,7 +90,7 @@ class WindowAttention(Policy):
                 found = self._attended(deeper, window).to(scores.device)
                 scores = scores + found if self.across == "sum" else torch.maximum(scores, found)
         if self.similar:
-            among = self.eligible_and_count(view)[0]
+            among = self.may_halt(view)
             likeness = late_interaction(view, among, window, AROUND)
             scores = _share(scores, among) + self.similar * _share(likeness, among)
         return scores
