@@ -17,11 +17,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from deltahalt import cli
 from deltahalt.errors import ModelError
 from deltahalt.lab.viewer.record import PromptRecord, record_prompt
 from deltahalt.loading.models import LoadedModel, load
-from helpers import extras
+from helpers import command, extras
 from helpers.browser import Page, browsing, find_browser
 from helpers.local_tasks import write_benchmarks
 from helpers.tiny import tiny
@@ -110,14 +109,8 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> "list[Figure]":
 @pytest.fixture
 def deltahalt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command: takes its arguments, returns its exit status."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["deltahalt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0)
-
-    return run
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which the command replaces
+    return command.deltahalt
 
 
 @pytest.fixture

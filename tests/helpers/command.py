@@ -7,9 +7,9 @@ import pytest
 from deltahalt import cli
 
 
-def deltahalt(*arguments: str) -> int:
+def deltahalt(*arguments: object) -> int:
     """Run the command with these arguments; returns its exit status."""
-    sys.argv = ["deltahalt", *arguments]
+    sys.argv = ["deltahalt", *map(str, arguments)]
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     return int(exit_.value.code or 0)

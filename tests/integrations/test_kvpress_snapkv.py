@@ -57,7 +57,7 @@ def test_snapkv_in_an_answer_a_sweep_and_the_bench(loaded_tiny: LoadedModel, tmp
     assert compressed.cache_bytes == full.cache_bytes * int(ids.shape[1] * 0.5) // ids.shape[1]
     text = "snapkv:pruning_ratio=0.5,window=8"
     sample = Sample("qa", CONTEXT * 3, "In spring", question="When?")
-    (row,) = sweep(loaded_tiny, [sample], {text: parse_method(text)}, tmp_path / "rows.jsonl")
+    (row,) = list(sweep(loaded_tiny, [sample], {text: parse_method(text)}, tmp_path / "rows.jsonl"))
     assert row.nll != row.full_nll
     assert row.speedup == 1
     given = random_prompts(loaded_tiny.model, 60, 2, seed=0)

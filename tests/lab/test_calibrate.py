@@ -12,6 +12,7 @@ import pytest
 
 from deltahalt import InputError, MaxSim, Progressive, WindowAttention, parse_policy
 from deltahalt.lab.evaluation import calibrate as calibration
+from deltahalt.lab.evaluation import once
 from deltahalt.lab.evaluation import sweep as sweeping
 from deltahalt.lab.evaluation.answers import own_answers
 from deltahalt.lab.evaluation.calibrate import ROUNDS, calibrate, default_samples, in_turn
@@ -319,7 +320,7 @@ def test_a_calibration_cut_short_goes_on_from_its_rows(
     lines = whole.read_text().splitlines(keepends=True)
     rows.write_text("".join(lines[: len(lines) // 2]))
     ran: list[str] = []
-    monkeypatch.setattr(sweeping, "append_rows", _counting(ran, sweeping.append_rows))
+    monkeypatch.setattr(once, "append_rows", _counting(ran, once.append_rows))
     again = calibrate(loaded_tiny, SAMPLES, [1.7], rows)
     assert sorted(rows.read_text().splitlines()) == sorted(line.rstrip() for line in lines)
     assert len(ran) == len(lines) - len(lines) // 2

@@ -294,7 +294,7 @@ def test_lengths_take_turns() -> None:
 
 def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no shape 'question-nowhere': choose among question-last"):
-        shape_names("question-last, question-nowhere")
+        shape_names(["question-last", "question-nowhere"])
     with pytest.raises(InputError, match="ask for 500 or more"):
         make_prompt("question-last", 1, 100)
     with pytest.raises(InputError, match="put two or more files"):

@@ -71,7 +71,7 @@ def test_what_is_hidden_is_read_after_the_rest(chatting: LoadedModel) -> None:
     encoded = encode(chatting, shaped_sample(NEXT), SweepSettings())
     assert chatting.tokenizer.decode(encoded.prompt[0]) == f"<user>{'The tide is in. ' * 12}</>"
     assert chatting.tokenizer.decode(encoded.rest[0]) == "<assistant>Yes?</><user>When?</><assistant>"
-    assert shared_ids(chatting, shaped_sample(LAST)) is None
+    assert shared_ids(chatting, shaped_sample(LAST), sample_ids(chatting, shaped_sample(LAST))) is None
 
 
 def test_a_query_free_sweep_refuses_a_shape_that_shows_its_question(chatting: LoadedModel) -> None:
@@ -137,16 +137,17 @@ def test_a_measurement_goes_on_where_it_was_cut_short(
     chatting: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    first = measure_prompts(chatting, PROMPTS[:1], HALTED, rows)
-    every = measure_prompts(chatting, PROMPTS, METHODS, rows)
+    first = list(measure_prompts(chatting, PROMPTS[:1], HALTED, rows))
+    every = list(measure_prompts(chatting, PROMPTS, METHODS, rows))
     assert len(read_rows(rows, ShapeRow)) == len(every) == 6
     assert every[1] == first[0]
-    monkeypatch.setattr("deltahalt.lab.evaluation.shapes.measure.measure_prompt", None)
-    assert measure_prompts(chatting, PROMPTS, METHODS, rows) == every
+    measure = "deltahalt.lab.evaluation.shapes.measure.measure_prompt"
+    monkeypatch.setattr(measure, lambda *given: pytest.fail("measured again"))
+    assert list(measure_prompts(chatting, PROMPTS, METHODS, rows)) == every
 
 
 def test_samples_of_shapes_can_be_swept(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    rows = sweep(loaded_tiny, [shaped_sample(prompt) for prompt in PROMPTS], HALTED, tmp_path / "rows.jsonl")
+    rows = list(sweep(loaded_tiny, [shaped_sample(prompt) for prompt in PROMPTS], HALTED, tmp_path / "rows.jsonl"))
     assert [row.task for row in rows] == ["question-last", "question-next-turn", "continuation"]
 
 

@@ -122,7 +122,7 @@ def test_query_free_an_answer_is_judged_after_a_halted_prompt_and_the_question(
     loaded_tiny: LoadedModel, tmp_path: Path
 ) -> None:
     settings, spec = SweepSettings(query_free=True), SPECS[1]
-    (row,) = sweep(loaded_tiny, QUESTIONS[:1], named([spec]), tmp_path / "rows.jsonl", settings)
+    (row,) = list(sweep(loaded_tiny, QUESTIONS[:1], named([spec]), tmp_path / "rows.jsonl", settings))
     encoded = encode(loaded_tiny, QUESTIONS[0], settings)
     assert encoded.answer is not None
     cache = DynamicCache()
@@ -144,7 +144,7 @@ def test_rows_of_other_settings_are_run_again(loaded_tiny: LoadedModel, tmp_path
         SweepSettings(max_answer_tokens=2),
         SweepSettings(),
     ):
-        sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, settings)
+        list(sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:2]), file, settings))
     assert len(file.read_text().splitlines()) == 3 * 2
 
 
@@ -152,7 +152,7 @@ def test_rows_of_another_number_format_are_run_anew(loaded_tiny: LoadedModel, tm
     file = tmp_path / "rows.jsonl"
     half = loaded_tiny._replace(model=copy.deepcopy(loaded_tiny.model).to(torch.bfloat16))
     for loaded in (loaded_tiny, half, loaded_tiny, half):
-        sweep(loaded, QUESTIONS[:1], named(SPECS[:2]), file)
+        list(sweep(loaded, QUESTIONS[:1], named(SPECS[:2]), file))
     assert [row.dtype for row in read_sweep(file)] == ["float32", "float32", "bfloat16", "bfloat16"]
 
 
@@ -160,7 +160,7 @@ def test_rows_that_do_not_say_their_number_format_are_not_run_again(loaded_tiny:
     file = tmp_path / "rows.jsonl"
     unsaid = [replace(row, dtype="") for row in sweep_sample(loaded_tiny, QUESTIONS[0], named(SPECS[:1]))]
     append_rows(file, unsaid)
-    assert sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:1]), file) == unsaid
+    assert list(sweep(loaded_tiny, QUESTIONS[:1], named(SPECS[:1]), file)) == unsaid
 
 
 def test_the_full_models_own_answer_is_what_generate_gives() -> None:
@@ -242,16 +242,16 @@ def test_policies_that_differ_in_their_choice_alone_are_scored_once(monkeypatch:
 
 
 def test_rows_of_the_full_model_show_no_change(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
-    rows = sweep(loaded_tiny, SAMPLES, named(["dense"]), tmp_path / "rows.jsonl")
+    rows = list(sweep(loaded_tiny, SAMPLES, named(["dense"]), tmp_path / "rows.jsonl"))
     for row in rows:
         assert (row.nll, row.agreement, row.speedup) == (row.full_nll, 1.0, 1.0)
 
 
 def test_a_second_run_adds_only_what_is_missing(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    first = sweep(loaded_tiny, SAMPLES, named(SPECS[:2]), file)
+    first = list(sweep(loaded_tiny, SAMPLES, named(SPECS[:2]), file))
     written = file.read_text()
-    again = sweep(loaded_tiny, SAMPLES, named(SPECS), file)
+    again = list(sweep(loaded_tiny, SAMPLES, named(SPECS), file))
     assert file.read_text().startswith(written)
     assert len(file.read_text().splitlines()) == len(SAMPLES) * len(SPECS)
     assert [row for row in again if row.policy != SPECS[2]] == first

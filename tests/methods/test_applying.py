@@ -187,7 +187,7 @@ def test_a_sweep_judges_each_method_as_generate_would_go(
     texts: list[str], loaded_tiny: LoadedModel, tmp_path: Path
 ) -> None:
     """The first answer token follows the prefill, each later one the method's own step."""
-    rows = sweep(loaded_tiny, [SAMPLE], named(texts), tmp_path / "rows.jsonl")
+    rows = list(sweep(loaded_tiny, [SAMPLE], named(texts), tmp_path / "rows.jsonl"))
     encoded = encode(loaded_tiny, SAMPLE, SweepSettings())
     text = format_turn(loaded_tiny.tokenizer, SAMPLE.text)
     ends = context_ends(loaded_tiny.tokenizer, text, SAMPLE.prompt, encoded.prompt.shape[1])
@@ -210,7 +210,7 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
 ) -> None:
     """Under D3 the document and the question run in full, and the answer's tokens one by one with less and less."""
     settings = SweepSettings(query_free=True)
-    (row,) = sweep(loaded_tiny, [SAMPLE], named([D3_TEXT]), tmp_path / "rows.jsonl", settings)
+    (row,) = list(sweep(loaded_tiny, [SAMPLE], named([D3_TEXT]), tmp_path / "rows.jsonl", settings))
     encoded = encode(loaded_tiny, SAMPLE, settings)
     cache = DynamicCache()
     with applying(loaded_tiny.model, parse_method(D3_TEXT)), torch.no_grad():
@@ -223,7 +223,7 @@ def test_query_free_the_question_is_a_prompt_and_the_answer_is_generated(
 
 def test_a_sample_without_a_question_apart_keeps_both_ends(loaded_tiny: LoadedModel, tmp_path: Path) -> None:
     sample = Sample("qa", TEXT, "at noon")
-    (row,) = sweep(loaded_tiny, [sample], named(["gemfilter:start=3,count=1"]), tmp_path / "rows.jsonl")
+    (row,) = list(sweep(loaded_tiny, [sample], named(["gemfilter:start=3,count=1"]), tmp_path / "rows.jsonl"))
     encoded = encode(loaded_tiny, sample, SweepSettings())
     with applying(loaded_tiny.model, GemFilter(start=3, count=1)) as applied:
         prompt = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}

@@ -1,5 +1,6 @@
 """Accuracy at speed: `sweep` and `calibrate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from deltahalt.cli.base import (
     LimitOption,
     ModelOption,
     SampleSeedOption,
+    measured,
     out,
     progress,
 )
@@ -58,7 +60,8 @@ def sweep(
     from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.grid import variants
     from deltahalt.lab.evaluation.samples import load_samples
-    from deltahalt.lab.evaluation.sweep import SweepRow, SweepSettings, sweeping
+    from deltahalt.lab.evaluation.sweep import SweepRow, SweepSettings
+    from deltahalt.lab.evaluation.sweep import sweep as run_sweep
     from deltahalt.lab.figures.house import check_plot, is_plot
     from deltahalt.lab.figures.pareto import pareto
     from deltahalt.lab.rows.base import require_rows
@@ -79,16 +82,10 @@ def sweep(
     loaded = load_model(model, dtype=dtype, device=device)
     resolved = [resolve_policy(policy, loaded.model) for policy in named]
     chosen = variants(resolved, *grid)
-    measured: list[SweepRow] = []
-    try:
-        with progress() as bar:
-            task = bar.add_task(f"{len(chosen)} policies on {len(samples)} samples", total=len(samples))
-            measured.extend(sweeping(loaded, samples, chosen, rows, settings, tick=lambda: bar.advance(task)))
-    finally:
-        if measured:
-            _show(measured)
+    what = f"{len(chosen)} policies on {len(samples)} samples"
+    found = measured(what, len(samples), partial(run_sweep, loaded, samples, chosen, rows, settings), _show)
     if plot is not None:
-        pareto(measured, plot)
+        pareto(found, plot)
 
 
 def _show(rows: list[Any]) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: two consoles, progress on them, and options that several commands have."""
 
 import re
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,21 @@ def progress() -> Progress:
     """A progress bar on stderr, gone when it is done."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     return Progress(*columns, console=log, transient=True)
+
+
+def measured(
+    what: str, total: int, measure: Callable[..., Iterator[Any]], show: Callable[[list[Any]], None]
+) -> list[Any]:
+    """The rows of `measure(tick=...)`, under a progress bar of `total` steps; also after Ctrl-C `show` shows them."""
+    rows: list[Any] = []
+    try:
+        with progress() as bar:
+            task = bar.add_task(what, total=total)
+            rows.extend(measure(tick=lambda: bar.advance(task)))
+    finally:
+        if rows:
+            show(rows)
+    return rows
 
 
 # What a column `speedup` holds in every table of policies.

@@ -18,8 +18,6 @@ from deltahalt.policies.options import did_you_mean
 from deltahalt.profile import check_profile, default_text, names_profile
 from deltahalt.vision.policies import known_vision_policies
 
-LITERAL: dict[str, Any] = {"markup": False, "highlight": False}
-
 
 def policies(
     name: Annotated[str | None, typer.Argument(help="Show one policy with its options.")] = None,
@@ -55,9 +53,9 @@ def _described(method: Any) -> dict[str, Any]:
 
 
 def _show_policy(method: Any) -> None:
-    out.print(f"{method.name}: {method.summary}", **LITERAL)
-    out.print(f"stage {method.stage}; source: {method.source}", **LITERAL)
-    out.print(cleandoc(method.__doc__).split("\n\n")[0], **LITERAL)
+    out.print(f"{method.name}: {method.summary}")
+    out.print(f"stage {method.stage}; source: {method.source}")
+    out.print(cleandoc(method.__doc__).split("\n\n")[0])
     options = describe(method)
     table = Table(Column("option and default", overflow="fold", max_width=28), "type and meaning", box=None)
     for option in options:
@@ -97,7 +95,7 @@ def flops(
         sizes, text = ModelShape.parse(str(shape)), policy
         if names_profile(policy):
             text = default_text(policy, sizes.layers)
-            log.print(f"{policy}: {text}, the default for uncalibrated models", soft_wrap=True, **LITERAL)
+            log.print(f"{policy}: {text}, the default for uncalibrated models", soft_wrap=True)
     else:
         from deltahalt.loading.models import load_config
 

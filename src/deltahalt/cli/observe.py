@@ -14,8 +14,8 @@ from deltahalt.cli.base import (
     LimitOption,
     ModelOption,
     SampleSeedOption,
+    measured,
     out,
-    progress,
 )
 from deltahalt.cli.before import check_text_model, check_vision_model
 from deltahalt.cli.common import load_model, load_vision_model, parse_numbers
@@ -58,14 +58,7 @@ def observe(
         samples = load_samples(data, characters=characters, seed=seed)[:limit]
         check_text_model(model, [], device=device)
         look, total = partial(run_observation, load_model(model, dtype=dtype, device=device), samples), len(samples)
-    seen: list[Observation] = []
-    try:
-        with progress() as bar:
-            task = bar.add_task(f"{total} samples", total=total)
-            seen.extend(look(rows, tick=lambda: bar.advance(task)))
-    finally:
-        if seen:
-            _show(seen)
+    measured(f"{total} samples", total, partial(look, rows), _show)
 
 
 def _show(rows: list[Any]) -> None:

@@ -1,12 +1,13 @@
 """Prompts of many shapes: `shapes`."""
 
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from deltahalt.cli.base import REFERENCE, DeviceOption, DtypeOption, ModelOption, out, progress
+from deltahalt.cli.base import REFERENCE, DeviceOption, DtypeOption, ModelOption, measured, out
 from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
 from deltahalt.cli.tables import fitted
 from deltahalt.files import require_apart
@@ -38,7 +39,7 @@ def shapes(
     from deltahalt.answering.documents import require_room
     from deltahalt.cli.before import check_text_model
     from deltahalt.lab.evaluation.shapes import calibration_seeds, held_out_seeds, make_prompts, shape_names
-    from deltahalt.lab.evaluation.shapes.measure import measuring_prompts
+    from deltahalt.lab.evaluation.shapes.measure import measure_prompts
     from deltahalt.lab.evaluation.shapes.row import ShapeRow
     from deltahalt.lab.rows.base import require_rows
 
@@ -51,18 +52,12 @@ def shapes(
     config = check_text_model(model, methods, device=device)
     require_room(max(sizes), 0, config, "give shorter --tokens")
     seeds = calibration_seeds(prompts) if calibration else held_out_seeds(prompts)
-    wanted = shape_names("" if shapes is None else ",".join(parse_names(shapes, "--shapes", ",")))
+    wanted = shape_names(() if shapes is None else parse_names(shapes, "--shapes", ","))
     made = make_prompts(wanted, seeds, sizes, data)
     loaded = load_model(model, dtype=dtype, device=device)
     chosen = {text: parse_method(text) for text in (resolve_policy(policy, loaded.model) for policy in named)}
-    measured: list[ShapeRow] = []
-    try:
-        with progress() as bar:
-            task = bar.add_task(f"{len(chosen)} policies on {len(made)} prompts", total=len(made))
-            measured.extend(measuring_prompts(loaded, made, chosen, rows, tick=lambda: bar.advance(task)))
-    finally:
-        if measured:
-            _show(measured)
+    what = f"{len(chosen)} policies on {len(made)} prompts"
+    measured(what, len(made), partial(measure_prompts, loaded, made, chosen, rows), _show)
 
 
 def _show(rows: list[Any]) -> None:

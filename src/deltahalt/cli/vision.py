@@ -1,12 +1,13 @@
 """Fewer visual tokens, compared: `vision-sweep`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deltahalt.cli.base import MOST_SAMPLES, DeviceOption, log, progress
-from deltahalt.cli.common import parse_names, parse_shares
+from deltahalt.cli.base import MOST_SAMPLES, DeviceOption, measured
+from deltahalt.cli.common import load_vision_model, parse_names, parse_shares
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 
@@ -34,7 +35,6 @@ def vision_sweep(
     from deltahalt.lab.evaluation.pictures.row import VisionRow
     from deltahalt.lab.evaluation.pictures.table import markdown
     from deltahalt.lab.rows.base import require_rows
-    from deltahalt.loading.models import load_vision
     from deltahalt.policies import parse_policy
     from deltahalt.vision.policies import parse_vision_policy
 
@@ -54,13 +54,7 @@ def vision_sweep(
         for each in chosen
     ]
     check_vision_model(model, stages, device=device)
-    log.print(f"loading {model}")
-    loaded = load_vision(model, dtype=dtype, device=device)
-    measured: list[VisionRow] = []
-    try:
-        with progress() as bar:
-            task = bar.add_task(f"{len(chosen)} combinations on {pictures} pictures", total=len(chosen) + 1)
-            measured.extend(run_sweep(loaded, chosen, pictures, rows, tick=lambda: bar.advance(task)))
-    finally:
-        if measured:
-            typer.echo(markdown(measured))
+    loaded = load_vision_model(model, dtype=dtype, device=device)
+    what = f"{len(chosen)} combinations on {pictures} pictures"
+    run = partial(run_sweep, loaded, chosen, pictures, rows)
+    measured(what, len(chosen) + 1, run, lambda found: typer.echo(markdown(found)))

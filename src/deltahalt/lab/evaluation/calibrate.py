@@ -88,7 +88,7 @@ def calibrate(
         some = own[:count]
         what = f"{', '.join(f'{target}x' for target in fields)}: {len(wanted)} policies on {len(some)} samples"
         advance = share.begin(len(wanted), len(some), what)
-        found = sweep(loaded, some, wanted, rows, settings, own=answers, tick=advance)
+        found = list(sweep(loaded, some, wanted, rows, settings, own=answers, tick=advance))
         tried.update((one.policy, one) for one in rate(found))
         return {target: sorted(field, key=lambda policy: tried[policy].loss) for target, field in fields.items()}
 

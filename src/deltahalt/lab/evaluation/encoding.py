@@ -21,17 +21,18 @@ def sample_ids(loaded: LoadedModel, sample: Sample) -> torch.Tensor:
     return _row(encode_text(tokenizer, config, text, special=not tokenizer.chat_template))
 
 
-def shared_ids(loaded: LoadedModel, sample: Sample, *, query_free: bool = False) -> int | None:
+def shared_ids(loaded: LoadedModel, sample: Sample, ids: torch.Tensor, *, query_free: bool = False) -> int | None:
     """Return the number of a sample's tokens that are prefilled before its question; None if both run together.
 
-    query_free: whether this holds for every sample. If so, a sample without a separate question raises InputError.
+    ids: its token ids, as `sample_ids` returns them. query_free: whether this holds for every sample. If so, a sample
+    without a separate question raises InputError.
     """
     shaped = sample.shaped
     if shaped is not None and shaped.hidden:
         text = format_chat(loaded.tokenizer, shaped.messages[: -shaped.hidden], answered=False)
         special = not loaded.tokenizer.chat_template
         before = _row(encode_text(loaded.tokenizer, loaded.model.config, text, special=special))
-        return shared_start(sample_ids(loaded, sample), before)
+        return shared_start(ids, before)
     if not query_free:
         return None
     if not sample.question:
@@ -39,7 +40,7 @@ def shared_ids(loaded: LoadedModel, sample: Sample, *, query_free: bool = False)
             f"a {sample.task} sample has no question: give it one apart from the prompt, or leave --query-free out"
         )
     before = _row(encode_turn(loaded.tokenizer, loaded.model.config, sample.prompt))
-    return shared_start(sample_ids(loaded, sample), before)
+    return shared_start(ids, before)
 
 
 def _row(encoded: Any) -> torch.Tensor:

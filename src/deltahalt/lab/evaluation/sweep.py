@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,19 +13,20 @@ from transformers import DynamicCache
 
 from deltahalt.answering.documents import context_ends, format_turn
 from deltahalt.engine.cache import fork
-from deltahalt.errors import InputError, PolicyError
+from deltahalt.errors import InputError
 from deltahalt.flops import KNOWN_SHAPES, ModelShape
 from deltahalt.host.compat import CACHE
 from deltahalt.lab.bench.machine import number_format
 from deltahalt.lab.evaluation.encoding import sample_ids, shared_ids
+from deltahalt.lab.evaluation.once import canonical, measured_once
 from deltahalt.lab.evaluation.prompt_sweep import Prefilled, PromptSweep
 from deltahalt.lab.evaluation.samples import Sample
-from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
+from deltahalt.lab.rows.base import Row, rows_so_far
 from deltahalt.loading.models import LoadedModel, end_tokens
 from deltahalt.methods.applying import applying, speedup_bound
 from deltahalt.methods.base import Method
 from deltahalt.methods.halting import method_of
-from deltahalt.methods.registry import AnyMethod, format_method, parse_method
+from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies import Dense
 
 FULL = Dense()
@@ -191,7 +192,7 @@ def encode(loaded: LoadedModel, sample: Sample, settings: SweepSettings) -> Enco
     """
     model: Any = loaded.model
     ids = sample_ids(loaded, sample)
-    shared = shared_ids(loaded, sample, query_free=settings.query_free)
+    shared = shared_ids(loaded, sample, ids, query_free=settings.query_free)
     end = len(ids) if shared is None else shared
     answer = None
     if sample.answer is not None:
@@ -276,7 +277,7 @@ def sweep(
     *,
     own: Mapping[str, torch.Tensor] = {},
     tick: Callable[[], None] = lambda: None,
-) -> list[SweepRow]:
+) -> Iterator[SweepRow]:
     """Measure every method on every sample, except where the JSONL file `rows` has a row already.
 
     Args:
@@ -288,24 +289,10 @@ def sweep(
         own: The full model's own answers that are known, by the sample's digest.
         tick: Called after each sample.
 
-    Returns:
-        All rows of this model and number format, these samples, methods and settings. Older rows without a number
-        format count as well.
+    Yields:
+        All rows of this model and number format, these samples, methods and settings, each before it is written. Older
+        rows without a number format count as well.
     """
-    return list(sweeping(loaded, samples, methods, rows, settings, own=own, tick=tick))
-
-
-def sweeping(
-    loaded: LoadedModel,
-    samples: Iterable[Sample],
-    methods: Mapping[str, AnyMethod],
-    rows: Path,
-    settings: SweepSettings = SweepSettings(),
-    *,
-    own: Mapping[str, torch.Tensor] = {},
-    tick: Callable[[], None] = lambda: None,
-) -> Iterator[SweepRow]:
-    """Yield the rows of `sweep` one by one, each before it is written, so that a full disk does not lose it."""
     formats = number_format(loaded.model), ""
     known = (row for row in read_sweep(rows) if row.model == loaded.name and row.dtype in formats)
     done = {
@@ -313,29 +300,12 @@ def sweeping(
         for row in known
         if _settings(row) == settings and row.halted_kv == "drop"
     }
-    names = {text: format_method(method) for text, method in methods.items()}
-    first = {name: next(text for text in names if names[text] == name) for name in names.values()}
-    for sample in samples:
-        number = digest(sample)
-        missing = {text: methods[text] for name, text in first.items() if (number, name) not in done}
-        measured = sweep_sample(loaded, sample, missing, settings, own.get(number)) if missing else iter(())
-        for text, name in names.items():
-            if (number, name) in done:
-                yield replace(done[number, name], policy=text)
-            else:
-                row = done[number, name] = next(measured)
-                yield row
-                append_rows(rows, [row])
-        tick()
-
-
-@cache
-def canonical(text: str) -> str:
-    """Return the canonical text of a method. The text of a method that this version does not have stays as it is."""
-    try:
-        return format_method(parse_method(text))
-    except PolicyError:
-        return text
+    numbered = ((digest(sample), sample) for sample in samples)
+    measures = (
+        (number, partial(sweep_sample, loaded, sample, settings=settings, own=own.get(number)))
+        for number, sample in numbered
+    )
+    yield from measured_once(measures, methods, done, rows, tick)
 
 
 def _settings(row: SweepRow) -> SweepSettings:

@@ -1,7 +1,7 @@
 """Policies on prompts of shapes: real generation in the model's chat format, and NLL of the gold answer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from deltahalt.flops import ModelShape
 from deltahalt.lab.bench.machine import number_format, ran_on
+from deltahalt.lab.evaluation.once import canonical, measured_once
 from deltahalt.lab.evaluation.prompt_sweep import PromptSweep
 from deltahalt.lab.evaluation.samples import shaped_sample
 from deltahalt.lab.evaluation.shapes.base import ShapedPrompt
@@ -16,7 +17,6 @@ from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.sweep import (
     FULL,
     SweepSettings,
-    canonical,
     digest,
     encode,
     greedy_answer,
@@ -24,12 +24,12 @@ from deltahalt.lab.evaluation.sweep import (
     prefill,
     reference_speedup,
 )
-from deltahalt.lab.rows.base import append_rows, rows_so_far
+from deltahalt.lab.rows.base import rows_so_far
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.applying import applying, speedup_bound
 from deltahalt.methods.base import Method
 from deltahalt.methods.halting import method_of
-from deltahalt.methods.registry import AnyMethod, format_method
+from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies.base import Stage
 
 SETTINGS = SweepSettings(max_answer_tokens=128)
@@ -42,43 +42,17 @@ def measure_prompts(
     rows: Path | None = None,
     *,
     tick: Callable[[], None] = lambda: None,
-) -> list[ShapeRow]:
-    """Measure every method, by its text in the rows, on every prompt; what the full model does once a prompt.
-
-    rows: a JSONL file that rows are added to as they come; what is in it is not measured again, though under another
-    text of the same method. tick: called after each prompt. Raises what `measure_prompt` raises.
-    """
-    return list(measuring_prompts(loaded, prompts, methods, rows, tick=tick))
-
-
-def measuring_prompts(
-    loaded: LoadedModel,
-    prompts: Iterable[ShapedPrompt],
-    methods: Mapping[str, AnyMethod],
-    rows: Path | None = None,
-    *,
-    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[ShapeRow]:
-    """The rows of `measure_prompts` one by one, each before it is written, so that a full disk does not lose it."""
-    formats = number_format(loaded.model)
+    """Yield the row of every method, by its text in the rows, on every prompt; the full model runs once a prompt.
+
+    rows: a JSONL file that rows are added to after they are yielded; what is in it is not measured again, though under
+    another text of the same method. tick: called after each prompt. Raises what `measure_prompt` raises.
+    """
     known = [] if rows is None else rows_so_far(rows, ShapeRow)
-    ours = (row for row in known if (row.model, row.dtype) == (loaded.name, formats))
+    ours = (row for row in known if (row.model, row.dtype) == (loaded.name, number_format(loaded.model)))
     done = {(row.sample, canonical(row.policy)): row for row in ours}
-    names = {text: format_method(method) for text, method in methods.items()}
-    first = {name: next(text for text in names if names[text] == name) for name in names.values()}
-    for prompt in prompts:
-        sample = digest(shaped_sample(prompt))
-        missing = {text: methods[text] for name, text in first.items() if (sample, name) not in done}
-        measured = measure_prompt(loaded, prompt, missing) if missing else iter(())
-        for text, name in names.items():
-            if (sample, name) in done:
-                yield replace(done[sample, name], policy=text)
-                continue
-            row = done[sample, name] = next(measured)
-            yield row
-            if rows is not None:
-                append_rows(rows, [row])
-        tick()
+    measures = ((digest(shaped_sample(prompt)), partial(measure_prompt, loaded, prompt)) for prompt in prompts)
+    yield from measured_once(measures, methods, done, rows, tick)
 
 
 @torch.inference_mode()
@@ -108,11 +82,10 @@ def measure_prompt(loaded: LoadedModel, prompt: ShapedPrompt, methods: Mapping[s
         said = str(loaded.tokenizer.decode(answer, skip_special_tokens=True))
         return prompt.scorer(said), said, verdict.nll
 
-    full = run(method_of(FULL), ())
+    full, same = run(method_of(FULL), ()), {"sample": digest(sample), **ran_on(model)}
     for text, method in chosen.items():
         score, said, nll = full if method.is_dense else run(method, plans[text])
         yield ShapeRow(
-            sample=digest(sample),
             shape=prompt.shape,
             seed=prompt.seed,
             held_out=prompt.seed % 2 == 1,
@@ -127,5 +100,5 @@ def measure_prompt(loaded: LoadedModel, prompt: ShapedPrompt, methods: Mapping[s
             full_nll=full[2],
             speedup=speedup_bound(ModelShape.of(decoder.config), method, tokens),
             reference_speedup=reference_speedup(method, layers),
-            **ran_on(model),
+            **same,
         )

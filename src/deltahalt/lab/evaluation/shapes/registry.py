@@ -51,9 +51,9 @@ def held_out_seeds(count: int) -> list[int]:
     return list(range(1, 2 * count, 2))
 
 
-def shape_names(names: str = "") -> list[str]:
-    """The shapes in a list with commas between; all for an empty one. Raises InputError for a name that is unknown."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(SHAPES)
+def shape_names(names: Iterable[str] = ()) -> list[str]:
+    """The shapes of these names; all shapes for none. Raises InputError for a name that is unknown."""
+    wanted = list(names) or list(SHAPES)
     for name in wanted:
         if name not in SHAPES:
             raise InputError(f"there is no shape {name!r}: choose among {', '.join(SHAPES)}")
@@ -66,7 +66,7 @@ def make_prompt(shape: str, seed: int, tokens: int = 4_000, folder: Path | None 
     folder: texts of the user's that documents are also made of; without it, they are generated and taken from Python
     and its packages. Raises InputError for an unknown shape or too few tokens, and for a folder without texts.
     """
-    (name,) = shape_names(shape)
+    (name,) = shape_names([shape])
     if tokens < FEWEST_TOKENS:
         raise InputError(f"a prompt of {tokens} tokens has no room for a text: ask for {FEWEST_TOKENS} or more")
     if folder is not None and not is_folder(folder):

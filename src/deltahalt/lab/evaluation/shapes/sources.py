@@ -3,20 +3,21 @@
 import ast
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import metadata
 from itertools import dropwhile
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, TypeVar
 
 from deltahalt.answering.documents import read_document
 from deltahalt.errors import InputError
-from deltahalt.files import is_file, is_folder
+from deltahalt.files import is_file
 from deltahalt.lab.evaluation.shapes.draw import Draw
 from deltahalt.lab.jsonl import read_jsonl
 
+Item = TypeVar("Item")
 # Packages that deltahalt needs in any case, so that they are there wherever it runs.
 PACKAGES = ("json", "asyncio", "email", "http", "logging", "unittest", "xml", "multiprocessing", "accelerate", "rich")
 READMES = ("accelerate", "huggingface_hub", "numpy", "rich", "tokenizers", "torch", "tqdm", "transformers", "typer")
@@ -26,10 +27,7 @@ SMALLEST, LARGEST = 6_000, 200_000  # bytes of a source file
 
 def help_texts(draw: Draw) -> Iterator[str]:
     """Paragraphs of Python's own help texts, topic by topic in a drawn order, again and again."""
-    own = draw.own(sorted(topics))
-    while True:
-        for topic in draw.shuffled(own):
-            yield from _paragraphs(topics[topic])
+    yield from _in_rounds(draw, draw.own(sorted(topics)), topics.__getitem__)
 
 
 def docstrings(draw: Draw) -> Iterator[str]:
@@ -49,10 +47,7 @@ def _docstrings(file: Path) -> tuple[str, ...]:
 
 def readmes(draw: Draw) -> Iterator[str]:
     """Paragraphs of what packages that deltahalt needs say about themselves, again and again."""
-    own = draw.own(READMES)
-    while True:
-        for package in draw.shuffled(own):
-            yield from _paragraphs(str(metadata(package).json["description"]))
+    yield from _in_rounds(draw, draw.own(READMES), lambda package: str(metadata(package).json["description"]))
 
 
 def source_file(draw: Draw) -> str:
@@ -81,17 +76,12 @@ def source_files() -> tuple[Path, ...]:
 
 def essays(draw: Draw, folder: Path) -> Iterator[str]:
     """Paragraphs of the user's texts, text by text in a drawn order, again and again. Raises as `folder_texts`."""
-    texts = draw.own(folder_texts(folder))
-    while True:
-        for text in draw.shuffled(texts):
-            yield from _paragraphs(text)
+    yield from _in_rounds(draw, draw.own(folder_texts(folder)), str)
 
 
 @cache
 def folder_texts(folder: Path) -> tuple[str, ...]:
     """The texts in a folder: essays/*.txt, or *.txt. Raises InputError where there are fewer than two."""
-    if not is_folder(folder):
-        raise InputError(f"there is no folder {folder}: give one with texts in essays/*.txt, or give no folder")
     files = sorted([*folder.glob("essays/*.txt"), *folder.glob("*.txt")])
     long = [file for file in files if file.stat().st_size > 1_000]
     texts = tuple(text for file in long if len(text := read_document(str(file)).strip()) > 1_000)
@@ -116,6 +106,13 @@ def _folder(package: str) -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent
+
+
+def _in_rounds(draw: Draw, items: Sequence[Item], read: Callable[[Item], str]) -> Iterator[str]:
+    """Paragraphs of what `read` gives for each item, all items in a drawn order, again and again."""
+    while True:
+        for item in draw.shuffled(items):
+            yield from _paragraphs(read(item))
 
 
 def _paragraphs(text: str) -> Iterator[str]:
