@@ -253,11 +253,8 @@ def resolve(text: str, decoder: Module, *, vision: bool = False, options: Mappin
         InputError: For a profile that is missing, damaged, of another model, or without a policy as fast.
         PolicyError: For options that the policy does not have, or that its own text names too.
     """
-    notes: list[str] = []
     if names_profile(text):
-        chosen = _choice(Wanted.parse(text), decoder, vision=vision, notes=notes)
-        notes += _overridden(chosen, options)
-        return Resolved(write(update(read(chosen), options)) if options else chosen, tuple(notes))
+        return _overridden(_choice(Wanted.parse(text), decoder, vision=vision), options)
     return Resolved(with_options(text, options))
 
 
@@ -274,52 +271,49 @@ def default_text(text: str, layers: int) -> str:
     return format_policy(blind_default(windows) if blind else safe_default(windows, vision=False, offloaded=False))
 
 
-def policy_text(text: str, decoder: Module, *, vision: bool = False) -> str:
-    """Return the text of the policy that `text` stands for: see `resolve`."""
-    return resolve(text, decoder, vision=vision).text
-
-
 def find_policy(wanted: AnyPolicy | str, decoder: Module, *, vision: bool = False) -> AnyPolicy:
     """Return a policy as it is, or the one that a text stands for: see `resolve` and `parse_policy`.
 
     Raises PolicyError for anything else, and what `resolve` raises.
     """
     if isinstance(wanted, str):
-        return parse_policy(policy_text(wanted, decoder, vision=vision))
+        return parse_policy(resolve(wanted, decoder, vision=vision).text)
     return require_policy(wanted)
 
 
-def _choice(wanted: Wanted, decoder: Module, *, vision: bool, notes: list[str]) -> str:
-    """Return the wanted policy's text. If the model has no profile, a sentence that says so is added to `notes`."""
+def _choice(wanted: Wanted, decoder: Module, *, vision: bool) -> Resolved:
+    """Return the wanted policy. If the model has no profile, a note says so."""
     signature = Signature.of(decoder)
     if wanted.is_file:
         profile = wanted.read()
         if not profile.signature.matches(signature):
             raise InputError(f"{wanted.name} is for another model, {profile.model}: calibrate this one, or use auto")
-        return profile.choose(wanted.speedup)
+        return Resolved(profile.choose(wanted.speedup))
     blind = wanted.name == AUTO_QUERY_FREE
     fitting = (one for one in shipped() if one.query_free == blind and one.signature.matches(signature))
     known = next(fitting, None)
     if known is not None:
-        return known.choose(wanted.speedup)
+        return Resolved(known.choose(wanted.speedup))
     if wanted.speedup is not None:
         raise InputError(
             f"{wanted.text!r} requires a speedup, but this model has no profile to choose from: write "
             f"{wanted.name}, or make a profile with `deltahalt calibrate --target-speedup {wanted.speedup:g}`"
         )
-    notes.append("no profile is known for this model, so this policy is the default for uncalibrated models")
     family = family_of(decoder.config)
     windows = family.windows(decoder.config)
-    if blind:
-        return format_policy(blind_default(windows))
     offloaded = any(map(family.offloaded, family.layers(decoder)))
-    return format_policy(safe_default(windows, vision=vision, offloaded=offloaded))
+    policy = blind_default(windows) if blind else safe_default(windows, vision=vision, offloaded=offloaded)
+    note = "no profile is known for this model, so this policy is the default for uncalibrated models"
+    return Resolved(format_policy(policy), (note,))
 
 
-def _overridden(chosen: str, options: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each option, which says what it replaces in the policy that a profile chose."""
-    stages = read(chosen)
-    return [
+def _overridden(chosen: Resolved, options: Mapping[str, Any]) -> Resolved:
+    """Return what a profile chose with `options` in place of its own; a note for each says what it replaces."""
+    if not options:
+        return chosen
+    stages = read(chosen.text)
+    notes = [
         f"{option}={value} replaces {', '.join(stage.options.get(option, 'the default') for stage in stages)}"
         for option, value in options.items()
     ]
+    return Resolved(write(update(stages, options)), (*chosen.notes, *notes))

@@ -289,3 +289,12 @@ def test_only_a_documents_own_tokens_are_dropped_where_the_task_gives_it_apart(
     assert first.endswith(after)
     assert len(lm.tok_encode(first)) < len(lm.tok_encode(before + after)) + 8
     assert not unknown.endswith(after)
+
+
+def test_a_policy_does_not_tokenize_its_prompts_again(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltahalt.integrations.lm_eval.context_ends", lambda *given: pytest.fail("tokenized again"))
+    lm = make("dash:start=2")
+    arguments = (LINES[1], {"until": [], "max_gen_toks": 2, "do_sample": False})
+    doc = {"context": LINES[1][:100], "question": "when"}
+    (answer,) = lm.generate_until([Instance("generate_until", doc, arguments, 0, metadata=("a task", 0, 1))])
+    assert answer

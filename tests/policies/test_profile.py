@@ -32,7 +32,6 @@ from deltahalt.profile import (
     check_profile,
     find_policy,
     names_profile,
-    policy_text,
     resolve,
     shipped,
 )
@@ -44,6 +43,10 @@ CHOICES = (Choice("dash:start=2", 1.7, 0.0, 1.0), Choice("random:start=1", 2.5, 
 
 def _profile(decoder: object) -> Profile:
     return Profile("tiny", Signature.of(decoder), CHOICES, {"samples": 1})
+
+
+def policy_text(text: str, decoder: object, **options: Any) -> str:
+    return resolve(text, decoder, **options).text
 
 
 @pytest.fixture

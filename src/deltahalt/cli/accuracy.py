@@ -22,7 +22,6 @@ from deltahalt.cli.base import (
     progress,
 )
 from deltahalt.cli.common import (
-    check_policy,
     load_model,
     parse_names,
     parse_numbers,
@@ -31,6 +30,7 @@ from deltahalt.cli.common import (
 )
 from deltahalt.cli.tables import of_policies
 from deltahalt.files import require_apart, require_output
+from deltahalt.methods.registry import check_method
 from deltahalt.profile import is_profile, names_profile
 
 QueryFreeOption = Annotated[
@@ -75,7 +75,7 @@ def sweep(
     require_rows(rows, SweepRow)
     settings = SweepSettings(query_free, max_answer_tokens)
     for policy in named:
-        check_policy(policy)
+        check_method(policy)
     given = variants([policy for policy in named if not names_profile(policy)], *grid)
     samples = load_samples(data, characters=characters, seed=seed)[:limit]
     check_text_model(model, given.values(), device=device)

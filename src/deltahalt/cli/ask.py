@@ -18,9 +18,9 @@ from deltahalt.cli.base import (
     out,
     status,
 )
-from deltahalt.cli.common import check_policy, load_model, resolve_policy
+from deltahalt.cli.common import load_model, resolve_policy
 from deltahalt.errors import InputError
-from deltahalt.methods.registry import parse_method
+from deltahalt.methods.registry import check_method, parse_method
 from deltahalt.policies import Dense
 from deltahalt.profile import AUTO, Wanted, names_profile
 
@@ -65,7 +65,7 @@ def run(
     given = {name: value for name, value in settings.items() if value is not None}
     if len(question) > 1 and names_profile(policy):
         policy = Wanted.parse(policy).for_many_questions()
-    method = check_policy(policy, given)
+    method = check_method(policy, given)
     if len(question) > 1:
         check_each(method)
     for each in question:
@@ -104,7 +104,7 @@ def demo(model: ModelOption = "smollm2-135m", policy: PolicyOption = AUTO, as_js
     from deltahalt.answering.demo import EXPECTED, QUESTION, demo_document
     from deltahalt.cli.before import check_text_model
 
-    check_text_model(model, [check_policy(policy)])
+    check_text_model(model, [check_method(policy)])
     loaded = load_model(model)
     chosen = resolve_policy(policy, loaded.model)
     answers = _answer_all(
@@ -151,24 +151,25 @@ def _answer_all(
     prompts = [build_prompt(tokenizer, config, document, question, answer=max_new_tokens) for question in questions]
     inputs = to_device(prompts[0], device)
     tokens = inputs["input_ids"].shape[1]
-    if len(questions) == 1:
+    methods = {name: None if name == FULL else parse_method(text) for name, text in ran.items()}
+    ends = None
+    if len(questions) == 1 and any(method is not None and method.reads_ends for method in methods.values()):
         whole = format_turn(tokenizer, f"{document}\n\n{questions[0]}")
         ends = context_ends(tokenizer, whole, document, tokens)
-    else:
+    elif len(questions) > 1:
         rows = [prompt["input_ids"].to(device) for prompt in prompts]
         alone = encode_turn(tokenizer, config, document)["input_ids"][0].to(device)
         end = min(shared_start(row[0], alone) for row in rows)
     answers = {}
     warm_up(loaded, inputs)
-    for name, text in ran.items():
-        policy = None if name == FULL else parse_method(text)
+    for name, method in methods.items():
         with status(f"reading {tokens:,} tokens and answering: {name}"):
             if len(questions) == 1:
-                answers[name] = [ask(loaded, inputs, policy, ends=ends, max_new_tokens=max_new_tokens, **options)]
+                answers[name] = [ask(loaded, inputs, method, ends=ends, max_new_tokens=max_new_tokens, **options)]
             else:
                 rests = [row[:, end:] for row in rows]
                 answers[name] = ask_each(
-                    loaded, rows[0][:, :end], rests, policy, max_new_tokens=max_new_tokens, **options
+                    loaded, rows[0][:, :end], rests, method, max_new_tokens=max_new_tokens, **options
                 )
     if as_json:
         typer.echo(answers_json(loaded.name, questions, answers, ran))

@@ -21,10 +21,11 @@ from deltahalt.cli.base import (
     log,
     out,
 )
-from deltahalt.cli.common import check_policy, parse_names, parse_numbers
+from deltahalt.cli.common import parse_names, parse_numbers
 from deltahalt.cli.shapes import shapes
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
+from deltahalt.methods.registry import check_method
 from deltahalt.profile import AUTO
 
 SHAPES = "shapes"  # the task that is not lm-eval's
@@ -82,7 +83,7 @@ def evaluate(
     from deltahalt.loading.models import load_tokenizer
 
     sizes = parse_numbers(lengths)
-    method = check_policy(policy)
+    method = check_method(policy)
     if rows is not None:
         require_apart(rows, [model, policy])
         require_rows(rows, *KINDS)

@@ -8,10 +8,7 @@ from typing import Any
 
 from deltahalt.cli.base import MOST_TOKENS, log
 from deltahalt.errors import InputError
-from deltahalt.methods.base import Method
 from deltahalt.methods.registry import parse_method
-from deltahalt.policies.text import with_options
-from deltahalt.profile import check_profile, names_profile, resolve
 
 
 def load_model(name: str, **options: Any) -> Any:
@@ -54,26 +51,14 @@ def read_image(file: Path) -> Any:
         raise InputError(f"cannot read {file}: give an image file that is whole, such as a PNG ({error})") from error
 
 
-def check_policy(policy: str, options: Mapping[str, Any] = {}) -> Method | None:
-    """Refuse a policy that cannot be, before a model is loaded for nothing; None for one that depends on the model.
-
-    options: as in `deltahalt.profile.resolve`.
-    """
-    if names_profile(policy):
-        check_profile(policy, options)
-        return None
-    return parse_method(with_options(policy, options))
-
-
 def resolve_policy(policy: str, model: Any, options: Mapping[str, Any] = {}) -> str:
     """The text of the policy that `policy` stands for on this model; says so where that is not the text itself.
 
     options: as in `deltahalt.profile.resolve`.
     """
-    from deltahalt.engine.attach import find_decoder, sees_images
+    from deltahalt.methods.applying import resolve_on
 
-    decoder = find_decoder(model)
-    resolved = resolve(policy, decoder, vision=sees_images(model, decoder), options=options)
+    resolved = resolve_on(model, policy, options)
     parse_method(resolved.text)  # options may not fit what a profile chose
     for line in (*resolved.notes, resolved.text) if resolved.text != policy else ():
         log.print(f"{policy}: {line}", soft_wrap=True)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from deltahalt.cli.base import REFERENCE, DeviceOption, DtypeOption, ModelOption, measured, out
-from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_policy
 from deltahalt.cli.tables import fitted
 from deltahalt.files import require_apart
-from deltahalt.methods.registry import parse_method
+from deltahalt.methods.registry import check_method, parse_method
 from deltahalt.profile import AUTO
 
 MOST_PROMPTS = 10_000  # of each shape, all of which are kept in memory
@@ -47,7 +47,7 @@ def shapes(
     if rows is not None:
         require_apart(rows, [model, *named])
         require_rows(rows, ShapeRow)
-    methods = [check_policy(policy) for policy in named]
+    methods = [check_method(policy) for policy in named]
     sizes = parse_numbers(tokens)
     config = check_text_model(model, methods, device=device)
     require_room(max(sizes), 0, config, "give shorter --tokens")

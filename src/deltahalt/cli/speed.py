@@ -18,14 +18,14 @@ from deltahalt.cli.base import (
     out,
     progress,
 )
-from deltahalt.cli.common import check_policy, load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_policy
 from deltahalt.cli.tables import of_policies, side_by_side
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import cells
 from deltahalt.methods.base import Method
-from deltahalt.methods.registry import parse_method
+from deltahalt.methods.registry import check_method, parse_method
 from deltahalt.profile import AUTO
 
 
@@ -67,7 +67,7 @@ def bench(
     if text is not None and shape is not None:
         raise InputError("random weights have no tokenizer: leave --text out, or give a --model")
     named = parse_names(policies, "--policies")
-    known = [check_policy(policy) for policy in named]
+    known = [check_method(policy) for policy in named]
     if rows is not None:
         require_apart(rows, [model, text, *named])
         require_rows(rows, *KINDS)

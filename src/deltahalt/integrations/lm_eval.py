@@ -20,16 +20,13 @@ from transformers import DynamicCache
 
 from deltahalt.answering.documents import context_ends
 from deltahalt.clock import clock
-from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.compat import CACHE
 from deltahalt.lab.rows.eval import Spent
 from deltahalt.loading.models import load
-from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.applying import Applied, applying, resolve_on
 from deltahalt.methods.base import Ends
-from deltahalt.methods.registry import parse_method
-from deltahalt.policies.text import with_options
-from deltahalt.profile import check_profile, names_profile, resolve
+from deltahalt.methods.registry import check_method, parse_method
 
 # Options of HFLM that apply to a loaded model; other options go to the policy.
 HARNESS_OPTIONS = {
@@ -90,11 +87,8 @@ class DeltahaltLM(HFLM):
         **options: Any,
     ) -> None:
         own = {name: options.pop(name) for name in HARNESS_OPTIONS & options.keys()}
-        if names_profile(policy):
-            check_profile(policy, options)
-            dense = False
-        else:
-            dense = parse_method(with_options(policy, options)).is_dense
+        method = check_method(policy, options)
+        dense = method is not None and method.is_dense
         self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
         if not dense and str(own.get("batch_size")).startswith("auto"):
             raise InputError(
@@ -118,8 +112,7 @@ class DeltahaltLM(HFLM):
             trust_remote_code=trust_remote_code,
         )
         self.name = loaded.name
-        decoder = find_decoder(loaded.model)
-        resolved = resolve(policy, decoder, vision=sees_images(loaded.model, decoder), options=options)
+        resolved = resolve_on(loaded.model, policy, options)
         for note in resolved.notes:
             log.warning("%s: %s: %s", policy, note, resolved.text)
         self.policy_text = resolved.text
@@ -176,6 +169,8 @@ class DeltahaltLM(HFLM):
             log.warning("a prompt of %d tokens is cut to its last %d", length, room)
 
     def _ends(self, prompt: str, tokens: int) -> Ends | None:
+        if not self.policy.reads_ends:
+            return None
         return context_ends(self.tokenizer, prompt, self.contexts.get(prompt, ""), tokens)
 
     def close(self) -> None:

@@ -17,13 +17,14 @@ from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
 from transformers import StoppingCriteria
 
 from deltahalt.clock import clock
-from deltahalt.engine.attach import find_decoder, halting, sees_images
+from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError
 from deltahalt.host.stand_in import swap_in
+from deltahalt.methods.applying import resolve_on
 from deltahalt.policies import parse_policy
 from deltahalt.policies.text import with_options
-from deltahalt.profile import check_profile, names_profile, resolve
+from deltahalt.profile import check_profile, names_profile
 from deltahalt.vision import halting_vision
 from deltahalt.vision.policies import parse_vision_policy
 
@@ -77,8 +78,7 @@ class DeltahaltQwen2VL(Qwen2_VL):
         self.vision_policy = None if vision_policy is None else parse_vision_policy(with_options(vision_policy, typed))
         self.settings: dict[str, Any] = {"min_prompt_tokens": min_prompt_tokens}
         super().__init__(pretrained, **own)
-        decoder = find_decoder(self.model)
-        resolved = resolve(policy, decoder, vision=sees_images(self.model, decoder), options=options)
+        resolved = resolve_on(self.model, policy, options)
         for note in resolved.notes:
             log.warning("%s: %s: %s", policy, note, resolved.text)
         self.policy = parse_policy(resolved.text)

@@ -1,6 +1,6 @@
 """The main functions of the library: `halting(model, policy)`, and `applying(model, method)` for every method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from deltahalt.methods.base import Ends, Method, Prompts
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies.base import AnyPolicy
-from deltahalt.profile import find_policy
+from deltahalt.profile import Resolved, find_policy, resolve
 from deltahalt.vision.attach import halted_tower
 from deltahalt.vision.policy import VisionPolicy
 
@@ -61,6 +61,12 @@ def halting(
     chosen = find_policy(policy, decoder, vision=sees_images(model, decoder))
     tower = None if vision is None else halted_tower(model, vision)
     return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, tower=tower)
+
+
+def resolve_on(model: Any, text: str, options: Mapping[str, Any] = {}) -> Resolved:
+    """What a text stands for on a model: see `deltahalt.profile.resolve`, which takes its decoder."""
+    decoder = find_decoder(model)
+    return resolve(text, decoder, vision=sees_images(model, decoder), options=options)
 
 
 class Applied:

@@ -49,6 +49,7 @@ class Method:
     source: ClassVar[str] = ""
     stage: ClassVar[str] = ""  # prompt, LLM, KV or decode
     by_token: ClassVar[bool] = False  # whether a given answer must run one token at a time, as in generation
+    reads_ends: ClassVar[bool] = False  # whether `shorten` uses where the context of a prompt is
     shares_prefill: ClassVar[bool] = False  # whether several questions can continue one prefill
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class PromptMethod(Method):
     """
 
     stage: ClassVar[str] = "prompt"
+    reads_ends: ClassVar[bool] = True
 
     pruning_ratio: float = 0.667
     keep_first: int = 64

@@ -1,5 +1,6 @@
 """The methods of all stages, by name: everything that `--policy` takes."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from deltahalt.methods.base import Method
@@ -14,7 +15,9 @@ from deltahalt.policies.text import (
     parse_policy,
     read,
     update,
+    with_options,
 )
+from deltahalt.profile import check_profile, names_profile
 
 AnyMethod = AnyPolicy | Method
 
@@ -49,6 +52,18 @@ def parse_method(text: str, **overrides: Any) -> Method:
         return Halting(policy=parse_policy(text, **overrides))
     (stage,) = update(stages, overrides)
     return method_of(build(stage, known_methods()))
+
+
+def check_method(text: str, options: Mapping[str, Any] = {}) -> Method | None:
+    """Check the text of a method before a model is loaded for it.
+
+    options: as in `deltahalt.profile.resolve`. Returns the method; None for a profile, whose choice depends on the
+    model. Raises PolicyError as `parse_method` does, and what `check_profile` raises.
+    """
+    if names_profile(text):
+        check_profile(text, options)
+        return None
+    return parse_method(with_options(text, options))
 
 
 def format_method(method: AnyMethod) -> str:

@@ -66,10 +66,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name in HOMES:
         return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
-    text = import_module(f"{__name__}.text")  # which imports this package
     if name == "POLICIES":
-        return text.known_policies()
-    by_class = {kind.__name__: kind for kind in text.known_policies().values()}
-    if name not in by_class:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return by_class[name]
+        return import_module(f"{__name__}.text").known_policies()
+    return import_module(f"{__name__}.discovery").class_called(__name__, name)

@@ -44,6 +44,17 @@ def own_classes(package: str) -> dict[str, type[Any]]:
     return {item.name: item for item in classes if _is_complete(item) and item.__module__.startswith(f"{package}.")}
 
 
+def class_called(package: str, name: str) -> type[Any]:
+    """The class `name` that a file of `package` defines. Raises AttributeError for any other name.
+
+    It does not look at entry points, so the module of an entry point can import our classes while it is loaded.
+    """
+    for kind in own_classes(package).values():
+        if kind.__name__ == name:
+            return kind
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
 @cache
 def added_classes() -> dict[str, type[Any]]:
     """The classes, by `name`, of the entry points of other packages. Warns of one that cannot be loaded."""

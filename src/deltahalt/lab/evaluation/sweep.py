@@ -211,11 +211,12 @@ def prefill(
     """Run the prefill of a method that is not a policy, from the first layer on. Raises what `applying` raises."""
     model: Any = loaded.model
     prompts = {"input_ids": encoded.prompt, "attention_mask": torch.ones_like(encoded.prompt)}
-    text = format_turn(loaded.tokenizer, sample.text, sample.lead)
-    tokens = encoded.prompt.shape[1] + encoded.rest.shape[1]
-    ends = context_ends(loaded.tokenizer, text, sample.prompt, tokens) if sample.question else None
-    if ends is not None:
-        ends = ends[0], max(0, ends[1] - encoded.rest.shape[1])
+    ends = None
+    if method.reads_ends and sample.question:
+        text = format_turn(loaded.tokenizer, sample.text, sample.lead)
+        rest = encoded.rest.shape[1]
+        ends = context_ends(loaded.tokenizer, text, sample.prompt, encoded.prompt.shape[1] + rest)
+        ends = ends and (ends[0], max(0, ends[1] - rest))
     cache = DynamicCache(config=model.config)
     with applying(model, method, loaded.tokenizer) as applied:
         short = applied.shorten(prompts, [ends])

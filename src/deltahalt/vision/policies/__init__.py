@@ -6,7 +6,7 @@ A policy in a new file of this folder is found automatically, and its class can 
 from typing import TYPE_CHECKING, Any
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies.discovery import found
+from deltahalt.policies.discovery import class_called, found
 from deltahalt.policies.text import build, read, update
 from deltahalt.vision.policy import VisionPolicy
 
@@ -71,7 +71,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name == "VISION_POLICIES":
         return known_vision_policies()
-    by_class = {kind.__name__: kind for kind in known_vision_policies().values()}
-    if name not in by_class:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return by_class[name]
+    return class_called(__name__, name)
