@@ -54,6 +54,20 @@ def test_each_question_follows_on_the_same_halted_prefill(policy: AnyMethod, loa
     assert first.lengths == tuple(load.attended for load in halted.report.loads[0])
 
 
+def test_a_long_question_stays_whole(loaded_tiny: LoadedModel) -> None:
+    rest = torch.randint(1, VOCAB, (1, 40), generator=torch.Generator().manual_seed(40))
+    (answer,) = ask_each(loaded_tiny, SHARED, [rest], POLICIES[0], max_new_tokens=3)
+    model, cache = loaded_tiny.model, DynamicCache()
+    with halting(model, POLICIES[0]) as halted, torch.no_grad():
+        model(SHARED, **{CACHE: cache}, logits_to_keep=1)
+        tokens = [int(model(rest, **{CACHE: cache}).logits[0, -1].argmax())]  # all logits: no token halts
+        while len(tokens) < 3:
+            logits = model(torch.tensor([[tokens[-1]]]), **{CACHE: cache}).logits
+            tokens.append(int(logits[0, -1].argmax()))
+    assert loaded_tiny.tokenizer.decode(tokens).startswith(answer.text)
+    assert answer.lengths == halted.report.lengths[0]
+
+
 def test_several_answers_are_shown_as_one() -> None:
     one = Answer("yes", 9, 2, (9, 4), prefill_seconds=1.0, decode_seconds=0.5, flops=7, cache_bytes=8)
     assert together([one]) is one

@@ -313,8 +313,7 @@ def test_the_reason_for_a_whole_prompt() -> None:
     assert attached.report.reason is None
 
 
-def test_a_prefix_before_the_prompt_is_the_reason() -> None:
-    """As prefix tuning has it: entries that no prompt has made."""
+def test_a_prefix_before_a_prompt_whose_logits_are_all_wanted_is_the_reason() -> None:
     model = tiny()
     cache = DynamicCache(config=model.config)
     for layer in range(6):
@@ -324,7 +323,7 @@ def test_a_prefix_before_the_prompt_is_the_reason() -> None:
         model(IDS, attention_mask=mask, **{CACHE: cache})
     report = attached.report
     assert report.reason is not None
-    assert "the latest 40 tokens continue a cache of 5 (an earlier turn, or a prefix)" in report.reason
+    assert "the latest 40 tokens continue a cache of 5: tokens of a later turn halt only where" in report.reason
     assert (report.prompts, report.stages, report.cached) == ((40, 40), (), (5,) * 6)
     assert report.speedup_bound == 1
     assert report.flops > halted_report(tiny(), Dense()).flops

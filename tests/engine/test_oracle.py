@@ -25,7 +25,7 @@ from deltahalt import (
 )
 from deltahalt.policies.forecast import Predicted
 from helpers.frozen import frozen, plain
-from helpers.oracle import Feed, Oracle
+from helpers.oracle import Feed, Oracle, oracle_for
 from helpers.tiny import FULL, FULL_VARIANTS, LAYERS, SLIDING_VARIANTS, VARIANTS, VOCAB, WINDOW, prompts, tiny
 
 TOLERANCE = 1e-5
@@ -68,27 +68,8 @@ def gap(
         feed = Feed(model, cache)
         ours = [feed(*call, logits_to_keep=0 if number else 1) for number, call in enumerate(calls)]
     assert halted.report.stages
-    oracle = Oracle(
-        tiny(variant, attention),  # anew: dynamic RoPE remembers the longest input
-        VARIANTS[variant].windows,
-        halted.report,
-        serving=[
-            layer
-            for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
-            if stage.halted_states is not None
-        ],
-        inside=tuple(
-            layer
-            for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
-            if stage.boundary == "attention"
-        ),
-        penalties={
-            layer: stage.halted_states.penalty
-            for (layer, _), stage in zip(halted.report.stages, policy.stages, strict=True)
-            if isinstance(stage.halted_states, Predicted)
-        },
-        tail=min(stage.keep_last for stage in policy.stages),
-    )
+    again = tiny(variant, attention)  # a new one: dynamic RoPE remembers the longest input
+    oracle = oracle_for(again, VARIANTS[variant].windows, policy, halted.report)
     theirs = [oracle(*call)[:, -logits.shape[1] :] for call, logits in zip(calls, ours, strict=True)]
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
 

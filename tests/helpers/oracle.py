@@ -5,8 +5,8 @@ a mask written out by hand. So a halted run agrees with it only if compaction, p
 all right.
 """
 
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from transformers import DynamicCache
 
 from deltahalt import Report
 from deltahalt.host.compat import CACHE, blocks_cross_windows, layer_output
+from deltahalt.policies.base import AnyPolicy
+from deltahalt.policies.forecast import Predicted
 from helpers.tiny import Windows
 
 
@@ -90,36 +92,23 @@ class Oracle(Feed):
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         *,
-        dropped: torch.Tensor | None = None,
+        report: Report | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """dropped: [B, n] of tokens after the prompt that no layer may read."""
+        """report: of a later turn in which tokens halted."""
         new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        halting = report if self.active else self.report
+        active, readable = (_after_halting(new, halting, self.windows, without) for without in ((), self.serving))
         if self.active:
-            read = new if dropped is None else new & ~dropped
-            self.active = [torch.cat([active, read], dim=1) for active in self.active]
-            self.readable = [torch.cat([readable, read], dim=1) for readable in self.readable]
-        else:
-            self.active = self._after_halting(new, ())
-            self.readable = self._after_halting(new, self.serving)
+            active = [torch.cat(both, dim=1) for both in zip(self.active, active, strict=True)]
+            readable = [torch.cat(both, dim=1) for both in zip(self.readable, readable, strict=True)]
+        self.active, self.readable, self.stopped = active, readable, {}
         with ExitStack() as undo:
             for index, layer in enumerate(self.model.get_decoder().layers):
                 self._mask(index, layer, ids.shape[1], undo)
                 if self.serving:
                     self._freeze(index, layer, ids.shape[1], undo)
             return super().__call__(ids, mask, positions, **options)
-
-    def _after_halting(self, real: torch.Tensor, without: Collection[int]) -> list[torch.Tensor]:
-        active = [real.clone() for _ in range(len(self.windows) + 1)]
-        for decided, kept in self.report.stages:
-            if decided in without:
-                continue
-            for row, positions in enumerate(kept):
-                padding = int((~real[row]).sum())
-                for deeper in active[decided + 1 :]:
-                    deeper[row] = False
-                    deeper[row, positions + padding] = True
-        return active
 
     def _mask(self, index: int, layer: nn.Module, new: int, undo: ExitStack) -> None:
         """Replace the mask that the host hands to a layer by one of [B, 1, new, columns]."""
@@ -161,7 +150,7 @@ class Oracle(Feed):
             if index in self.inside:
                 hidden = torch.where(entering & ~leaving, between[0], hidden)
             hidden = torch.where(entering, hidden, args[0])
-            if new > 1 and self.penalties and hidden.shape[1] == self.mask.shape[1]:
+            if new > 1 and self.penalties:
                 where_it_stops = torch.where(leaving, between[0], hidden) if index in self.inside else hidden
                 hidden = self._changed(index, where_it_stops, hidden)
             return (hidden,) if isinstance(output, tuple) else hidden
@@ -176,13 +165,57 @@ class Oracle(Feed):
         if index in self.penalties:
             self.stopped[index] = stopped
         for decided, before in self.stopped.items():
-            gone = self.active[decided][:, : hidden.shape[1]] & ~self.active[decided + 1][:, : hidden.shape[1]]
+            gone = self.active[decided][:, -hidden.shape[1] :] & ~self.active[decided + 1][:, -hidden.shape[1] :]
             for row in range(len(hidden)):
                 if gone[row].any():
                     change = hidden[row, -self.tail :] - before[row, -self.tail :]
                     told = fitted(before[row, -self.tail :], change, before[row, gone[row]], self.penalties[decided])
                     hidden[row, gone[row]] = before[row, gone[row]] + told
         return hidden
+
+
+def oracle_for(model: Any, windows: Windows, policy: AnyPolicy, report: Report) -> Oracle:
+    """The oracle of a policy whose starts are layer indices. report: of its prompt, which may be whole."""
+    return Oracle(
+        model,
+        windows,
+        report,
+        serving=[stage.start for stage in policy.stages if stage.halted_states is not None],
+        inside=tuple(stage.start for stage in policy.stages if stage.boundary == "attention"),
+        penalties={
+            stage.start: stage.halted_states.penalty
+            for stage in policy.stages
+            if isinstance(stage.halted_states, Predicted)
+        },
+        tail=min(stage.keep_last for stage in policy.stages),
+    )
+
+
+def _after_halting(
+    real: torch.Tensor, report: Report | None, windows: Windows, without: Collection[int]
+) -> list[torch.Tensor]:
+    """Of a call's columns `real` [B, n], those that enter each layer and leave the last, but for stages `without`."""
+    active = [real.clone() for _ in range(len(windows) + 1)]
+    for decided, kept in () if report is None else report.stages:
+        if decided in without:
+            continue
+        for row, positions in enumerate(kept):
+            padding = int((~real[row]).sum())
+            for deeper in active[decided + 1 :]:
+                deeper[row] = False
+                deeper[row, positions + padding] = True
+    return active
+
+
+@contextmanager
+def reports_of(model: nn.Module, halted: Any) -> Iterator[list[Any]]:
+    """The report after each call of the model inside the block; None before the first prompt."""
+    reports: list[Report | None] = []
+    hook = model.register_forward_hook(lambda *_: reports.append(halted.report if halted.ran else None))
+    try:
+        yield reports
+    finally:
+        hook.remove()
 
 
 def fitted(known: torch.Tensor, change: torch.Tensor, wanted: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from deltahalt import Dash, Dense, InputError, Policy, Progressive, UnsupportedError, halting
+from deltahalt import Dash, Dense, InputError, Policy, Progressive, Report, UnsupportedError, halting
 from deltahalt.engine.cache import HaltedCache
 from deltahalt.host.blocks import Block
 from deltahalt.host.compat import CACHE
 from deltahalt.vision import VISION_POLICIES, halting_vision
 from deltahalt.vision.towers import known_towers
-from helpers.oracle import Feed, Oracle
+from helpers.oracle import Feed, Oracle, reports_of
 from helpers.tiny_vision import BATCH, VISION, Prompts, Row, features_of, tiny_vision, vision_prompts
 from helpers.vision_ways import generated, logits_of, more
 
@@ -64,14 +64,14 @@ def gap(name: str, attention: str, policy: Policy | Progressive, rows: tuple[Row
     with halting(model, policy) as halted, marking(model, share):
         ours = logits_of(Feed(model), prompts)
     assert halted.report.stages[0][0] == -1
-    oracle = oracle_of(name, model, prompts, halted)
+    oracle = oracle_of(name, model, prompts, halted.report)
     theirs = logits_of(oracle, prompts)
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-def oracle_of(name: str, model: Any, prompts: Prompts, halted: Any) -> Oracle:
+def oracle_of(name: str, model: Any, prompts: Prompts, report: Report) -> Oracle:
     blocks = prompts.blocks if name == "gemma3" else None
-    return Oracle(model, VISION[name].windows, halted.report, blocks=blocks)
+    return Oracle(model, VISION[name].windows, report, blocks=blocks)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -113,7 +113,7 @@ def test_an_image_may_lose_all_its_tokens(name: str) -> None:
     prompts = vision_prompts(model, name, BATCH)
     with halting(model, Dense()) as halted, marking(model, 0.3, image=0):
         ours = logits_of(Feed(model), prompts)
-    theirs = logits_of(oracle_of(name, model, prompts, halted), prompts)
+    theirs = logits_of(oracle_of(name, model, prompts, halted.report), prompts)
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 
 
@@ -138,7 +138,7 @@ def test_generate(name: str) -> None:
     prompts = vision_prompts(model, name, BATCH)
     with halting(model, HALF) as halted, marking(model, 0.4):
         ours = generated(model, prompts)
-    oracle, width = oracle_of(name, model, prompts, halted), prompts.ids.shape[1]
+    oracle, width = oracle_of(name, model, prompts, halted.report), prompts.ids.shape[1]
     theirs = [prompts.feed(oracle)[:, -1]]
     theirs += [oracle(ours.sequences[:, [place]])[:, -1] for place in range(width, width + 3)]
     assert max(float((a - b).abs().max()) for a, b in zip(ours.logits, theirs, strict=True)) < TOLERANCE
@@ -182,7 +182,7 @@ def test_what_a_method_in_the_vision_tower_leaves(name: str, method: str) -> Non
     for features in features_of(outputs[0]):
         features[features.isnan()] = 7
     base.get_image_features = lambda *_, **__: outputs[0]
-    theirs = logits_of(oracle_of(name, model, prompts, halted), prompts)
+    theirs = logits_of(oracle_of(name, model, prompts, halted.report), prompts)
     assert [layer for layer, _ in halted.report.stages] == [-1, 1]
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 
@@ -240,7 +240,7 @@ def test_generate_in_turns_on_one_cache(name: str) -> None:
         )
         follow_up = generated(model, longer, **{CACHE: cache})
         hook.remove()
-    oracle = oracle_of(name, model, prompts, halted)
+    oracle = oracle_of(name, model, prompts, halted.report)
     prompts.feed(oracle)
     oracle(first.sequences[:, prompts.ids.shape[1] : width - 1])
     planes = positions[0] if positions[0].ndim == 3 else positions[0][None]
@@ -301,14 +301,17 @@ def test_generate_with_a_new_image_on_one_cache(name: str) -> None:
 @pytest.mark.parametrize(("policy", "share"), [(Dense(), 0.4), (HALF, 0.4), (HALF, 0.0)], ids=str)
 @pytest.mark.parametrize("name", [name for name in VISION if name != "gemma3"])
 def test_a_turn_that_brings_an_image(name: str, policy: Policy, share: float) -> None:
-    """Marked tokens of the new image are dropped, the others stay whole."""
+    """Marked tokens of the new image are dropped, and the policy halts some of the others."""
     model = tiny_vision(name)
     first, after = vision_prompts(model, name, FIRST), vision_prompts(model, name, NEXT, seed=1)
-    with halting(model, policy) as halted, marking(model, share) as marks:
+    with halting(model, policy) as halted, marking(model, share) as marks, reports_of(model, halted) as reports:
         ours = in_turns(Feed(model), first, after)
-    dropped = torch.zeros_like(after.visual).masked_scatter(after.visual, marks[1])
-    theirs = in_turns(oracle_of(name, model, first, halted), first, after, dropped=dropped)
-    assert dropped.any() == bool(share)
+    theirs = in_turns(oracle_of(name, model, first, reports[0]), first, after, report=reports[1])
+    stages = ([-1] if share else []) + [stage.start for stage in policy.stages]
+    assert [layer for layer, _ in reports[1].stages] == stages
+    read = torch.zeros_like(after.ids, dtype=torch.bool).index_fill(1, reports[1].stages[0][1][0], True)
+    if share:
+        assert torch.equal(read, ~torch.zeros_like(after.visual).masked_scatter(after.visual, marks[1]))
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 
 
@@ -326,12 +329,13 @@ def test_a_crop_into_a_marked_image_of_a_later_turn_is_refused() -> None:
 def test_a_marked_image_in_a_turn_on_a_plain_cache() -> None:
     model = tiny_vision()
     first, after = vision_prompts(model, "qwen2_vl", ((9,),)), vision_prompts(model, "qwen2_vl", NEXT, seed=1)
-    with halting(model, Dense()) as halted, marking(model, 0.4) as marks:
+    with halting(model, Dense()) as halted, marking(model, 0.4) as marks, reports_of(model, halted) as reports:
         feed = Feed(model)
         ours = in_turns(feed, first, after)
     assert isinstance(feed.cache, HaltedCache)
-    dropped = torch.zeros_like(after.visual).masked_scatter(after.visual, marks[0])
-    theirs = in_turns(oracle_of("qwen2_vl", model, first, halted), first, after, dropped=dropped)
+    (kept,) = reports[1].stages[0][1]
+    assert len(kept) == after.ids.shape[1] - int(marks[0].sum())
+    theirs = in_turns(oracle_of("qwen2_vl", model, first, reports[0]), first, after, report=reports[1])
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.answering.generation import Generated, generate_each, generate_timed
+from deltahalt.answering.generation import Generated, generate_after, generate_timed, prefill_shared
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.loading.models import LoadedModel
@@ -15,6 +15,7 @@ from deltahalt.methods.applying import Applied, applying
 from deltahalt.methods.base import Ends
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
+from deltahalt.policies import Dense
 
 WARM_UP_TOKENS = 256
 
@@ -104,8 +105,10 @@ def ask_each(
     """
     check_each(method)
     with _under(loaded, method, min_prompt_tokens) as applied:
-        done = generate_each(loaded.model, shared, rests, max_new_tokens)
-        return [_answer(loaded, one, shared.shape[1], applied) for one in done]
+        read = prefill_shared(loaded.model, shared)
+    with _under(loaded, None if method is None else Dense(), 0):  # a question stays whole, however long it is
+        done = [generate_after(loaded.model, read, rest, max_new_tokens) for rest in rests]
+    return [_answer(loaded, one, shared.shape[1], applied) for one in done]
 
 
 def check_each(method: AnyMethod | None) -> None:

@@ -60,25 +60,37 @@ def generate_timed(
     return Generated(tokens, prefilled - begin, done - prefilled, held)
 
 
-@torch.inference_mode()
-def generate_each(model: Any, shared: torch.Tensor, rests: Sequence[torch.Tensor], limit: int) -> list[Generated]:
-    """Generate up to `limit` tokens after each of `rests` [1, m], all after one prefill of `shared` [1, T].
+@dataclass(frozen=True)
+class Shared:
+    """A prefill of token ids [1, T] that several prompts begin with: its cache, its seconds, and bytes of K and V."""
 
-    All are token ids, and each generation starts from the same cache. prefill_seconds are those of `shared`;
+    ids: torch.Tensor
+    cache: DynamicCache
+    prefill_seconds: float
+    cache_bytes: int
+
+
+@torch.inference_mode()
+def prefill_shared(model: Any, ids: torch.Tensor) -> Shared:
+    """Prefill `ids` [1, T], which several prompts begin with. Raises what the model raises."""
+    begin, cache = clock(), DynamicCache(config=model.config)
+    model(input_ids=ids, **{CACHE: cache}, logits_to_keep=1)
+    return Shared(ids, cache, clock() - begin, cache_bytes(cache))
+
+
+@torch.inference_mode()
+def generate_after(model: Any, shared: Shared, rest: torch.Tensor, limit: int) -> Generated:
+    """Generate up to `limit` tokens after `shared` and the token ids `rest` [1, m]; the shared cache does not change.
+
     decode_seconds include the prefill of the rest. Raises what the model raises.
     """
-    begin, cache = clock(), DynamicCache(config=model.config)
-    model(input_ids=shared, **{CACHE: cache}, logits_to_keep=1)
-    prefilled, held, done = clock(), cache_bytes(cache), []
-    for rest in rests:
-        own, start = fork(cache), clock()
-        logits = model(input_ids=rest, **{CACHE: own}, logits_to_keep=1).logits
-        prompt = torch.cat([shared, rest], dim=1)
-        sequence = torch.cat([prompt, logits[:, -1:].argmax(dim=-1)], dim=1)
-        sequence = _decode(model, sequence, torch.ones_like(prompt), own, limit)
-        tokens = sequence[:, prompt.shape[1] :]
-        done.append(Generated(tokens, prefilled - begin, clock() - start, held))
-    return done
+    cache, start = fork(shared.cache), clock()
+    logits = model(input_ids=rest, **{CACHE: cache}, logits_to_keep=1).logits
+    prompt = torch.cat([shared.ids, rest], dim=1)
+    sequence = torch.cat([prompt, logits[:, -1:].argmax(dim=-1)], dim=1)
+    sequence = _decode(model, sequence, torch.ones_like(prompt), cache, limit)
+    tokens = sequence[:, prompt.shape[1] :]
+    return Generated(tokens, shared.prefill_seconds, clock() - start, shared.cache_bytes)
 
 
 def _decode(

@@ -42,6 +42,13 @@ def cache_entries(cache: DynamicCache) -> tuple[int, ...]:
     return tuple(layer.keys.shape[-2] for layer in layers)
 
 
+def cache_rows(cache: DynamicCache) -> int:
+    """Number of sequences that the cache holds."""
+    layers: list[Any] = cache.layers
+    rows: int = layers[0].keys.shape[0]
+    return rows
+
+
 def refuse_unfilled(cache: DynamicCache, layers: Iterable[int]) -> None:
     """Raise UnsupportedError where one of the numbered layers ran without putting keys into the cache."""
     held: list[Any] = cache.layers
@@ -87,34 +94,35 @@ class HaltedCache(DynamicCache):
     generated: int  # columns since the latest call of several tokens
 
     @classmethod
-    def adopt(cls, cache: DynamicCache, segments: list[Segment], seen: int, tail: int) -> "HaltedCache":
-        """Make `cache` a HaltedCache in place: whoever passed it to `generate` keeps the object and reads it later."""
+    def adopt(cls, cache: DynamicCache, segments: list[Segment], seen: int) -> "HaltedCache":
+        """Make `cache`, whose layers all hold the same `seen` columns, a HaltedCache in place.
+
+        So whoever passed it to `generate` keeps the object and reads it later.
+        """
         cache.__class__ = cls
         assert isinstance(cache, cls)
-        cache.segments, cache.seen, cache.tail, cache.generated = segments, seen, tail, 0
+        cache.segments, cache.seen, cache.tail, cache.generated = segments, seen, seen, 0
         return cache
 
-    def extend(
-        self, slots: torch.Tensor, padded: bool, *, columns: int, whole: bool = True, skipped: Collection[int] = ()
-    ) -> None:
-        """Note that every layer, save for those `skipped`, has received the tokens at `slots` [B, n].
+    def extend(self, added: list[Segment], *, columns: int, tail: int, skipped: Collection[int] = ()) -> None:
+        """Note that every layer, save for those `skipped`, has received the tokens of its segment in `added`.
 
-        columns: input columns that these tokens come from. whole: whether every column is among them; the last always
-        is.
+        columns: input columns that these tokens come from. tail: how many of the last columns every layer received.
         """
-        self._part(skipped)
+        self._part(skipped, added)
         for segment in self.segments:
             if segment.start not in skipped:
-                segment.slots = torch.cat([segment.slots, slots.to(segment.slots.device)], dim=1)
-                segment.padded |= padded
+                new = segment_of(added, segment.start)
+                segment.slots = torch.cat([segment.slots, new.slots.to(segment.slots.device)], dim=1)
+                segment.padded |= new.padded
+        self.generated = self.generated + 1 if columns == 1 and self.seen else 0
         self.seen += columns
-        self.tail = 0 if skipped else self.tail + columns if whole else 1
-        self.generated = self.generated + 1 if columns == 1 else 0
+        self.tail = 0 if skipped else self.tail + columns if tail == columns else tail
 
-    def _part(self, skipped: Collection[int]) -> None:
-        """Cut segments so that each has either all or none of its layers skipped."""
+    def _part(self, skipped: Collection[int], added: list[Segment]) -> None:
+        """Cut segments so that the layers of each are all skipped or none, and receive the same tokens."""
         borders = {layer for layer in range(1, len(self.layers)) if (layer in skipped) != (layer - 1 in skipped)}
-        starts = sorted(borders.union(segment.start for segment in self.segments))
+        starts = sorted(borders.union(segment.start for segment in (*self.segments, *added)))
         self.segments = [replace(segment_of(self.segments, start), start=start) for start in starts]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

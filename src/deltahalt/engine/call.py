@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from deltahalt.engine.cache import HaltedCache, Segment
+from deltahalt.engine.cache import HaltedCache, Segment, cache_rows
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.layout import Layout
 from deltahalt.engine.mask import ATTENTION
@@ -107,6 +107,11 @@ def prepare(
     seen, width = cache.get_seq_length() if cache is not None else 0, hidden.shape[1]
     if width == 0:
         raise InputError("the prompt is empty: give at least one token")
+    if cache is not None and seen and (held := cache_rows(cache)) != len(hidden):
+        raise InputError(
+            f"the cache holds {held} row{'s' * (held != 1)} and the input has {len(hidden)}: give a cache of the same "
+            "batch; for beams, call cache.batch_repeat_interleave(num_beams) first"
+        )
     slots, past, lengths = _columns(attention_mask, len(hidden), seen, width, hidden.device)
     if position_ids is None:
         position_ids = torch.arange(seen, seen + width, device=hidden.device)[None]
@@ -124,7 +129,7 @@ def prepare(
     layout = Layout(
         width=width,
         seen=seen,
-        prompts=() if seen else lengths,
+        prompts=() if seen and width == 1 else lengths,
         end=width,
         shortest=shortest,
         kinds=kinds,
@@ -155,8 +160,7 @@ def _columns(
         if not real.all():
             lengths, slots = _left_padded(real[:, seen:]), slots.masked_fill(~real, -1)
             padded_before = not real[:, :seen].all()
-    past = [Segment(0, slots[:, :seen], padded_before)] if seen else []
-    return slots[:, seen:], past, lengths
+    return slots[:, seen:], [Segment(0, slots[:, :seen], padded_before)], lengths
 
 
 def _refuse_packing(positions: torch.Tensor | None) -> None:

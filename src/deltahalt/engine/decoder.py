@@ -37,7 +37,7 @@ def run_layers(
                 lookahead = decision.lookahead_tokens(index, attended, len(plans))
                 stream, ffn = OpenedLayer(index, layer, stream, call, decision, trace).run(inputs)
                 decision = None if index == decision.stage.last else decision
-        if call.layout.prompts:  # generated tokens are not reported
+        if call.layout.prompts:  # a generated token is not reported
             trace.log(attended, ffn.lengths, kv_only, lookahead)
         stream = call.after_layer(index, stream)
     return stream, trace

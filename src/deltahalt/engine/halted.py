@@ -12,12 +12,13 @@ from deltahalt.engine.cache import HaltedCache, cache_bytes, cache_entries, unto
 from deltahalt.engine.call import DecoderCall, prepare
 from deltahalt.engine.handover import WANTED
 from deltahalt.engine.host_decoder import HostDecoder
-from deltahalt.engine.prefill import continuation, halting_stages, last_columns, prefill, refuse_halted_kv
+from deltahalt.engine.layout import Layout
+from deltahalt.engine.prefill import halting_stages, last_columns, refuse_halted_kv, run_call
 from deltahalt.engine.report import Report
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.flops import ModelShape, dense_loads
+from deltahalt.flops import ModelShape
 from deltahalt.host.blocks import Answer, Block, Place
 from deltahalt.host.compat import CACHE, decoder_arguments, decoder_output, refuse_unknown_host
 from deltahalt.host.families.base import Module
@@ -124,40 +125,35 @@ class Halted:
         as_tuple = arguments.pop("return_dict", None) is False
         arguments["past_key_values"] = arguments.pop(CACHE, None)
         stream, call = prepare(self.host, shortest=self.min_prompt_tokens, **arguments)
-        stages = halting_stages(self.stages, stream, call)
-        compacted = bool(stages) or call.layout.dropped
+        layout, held = call.layout, isinstance(call.cache, HaltedCache)
+        may_halt = bool(layout.prompts) and (not layout.later_turn or wanted == 1)
+        stages = halting_stages(self.stages, stream, call) if may_halt else ()
         tail = last_columns(stages, call)
+        compacted = bool(stages) or layout.dropped
         if compacted and wanted is not None and not 0 < wanted <= tail:
             raise UnsupportedError(
                 f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
             )
-        if compacted or isinstance(call.cache, HaltedCache):
-            call.masks.refuse_flash_window(stages[0].last + 1 if stages and not call.layout.dropped else 0)
-        turn = not call.layout.prompts and call.layout.width > 1
-        cached = cache_entries(call.cache) if turn and call.cache is not None else ()
+        if compacted or held:
+            call.masks.refuse_flash_window(stages[0].last + 1 if stages and not layout.dropped and not held else 0)
+        cached = cache_entries(call.cache) if layout.later_turn and call.cache is not None else ()
         stream, trace = self._run(stages, stream, call)
         stream = stream.advance(self.host.norm(stream.hidden))
-        hidden = stream.spread(call.layout.seen, call.layout.width) if compacted else stream.hidden
-        if call.layout.prompts:
-            self._report = self._write_report(call, trace, begin)
-        elif turn:
-            self._report = self._report_of_turn(call, stream.lengths, cached)
+        hidden = stream.spread(layout.seen, layout.width) if compacted else stream.hidden
+        if layout.prompts:
+            self._note(self._write_report(call, trace, begin, cached, may_halt=may_halt), layout)
         output = decoder_output(hidden, call.cache if call.use_cache else None)
         return output.to_tuple() if as_tuple else output
 
     def _run(self, stages: tuple[Stage, ...], stream: TokenStream, call: DecoderCall) -> tuple[TokenStream, Trace]:
-        layers = list(enumerate(self.host.layers))
-        if call.layout.prompts:
-            with untouched_on_error(call.cache):
-                return prefill(layers, stages, stream, call, counted=self.depth is not None)
         skipped = self._skipped(call)
-        layers = [(index, layer) for index, layer in layers if index not in skipped]
-        with untouched_on_error(call.cache) if call.layout.width > 1 else nullcontext():
-            return continuation(layers, stream, call, skipped=skipped)
+        layers = [(index, layer) for index, layer in enumerate(self.host.layers) if index not in skipped]
+        with untouched_on_error(call.cache) if call.layout.prompts else nullcontext():
+            return run_call(layers, stages, stream, call, counted=self.depth is not None, skipped=skipped)
 
     def _skipped(self, call: DecoderCall) -> set[int]:
-        """The layers that this call's token does not run through; none for a call of several tokens."""
-        if self.depth is None or call.layout.width > 1:
+        """The layers that a generated token does not run through; none for a prompt."""
+        if self.depth is None or call.layout.prompts:
             return set()
         if not isinstance(call.cache, HaltedCache):
             raise UnsupportedError(
@@ -166,12 +162,22 @@ class Halted:
         every = range(self.host.shape.layers)
         return set(every).difference(self.depth(call.cache.generated + 1, len(every)))
 
-    def _write_report(self, call: DecoderCall, trace: Trace, begin: float | None) -> Report:
+    def _note(self, report: Report, layout: Layout) -> None:
+        """Keep the report. Of a later turn in which nothing halted, only the reason is added to an earlier report."""
+        turn_is_whole = layout.later_turn and not report.stages
+        earlier = self._report if turn_is_whole else None
+        self._report = report if earlier is None else replace(earlier, reason=report.reason)
+
+    def _write_report(
+        self, call: DecoderCall, trace: Trace, begin: float | None, cached: tuple[int, ...], *, may_halt: bool
+    ) -> Report:
+        """The report of a prompt, or of a later turn that found `cached` tokens in each layer's cache."""
         end = clock() if self.timed else None
-        offsets = [call.layout.width - prompt for prompt in call.layout.prompts]
+        layout = call.layout
+        offsets = [layout.seen + layout.width - prompt for prompt in layout.prompts]
         return Report(
             shape=self.shape,
-            prompts=call.layout.prompts,
+            prompts=layout.prompts,
             stages=tuple(
                 (layer, tuple(slots - offset for slots, offset in zip(rows, offsets, strict=True)))
                 for layer, rows in trace.stages
@@ -181,39 +187,25 @@ class Halted:
             cache_bytes=0 if call.cache is None else cache_bytes(call.cache),
             full_cache_bytes=0 if call.cache is None else self._full_cache_bytes(call),
             seconds=None if begin is None or end is None else end - begin,
-            reason=None if trace.stages else self._why_whole(call.layout.prompts),
-        )
-
-    def _why_whole(self, prompts: tuple[int, ...]) -> str:
-        """Why no token of `prompts` halts."""
-        if max(prompts) < self.min_prompt_tokens:
-            return f"every prompt is shorter than min_prompt_tokens={self.min_prompt_tokens}"
-        return f"the policy keeps every token of prompts of {max(prompts)} tokens or fewer"
-
-    def _report_of_turn(self, call: DecoderCall, tokens: tuple[int, ...], cached: tuple[int, ...]) -> Report:
-        """What is reported of a call of several tokens that continues a cache: no token of it halts."""
-        reason = (
-            f"the latest {call.layout.width} tokens continue a cache of {call.layout.seen} (an earlier turn, or a "
-            "prefix): tokens halt only in a prompt that begins its cache"
-        )
-        if self._report is not None:
-            return replace(self._report, reason=reason)
-        held = 0 if call.cache is None else cache_bytes(call.cache)
-        return Report(
-            shape=self.shape,
-            prompts=tokens,
-            stages=(),
-            scores=(),
-            loads=tuple(tuple(dense_loads(self.shape.layers, count)) for count in tokens),
-            cache_bytes=held,
-            full_cache_bytes=held,
-            seconds=None,
-            reason=reason,
+            reason=None if trace.stages else self._why_whole(layout, may_halt=may_halt),
             cached=cached,
         )
 
+    def _why_whole(self, layout: Layout, *, may_halt: bool) -> str:
+        """Why no token halts."""
+        what = "later turn" if layout.later_turn else "prompt"
+        if max(layout.prompts) < self.min_prompt_tokens:
+            return f"every {what} is shorter than min_prompt_tokens={self.min_prompt_tokens}"
+        if not may_halt:
+            return (
+                f"the latest {layout.width} tokens continue a cache of {layout.seen}: tokens of a later turn halt only "
+                "where logits_to_keep=1 is given, as generate does"
+            )
+        return f"the policy keeps every token of {what}s of {max(layout.prompts)} tokens or fewer"
+
     def _full_cache_bytes(self, call: DecoderCall) -> int:
-        width, shape = call.layout.width, self.host.shape
-        entries = sum(min(window - 1, width) if window else width for window in self.host.windows)
+        """Bytes of K and V that the full model would hold after the same calls."""
+        columns, shape = call.layout.seen + call.layout.width, self.host.shape
+        entries = sum(min(window - 1, columns) if window else columns for window in self.host.windows)
         entry = 2 * shape.kv_heads * shape.head_dim * self.host.module.dtype.itemsize
         return len(call.layout.prompts) * entries * entry

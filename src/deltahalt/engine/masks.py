@@ -24,12 +24,12 @@ Attention = tuple[torch.Tensor | None, AbstractContextManager[object]]  # the ma
 class Masks:
     """The attention masks of one call: one for each run of layers that hold the same tokens and have the same window.
 
-    past: what the cache held before the call, by run of layers; empty in a prefill.
+    past: what the cache held before the call, by run of layers.
     """
 
     def __init__(self, host: HostDecoder, layout: Layout, past: list[Segment], cache: DynamicCache | None) -> None:
         self.host, self.layout, self.past, self.cache = host, layout, past, cache
-        self._made: dict[tuple[int, int | None], Attention] = {}  # by first layer of the run, and window
+        self._made: dict[tuple[int, int, int | None], Attention] = {}  # by first layers of both runs, and window
 
     def of(self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None) -> Attention:
         """The mask of a layer about to run on `stream`, and the context to run its attention in.
@@ -40,16 +40,16 @@ class Masks:
         window, layout = self.host.windows[layer], self.layout
         if window is not None and layout.seen + layout.width < window:
             window = None
-        segment = segment_of(self.past or trace.segments, layer)
-        key = (segment.start, window)
+        before, held = segment_of(self.past, layer), segment_of(trace.segments, layer)
+        key = (before.start, held.start, window)
         if key not in self._made:
-            past = segment.slots[:, -self._stored(layer) :] if self.past else stream.slots[:, :0]
+            past = before.slots[:, -self._stored(layer) :] if layout.seen else before.slots
             parts = (*(readable.halted for readable in trace.readable), stream)
             keys = torch.cat([past, *(part.slots for part in parts)], dim=1)
             mask = attention_mask(
                 stream.slots,
                 keys,
-                padded=any(part.padded for part in parts) or (bool(self.past) and segment.padded),
+                padded=any(part.padded for part in parts) or before.padded,
                 window=window,
                 attention=self.host.attention,
                 dtype=stream.hidden.dtype,

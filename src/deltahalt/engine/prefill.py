@@ -25,7 +25,7 @@ def refuse_halted_kv(shape: ModelShape, stages: Iterable[Stage]) -> None:
 
 
 def halting_stages(stages: Iterable[Stage], stream: TokenStream, call: DecoderCall) -> tuple[Stage, ...]:
-    """Those of `stages` that halt tokens of this call: none where it continues a cache."""
+    """Those of `stages` that halt tokens of this call."""
     rows = call.layout.active_rows(stream)
     halting = tuple(stage for stage in stages if decide(stage, rows))
     for stage in halting:
@@ -42,58 +42,35 @@ def halting_stages(stages: Iterable[Stage], stream: TokenStream, call: DecoderCa
     return halting
 
 
-def prefill(
+def run_call(
     layers: Iterable[tuple[int, Module]],
     stages: tuple[Stage, ...],
     stream: TokenStream,
     call: DecoderCall,
     *,
     counted: bool = False,
+    skipped: Collection[int] = (),
 ) -> tuple[TokenStream, Trace]:
-    """Run numbered layers of the host on a prompt, halting at `stages`; the cache then knows what its layers hold.
+    """Run numbered layers of the host, halting at `stages`; the cache then knows which tokens its layers hold.
 
-    counted: the cache must count the tokens that are generated later, even if nothing was halted. Returns the active
-    tokens as they leave the last layer, before the final norm, and the trace of the run.
-    Raises PolicyError for scores that are NaN.
+    counted: the cache must count the tokens that are generated later, even if nothing was halted. skipped: the layers
+    that are left out. Returns the active tokens as they leave the last layer, before the final norm, and the trace of
+    the run. Raises PolicyError for scores that are NaN, and UnsupportedError for a host whose layers do not fill the
+    cache.
     """
-    stream, trace = _run(layers, stages, stream, call)
+    layers = list(layers)
+    stream, trace = run_layers(layers, stages, stream, call)
+    cache, layout = call.cache, call.layout
+    if cache is not None:
+        refuse_unfilled(cache, (index for index, _ in layers))
     trace.refuse_nan()
-    layout = call.layout
-    if call.cache is not None and (trace.stages or counted):
-        tail = last_columns(stages, call) if trace.stages else layout.width
-        HaltedCache.adopt(call.cache, trace.segments, seen=layout.width, tail=tail)
+    if cache is not None and not isinstance(cache, HaltedCache) and (trace.stages or counted):
+        cache = HaltedCache.adopt(cache, call.masks.past, seen=layout.seen)
+    if isinstance(cache, HaltedCache):
+        cache.extend(trace.segments, columns=layout.width, tail=last_columns(stages, call), skipped=skipped)
     return stream, trace
 
 
 def last_columns(stages: Iterable[Stage], call: DecoderCall) -> int:
-    """The number of the prompt's last columns that every layer holds."""
-    return 1 if call.layout.dropped else min((stage.tail for stage in stages), default=0)
-
-
-def continuation(
-    layers: Iterable[tuple[int, Module]],
-    stream: TokenStream,
-    call: DecoderCall,
-    *,
-    skipped: Collection[int] = (),
-) -> tuple[TokenStream, Trace]:
-    """Run numbered layers on tokens that continue a cache; none of them halts. skipped: the layers left out."""
-    stream, trace = _run(layers, (), stream, call)
-    cache, layout = call.cache, call.layout
-    assert cache is not None  # what came before is in it
-    if layout.dropped and not isinstance(cache, HaltedCache):
-        HaltedCache.adopt(cache, call.masks.past, seen=layout.seen, tail=layout.seen)
-    if isinstance(cache, HaltedCache):
-        cache.extend(stream.slots, stream.padded, columns=layout.width, whole=not layout.dropped, skipped=skipped)
-    return stream, trace
-
-
-def _run(
-    layers: Iterable[tuple[int, Module]], stages: tuple[Stage, ...], stream: TokenStream, call: DecoderCall
-) -> tuple[TokenStream, Trace]:
-    """Run the layers, and refuse a host whose layers did not fill the cache."""
-    layers = list(layers)
-    stream, trace = run_layers(layers, stages, stream, call)
-    if call.cache is not None:
-        refuse_unfilled(call.cache, (index for index, _ in layers))
-    return stream, trace
+    """The number of the call's last columns that every layer holds."""
+    return 1 if call.layout.dropped else min((stage.tail for stage in stages), default=call.layout.width)

@@ -17,11 +17,11 @@ def in_short(numbers: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """The latest prefill of a batch of prompts.
+    """The latest prefill of a batch of prompts, or of a later turn in which tokens halted.
 
     Attributes:
         shape: Sizes of the decoder.
-        prompts: Number of tokens in each prompt.
+        prompts: Number of tokens in each prompt, or in each later turn.
         stages: For each decision, its layer and the positions [k] of each prompt that stayed active. Layer -1 stands
             for visual tokens dropped before the first layer.
         scores: For each decision and prompt, the policy's score [n] of each token that was active until then; None for
@@ -30,9 +30,9 @@ class Report:
         cache_bytes: Bytes of K and V after the prefill.
         full_cache_bytes: The same for the full model.
         seconds: Wall time of the prefill; None unless `halting(..., timed=True)`.
-        reason: Why no token of the latest call of several tokens halted; None where some did. That call may be a later
-            turn, which continues the cache of these prompts.
-        cached: For each layer, the number of tokens that its cache held before; empty without a cache.
+        reason: Why no token of the latest prompt or later turn halted; None where some did. The report of an earlier
+            prompt stays when no token of a later turn halts, and only this changes.
+        cached: For each layer, the number of tokens that its cache held before a later turn; empty for a prompt.
 
     Example:
         >>> with halting(model, "auto") as halted:  # doctest: +SKIP
@@ -76,18 +76,18 @@ class Report:
     def flops(self) -> int:
         """True FLOPs of the prefill, all prompts together (see `deltahalt.flops.true_flops`)."""
         pairs = zip(self.loads, self.prompts, strict=True)
-        return sum(true_flops(self.shape, loads, tokens) for loads, tokens in pairs) + self._cached_flops
+        return sum(true_flops(self.shape, loads, tokens) + self._cached_flops(loads) for loads, tokens in pairs)
 
     @property
     def full_flops(self) -> int:
-        """True FLOPs of the full model on the same prompts."""
-        full = sum(true_flops(self.shape, dense_loads(self.shape.layers, n), n) for n in self.prompts)
-        return full + self._cached_flops
+        """True FLOPs of the full model on the same prompts, with the same cache before them."""
+        pairs = ((dense_loads(self.shape.layers, tokens), tokens) for tokens in self.prompts)
+        return sum(true_flops(self.shape, loads, tokens) + self._cached_flops(loads) for loads, tokens in pairs)
 
-    @property
-    def _cached_flops(self) -> int:
-        """FLOPs of attention to the tokens that were in the cache before."""
-        return 4 * self.shape.heads * self.shape.head_dim * sum(self.prompts) * sum(self.cached)
+    def _cached_flops(self, loads: Sequence[LayerLoad]) -> int:
+        """FLOPs of one prompt's attention to the tokens that were in the cache before."""
+        pairs = sum(load.attended * held for load, held in zip(loads, self.cached, strict=False))  # none for a prompt
+        return 4 * self.shape.heads * self.shape.head_dim * pairs
 
     @property
     def speedup_bound(self) -> float:

@@ -194,5 +194,5 @@ def _account(decoder: Module, args: tuple[Any, ...], output: Any) -> None:
         return  # not a prefill: the layer holds more than this call's tokens
     if not isinstance(cache, HaltedCache):  # the prompt was too short for halting
         slots = torch.arange(width, device=output.last_hidden_state.device).expand(rows, -1)
-        HaltedCache.adopt(cache, [Segment(0, slots, padded=False)], seen=width, tail=0)
+        HaltedCache.adopt(cache, [Segment(0, slots, padded=False)], seen=width)
     cache.tail = 0

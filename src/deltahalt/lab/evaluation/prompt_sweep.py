@@ -13,7 +13,7 @@ from deltahalt.engine.call import DecoderCall, prepare
 from deltahalt.engine.decoder import run_layers
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.masks import Masks
-from deltahalt.engine.prefill import prefill, refuse_halted_kv
+from deltahalt.engine.prefill import refuse_halted_kv, run_call
 from deltahalt.engine.stream import TokenStream
 from deltahalt.policies.base import LayerView, Policy, Stage
 
@@ -73,9 +73,9 @@ class PromptSweep:
         first = stages[0].first
         cache = fork(self.full.cache)
         cache.layers[first:] = DynamicCache(config=self.host.config).layers[first:]
-        call = replace(self.call, cache=cache, masks=Masks(self.host, self.call.layout, [], cache))
+        call = replace(self.call, cache=cache, masks=Masks(self.host, self.call.layout, self.call.masks.past, cache))
         stages = tuple(remembering(stage, self.scores) for stage in stages)
-        stream, _ = prefill(self.layers[first:], stages, self.entering[first], call)
+        stream, _ = run_call(self.layers[first:], stages, self.entering[first], call)
         return Prefilled(cache, self._last(stream))
 
     def _last(self, stream: TokenStream) -> torch.Tensor:
