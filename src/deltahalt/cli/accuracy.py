@@ -31,7 +31,8 @@ from deltahalt.cli.common import (
 from deltahalt.cli.tables import of_policies
 from deltahalt.files import require_apart, require_output
 from deltahalt.methods.registry import check_method
-from deltahalt.profile import is_profile, names_profile
+from deltahalt.profile import is_profile
+from deltahalt.profile_names import names_profile
 
 QueryFreeOption = Annotated[
     bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")

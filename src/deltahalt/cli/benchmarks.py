@@ -26,7 +26,7 @@ from deltahalt.cli.shapes import shapes
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 from deltahalt.methods.registry import check_method
-from deltahalt.profile import AUTO
+from deltahalt.profile_names import AUTO
 
 SHAPES = "shapes"  # the task that is not lm-eval's
 

@@ -15,7 +15,8 @@ from deltahalt.methods.registry import known_methods
 from deltahalt.policies import parse_policy
 from deltahalt.policies.describe import describe
 from deltahalt.policies.options import did_you_mean
-from deltahalt.profile import check_profile, default_text, names_profile
+from deltahalt.profile import check_profile, default_text
+from deltahalt.profile_names import names_profile
 from deltahalt.vision.policies import known_vision_policies
 
 

@@ -11,7 +11,7 @@ from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policies.text import with_options
-from deltahalt.profile import names_profile
+from deltahalt.profile_names import names_profile
 
 HALTING = "window-attention:scope=visual"
 

@@ -26,7 +26,7 @@ from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import cells
 from deltahalt.methods.base import Method
 from deltahalt.methods.registry import check_method, parse_method
-from deltahalt.profile import AUTO
+from deltahalt.profile_names import AUTO
 
 
 def bench(

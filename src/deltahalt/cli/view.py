@@ -12,7 +12,7 @@ from deltahalt.files import require_output, write_whole
 from deltahalt.methods.halting import method_of
 from deltahalt.policies import parse_policy
 from deltahalt.policies.base import AnyPolicy
-from deltahalt.profile import names_profile
+from deltahalt.profile_names import names_profile
 from deltahalt.vision.policy import VisionPolicy
 
 TEXT_POLICIES = "auto dash"
