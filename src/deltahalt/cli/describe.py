@@ -1,4 +1,4 @@
-"""What there is, from no measurement: `policies` and `flops`."""
+"""What needs no measurement: `policies` and `flops`."""
 
 import json
 from dataclasses import asdict
@@ -73,8 +73,8 @@ def flops(
     policy: Annotated[
         str,
         typer.Option(
-            help="A policy, name:option=value,... joined by +; or auto: of a --model what its profile names, for which "
-            "it is loaded, of a --shape the default for models without a profile."
+            help="Policies, name:option=value,..., joined by +; or auto. With --model, auto loads the model and takes "
+            "the policy of its profile; with --shape, it is the default policy of models without a profile."
         ),
     ] = "dash",
     as_json: JsonOption = False,

@@ -23,7 +23,7 @@ def view(
     question: Annotated[str, typer.Option(help="What to ask.")],
     page: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
     document: Annotated[str | None, typer.Option(help="Text file to ask about, or - for standard input.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Image file to ask about; may be given again.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image file to ask about; repeat it for several.")] = None,
     model: ModelOption = "smollm2-135m",
     policies: Annotated[
         str | None,

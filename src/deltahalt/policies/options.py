@@ -59,7 +59,9 @@ def _check(name: str, value: Any, hint: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, number):
             raise PolicyError(f"{name} is {value!r}; it must be {WANTED[hint]}")
         if isinstance(value, int) and value.bit_length() > LONGEST:
-            raise PolicyError(f"{name} has {value.bit_length()} bits; a whole number must fit into 64 bits")
+            raise PolicyError(
+                f"{name} is a number of {value.bit_length()} bits; it must fit into 64 bits: give at most 18 digits"
+            )
         if not math.isfinite(value):
             raise PolicyError(f"{name} is {value!r}; it must be a finite number")
     if hint in (bool, str) and not isinstance(value, hint):
