@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.methods.base import Ends, Method, Prompts
+from deltahalt.policies import Dash
 from deltahalt.policies.options import require_at_least, require_odd
 
 
@@ -77,7 +78,7 @@ class SnapKV(Method):
         self.check(model.config)
         from kvpress import SnapKVPress  # noqa: PLC0415 (an extra)
 
-        from deltahalt.integrations.kvpress import DeltaPress  # noqa: PLC0415
+        from deltahalt.engine.kv_press import pressed  # noqa: PLC0415 (imports kvpress)
 
         press = SnapKVPress(self.pruning_ratio, window_size=self.window, kernel_size=self.kernel)
-        return DeltaPress(compression_ratio=0.0, then=press)(model)
+        return pressed(model, Dash(pruning_ratio=0.0), press, "DeltaPress")
