@@ -46,18 +46,19 @@ def commands(
     if "lengths" in table:
         if which:
             raise ValueError(f"{name} is a formula: leave --tasks out")
-        _choose(name, ["DASH"], only)
+        choose(name, ["DASH"], only)
         given = ["--policy", PAPER["methods"]["DASH"], "--lengths", ",".join(map(str, table["lengths"]))]
         return {"DASH": ["flops", "--shape", "qwen2.5-7b", *given, *options]}
     known = [task.removesuffix("_e") for task in tasks(table)] if longbench else tasks(table)
-    given = ["--tasks", ",".join(_choose(name, known, which)), *table.get("options", ()), *options]
-    wanted = _choose(name, [*methods(table), *PAPER["beside"]], only)
+    given = ["--tasks", ",".join(choose(name, known, which)), *table.get("options", ()), *options]
+    wanted = choose(name, [*methods(table), *PAPER["beside"]], only)
     policies = PAPER["methods"] | PAPER["beside"]
     policies |= {"LLMLingua2": f"llmlingua2:encoder={encoder}"} if encoder else {}
     return {method: ["eval", "--policy", policies[method], *given] for method in wanted}
 
 
-def _choose(name: str, known: list[str], wanted: Sequence[str]) -> list[str]:
+def choose(name: str, known: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The `wanted` ones of the words that a table knows, in its order; all for none. Raises ValueError for others."""
     if unknown := [word for word in wanted if word not in known]:
         raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(known)}")
     return [word for word in known if word in wanted or not wanted]

@@ -5,6 +5,7 @@ Two figures count: needles found, and the change of the answers' negative log-li
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -185,12 +186,18 @@ def _sets(model: str, *kinds: str) -> list[dict[str, list[SweepRow]]]:
     """
     sets: dict[int, dict[str, list[SweepRow]]] = {}
     for kind in kinds:
-        by_policy: dict[str, list[SweepRow]] = {}
-        for row in read_sweep(rows_file(RESULTS, f"{kind}-{model}")):
-            by_policy.setdefault(row.policy, []).append(row)
-        for policy, rows in by_policy.items():
+        for policy, rows in _by_policy(rows_file(RESULTS, f"{kind}-{model}")).items():
             sets.setdefault(len(rows), {}).setdefault(policy, rows)
     return [sets[prompts] for prompts in sorted(sets, reverse=True)]
+
+
+@cache
+def _by_policy(file: Path) -> dict[str, list[SweepRow]]:
+    """A file's rows by policy, read once although several tables are made of them."""
+    by_policy: dict[str, list[SweepRow]] = {}
+    for row in read_sweep(file):
+        by_policy.setdefault(row.policy, []).append(row)
+    return by_policy
 
 
 def _figures(kept: Sequence[Kept | None]) -> dict[str, list[str]]:

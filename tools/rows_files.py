@@ -2,15 +2,8 @@
 
 from pathlib import Path
 
-SUFFIX = ".jsonl"
-
 
 def rows_file(folder: Path, name: str) -> Path:
     """The file of rows that is called `name`, compressed unless there is a plain one."""
-    plain = folder / f"{name}{SUFFIX}"
+    plain = folder / f"{name}.jsonl"
     return plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
-
-
-def rows_name(file: Path) -> str:
-    """What `rows_file` calls a file."""
-    return file.name.partition(SUFFIX)[0]

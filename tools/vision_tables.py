@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from deltahalt.lab.rows.markdown import table as markdown
-from tools.paper_tables import PAPER, words
+from tools.paper_tables import PAPER, choose, words
 
 TABLES = ["table5", "table6", "table7"]
 FULL = "full model"
@@ -56,10 +56,8 @@ def runs(name: str, only: Sequence[str] = ()) -> list[Run]:
     lines = [Run("", FULL, table["full run"], table[FULL])]
     for group, content in table["groups"].items():
         lines += [Run(group, method, content["runs"][method], row) for method, row in content["paper"].items()]
-    known = list(dict.fromkeys(line.method for line in lines))
-    if unknown := [method for method in only if method not in known]:
-        raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    return [line for line in lines if line.method in only or not only]
+    wanted = choose(name, list(dict.fromkeys(line.method for line in lines)), only)
+    return [line for line in lines if line.method in wanted]
 
 
 def command(name: str, run: Run, model: str, out: Path, options: Sequence[str]) -> list[str]:

@@ -25,9 +25,8 @@ from deltahalt.policies.text import (
     write,
 )
 from deltahalt.policies.usual import blind_default, safe_default
+from deltahalt.profile_names import AUTO, AUTO_QUERY_FREE, names_profile
 
-AUTO = "auto"
-AUTO_QUERY_FREE = "auto-query-free"
 FORMAT = 1
 SIGNED = 16  # number of final-norm weights in a signature, by which models of one shape differ
 
@@ -215,12 +214,6 @@ def is_profile(file: Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def names_profile(text: str) -> bool:
-    """Whether a text names a profile, rather than a policy."""
-    name = text.partition(":")[0]
-    return name in (AUTO, AUTO_QUERY_FREE) or name.endswith(".json")
 
 
 def check_profile(text: str, options: Mapping[str, Any] = {}) -> None:

@@ -92,7 +92,7 @@ def test_the_command_takes_a_method_and_a_share_for_the_vit(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--vision-retain", "0.5"), "name one in --vision-policy"),
+        (("--vision-retain", "0.5"), "add --vision-policy visionzip"),
         (("--policy", "auto"), "auto is for prompts of text"),
         (("--vision-policy", "magic"), "no policy 'magic'"),
         (("--vision-policy", "visionzip", "--vision-retain", "2"), "retain is 2"),

@@ -16,24 +16,10 @@ from deltahalt.answering.demo import EXPECTED, FACT
 from deltahalt.cli.answer_table import show_answers
 from deltahalt.loading.models import load
 from deltahalt.profile import Choice, Profile, Signature
-from helpers.command import deltahalt
+from helpers.command import TEXT, deltahalt
 
-TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
 SMALL = ["--keep-first", "4", "--keep-last", "8"]
 DASH = ["--policy", "dash", *SMALL]
-
-
-@pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def document(tmp_path: Path) -> str:
-    path = tmp_path / "document.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return str(path)
 
 
 def answers_in(shown: str) -> list[dict[str, Any]]:

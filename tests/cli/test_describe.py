@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ from deltahalt.policies.describe import describe
 from deltahalt.vision import VISION_POLICIES
 from deltahalt.vision.policies import known_vision_policies
 from helpers.command import deltahalt
-
-
-@pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 def test_policies_lists_each_with_stage_and_source(capsys: pytest.CaptureFixture[str]) -> None:

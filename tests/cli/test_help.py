@@ -1,7 +1,6 @@
 """The command's help, its version, and errors in how it is called."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr
 
 
 @pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [])
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 

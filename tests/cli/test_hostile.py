@@ -2,7 +2,6 @@
 
 import importlib.util
 import shlex
-import sys
 from pathlib import Path
 from time import monotonic
 
@@ -29,7 +28,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple
 @pytest.fixture
 def place(filled: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, str]]:
     """That folder to run in, without a network, and where no model may be loaded."""
-    monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(filled[0])

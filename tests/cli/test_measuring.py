@@ -1,39 +1,18 @@
 """The commands that measure, and what they show, on a tiny model."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.rows.base import read_rows
-from helpers.command import deltahalt
-
-TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6
-
-
-@pytest.fixture(autouse=True)
-def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def document(tmp_path: Path) -> str:
-    path = tmp_path / "document.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return str(path)
+from helpers.command import TEXT, deltahalt
 
 
 def test_bench_writes_rows_that_report_reads(
-    tiny_folder: Path,
-    tmp_path: Path,
-    document: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path, tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # so that no cell is wrapped
     rows = tmp_path / "rows.jsonl"
     sizes = ["--lengths", "200,300", "--batch-sizes", "1,2", "--new-tokens", "3"]
     options = ["--policies", "dash uniform:start=1", *sizes, "--text", document, "--repeats", "1", "--rows", str(rows)]
@@ -151,9 +130,8 @@ def columns(lines: list[str], border: str) -> list[str]:
 
 
 def test_speedup_is_the_same_ratio_in_sweep_and_report(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # so that no head is wrapped
     data, rows = tmp_path / "samples.jsonl", tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"task": "qa", "prompt": TEXT, "answer": "a file"}))
     options = ["--data", str(data), "--policies", "uniform:start=1,pruning_ratio=0.9"]

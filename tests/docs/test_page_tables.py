@@ -15,7 +15,6 @@ from helpers.sweep_rows import row
 from tools import page_tables
 from tools import reached as reached_tool
 from tools.briefly import brief
-from tools.rows_files import rows_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +40,8 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows() -> None
         "variants",
         "vision",
     )
-    assert {rows_name(file) for kind in measured for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl*")} <= shown
+    files = [file for kind in measured for file in page_tables.RESULTS.glob(f"{kind}-*.jsonl*")]
+    assert {file.name.partition(".jsonl")[0] for file in files} <= shown
     kinds = {kind for page in written.values() for _, kind, *_ in page_tables.MARKED.findall(page)}
     assert kinds == set(page_tables.TABLES)
 

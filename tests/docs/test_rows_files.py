@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.rows_files import rows_file, rows_name
+from tools.rows_files import rows_file
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "results").iterdir())
@@ -21,4 +21,4 @@ def test_large_files_are_compressed_and_a_clone_is_small() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_a_file_is_found_by_its_name(file: Path) -> None:
-    assert rows_file(ROOT / "results", rows_name(file)) == file
+    assert rows_file(ROOT / "results", file.name.partition(".jsonl")[0]) == file

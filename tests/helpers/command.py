@@ -6,6 +6,8 @@ import pytest
 
 from deltahalt import cli
 
+TEXT = "The help of the standard library says: " + "a module is a file of definitions. " * 6  # a document
+
 
 def deltahalt(*arguments: object) -> int:
     """Run the command with these arguments; returns its exit status."""

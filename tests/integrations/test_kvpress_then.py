@@ -12,7 +12,8 @@ from helpers.tiny import VARIANTS, prompts, tiny
 
 pytest.importorskip("kvpress", reason="kvpress has an environment of its own: make test-kvpress")
 
-from deltahalt.integrations.kvpress import FOLLOWING, DeltaPress
+from deltahalt.engine.kv_press import FOLLOWING
+from deltahalt.integrations.kvpress import DeltaPress
 from helpers.presses import (
     CONTEXT,
     IDS,

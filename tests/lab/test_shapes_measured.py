@@ -241,7 +241,8 @@ def test_the_command_shows_every_shape(
     ("options", "complaint"),
     [
         (("--tasks", "shapes,needle"), "run shapes by themselves"),
-        (("--tasks", "shapes", "--min-prompt-tokens", "9"), "leave others out"),
+        (("--tasks", "shapes", "--min-prompt-tokens", "9"), "cannot use --min-prompt-tokens: give only"),
+        (("--tasks", "shapes", "--attention", "eager", "--max-length", "9"), "--attention and --max-length: give only"),
     ],
 )
 def test_eval_refuses_what_shapes_do_not_take(

@@ -31,10 +31,10 @@ from deltahalt.profile import (
     Signature,
     check_profile,
     find_policy,
-    names_profile,
     resolve,
     shipped,
 )
+from deltahalt.profile_names import names_profile
 from helpers.tiny import VOCAB, tiny
 from helpers.tiny_vision import tiny_vision
 

@@ -61,7 +61,7 @@ def build_prompt(
 def check_question(question: str) -> None:
     """Raise InputError for a question that is empty or cannot be encoded."""
     if not question.strip():
-        raise InputError("the question is empty: give a question about the document")
+        raise InputError("the question is empty: give a question about the document or picture")
     require_unicode(question, "the question")
 
 

@@ -97,15 +97,20 @@ def main() -> None:
     raise SystemExit(status or 0)
 
 
+def _say(message: Warning | str, style: str) -> None:
+    """Show one line on stderr."""
+    log.print(f"deltahalt: {message}".replace("\n", " "), style=style, soft_wrap=True)
+
+
 def _fail(message: str, error: Exception) -> None:
     """Show one line on stderr, and exit with status 2."""
-    log.print(f"deltahalt: {message}".replace("\n", " "), style="red", soft_wrap=True)
+    _say(message, "red")
     raise SystemExit(2) from error
 
 
 def _show_warning(usual: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any) -> None:
     """Show our own warnings as one line on stderr, and others as usual."""
     if issubclass(kind, DeltahaltWarning):
-        log.print(f"deltahalt: {message}".replace("\n", " "), style="yellow", soft_wrap=True)
+        _say(message, "yellow")
     else:
         usual(message, kind, *where)

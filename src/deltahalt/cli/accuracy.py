@@ -31,7 +31,8 @@ from deltahalt.cli.common import (
 from deltahalt.cli.tables import of_policies
 from deltahalt.files import require_apart, require_output
 from deltahalt.methods.registry import check_method
-from deltahalt.profile import is_profile, names_profile
+from deltahalt.profile import is_profile
+from deltahalt.profile_names import names_profile
 
 QueryFreeOption = Annotated[
     bool, typer.Option("--query-free", help="Halt before the question is read: one prefill for many questions.")
@@ -103,7 +104,7 @@ def _show(rows: list[Any]) -> None:
         OWN_SPEEDUP: [f"{line.speedup:.2f}x" for line in lines],
     }
     common = ("samples", "exact by the full model")
-    notes = f"{REFERENCE}; {OWN_SPEEDUP}: on this model and these prompts"
+    notes = f"{REFERENCE}; {OWN_SPEEDUP}: the same for this model and these prompts"
     out.print(of_policies([line.policy for line in lines], columns, common=common, caption=notes))
 
 
@@ -111,12 +112,26 @@ def calibrate(
     profile: Annotated[Path, typer.Option("--out", help="JSON file for the profile; use it as --policy FILE.")],
     model: ModelOption = "smollm2-135m",
     target_speedup: Annotated[
-        str | None, typer.Option(help="FLOPs ratios (7B shape, 16K), comma-separated; the first, 1.7, is the default.")
+        str | None,
+        typer.Option(
+            help="Speedups to find a policy for, comma-separated, in FLOPs on Qwen2.5-7B's shape at 16,384 tokens; by "
+            "default 1.7. The policy of the first becomes the profile's default."
+        ),
     ] = None,
     max_loss: Annotated[
-        float | None, typer.Option(help="Choose the fastest policy that loses no more nats a token, of 1.3x to 2.5x.")
+        float | None,
+        typer.Option(
+            help="Largest increase in NLL, nats a token: the profile gets the fastest policy within it, and the "
+            "speedups tried are 1.3 to 2.5 unless --target-speedup is given."
+        ),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers to try, comma-separated; by default all that can.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Indices of the layers at which to try the first halting decision, comma-separated; by default every "
+            "layer that can decide."
+        ),
+    ] = None,
     query_free: QueryFreeOption = False,
     data: Annotated[
         str | None,

@@ -22,7 +22,8 @@ from deltahalt.cli.common import load_model, resolve_policy
 from deltahalt.errors import InputError
 from deltahalt.methods.registry import check_method, parse_method
 from deltahalt.policies import Dense
-from deltahalt.profile import AUTO, Wanted, names_profile
+from deltahalt.profile import Wanted
+from deltahalt.profile_names import AUTO, names_profile
 
 FULL = "full model"
 

@@ -52,8 +52,11 @@ def measured(
     return rows
 
 
-# What a column `speedup` holds in every table of policies.
-REFERENCE = "speedup: ratio of FLOPs on Qwen2.5-7B's shape at 16K tokens"
+# The meaning of the column `speedup` in every table of policies.
+REFERENCE = (
+    "speedup: FLOPs until the first new token, the full model's divided by the policy's, for a model of Qwen2.5-7B's "
+    "shape and a prompt of 16,384 tokens"
+)
 
 # Bounds of what is counted: far above any use, so that a slip of the keyboard is refused before anything runs.
 MOST_TOKENS, MOST_SAMPLES, MOST_REPEATS, MOST_BATCH = 10_000_000, 1_000_000, 1_000, 4_096

@@ -26,7 +26,7 @@ from deltahalt.cli.shapes import shapes
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 from deltahalt.methods.registry import check_method
-from deltahalt.profile import AUTO
+from deltahalt.profile_names import AUTO
 
 SHAPES = "shapes"  # the task that is not lm-eval's
 
@@ -63,9 +63,16 @@ def evaluate(
     if SHAPES in names:
         if len(names) > 1:
             raise InputError(f"{tasks!r} names shapes and other tasks: run shapes by themselves, --tasks shapes")
-        if min_prompt_tokens or device_map is not None or attention is not None or max_length:
+        refused = {
+            "--min-prompt-tokens": min_prompt_tokens or None,
+            "--device-map": device_map,
+            "--attention": attention,
+            "--max-length": max_length,
+        }
+        if given := [option for option, value in refused.items() if value is not None]:
             raise InputError(
-                "shapes take --model, --policy, --limit, --lengths, --data, --rows, --dtype, --device: leave others out"
+                f"--tasks shapes cannot use {' and '.join(given)}: give only --model, --policy, --limit, --lengths, "
+                "--data, --rows, --dtype and --device with it"
             )
         shapes(rows, model, policy, prompts=limit or 3, tokens=lengths, data=data, dtype=dtype, device=device)
         return

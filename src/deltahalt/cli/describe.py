@@ -1,4 +1,4 @@
-"""What there is, from no measurement: `policies` and `flops`."""
+"""What needs no measurement: `policies` and `flops`."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,8 @@ from deltahalt.methods.registry import known_methods
 from deltahalt.policies import parse_policy
 from deltahalt.policies.describe import describe
 from deltahalt.policies.options import did_you_mean
-from deltahalt.profile import check_profile, default_text, names_profile
+from deltahalt.profile import check_profile, default_text
+from deltahalt.profile_names import names_profile
 from deltahalt.vision.policies import known_vision_policies
 
 
@@ -72,8 +73,8 @@ def flops(
     policy: Annotated[
         str,
         typer.Option(
-            help="A policy, name:option=value,... joined by +; or auto: of a --model what its profile names, for which "
-            "it is loaded, of a --shape the default for models without a profile."
+            help="Policies, name:option=value,..., joined by +; or auto. With --model, auto loads the model and takes "
+            "the policy of its profile; with --shape, it is the default policy of models without a profile."
         ),
     ] = "dash",
     as_json: JsonOption = False,

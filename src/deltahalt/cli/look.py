@@ -11,30 +11,36 @@ from deltahalt.cli.common import load_vision_model, read_image
 from deltahalt.errors import InputError
 from deltahalt.policies import Dense, parse_policy
 from deltahalt.policies.text import with_options
-from deltahalt.profile import names_profile
+from deltahalt.profile_names import names_profile
 
 HALTING = "window-attention:scope=visual"
 
 
 def look(
-    image: Annotated[list[Path], typer.Option(help="Image file to ask about; may be given again.")],
+    image: Annotated[list[Path], typer.Option(help="Image file to ask about; repeat it for several.")],
     question: Annotated[str, typer.Option(help="What to ask.")],
-    model: Annotated[str, typer.Option(help="Hub id or local folder of a model of the Qwen2-VL kind.")],
+    model: Annotated[str, typer.Option(help="Hub id or local folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.")],
     policy: Annotated[
         str | None,
-        typer.Option(help=f"name:option=value,... in the decoder; by default {HALTING}, dense with --vision-policy."),
+        typer.Option(
+            help=f"Policy of the decoder, name:option=value,...; by default {HALTING}, or dense if --vision-policy is "
+            "given."
+        ),
     ] = None,
     vision_policy: Annotated[
-        str | None, typer.Option(help="name:option=value,... in the ViT, such as visionzip; by default none.")
+        str | None,
+        typer.Option(help="Policy of the ViT, name:option=value,..., such as visionzip; by default none."),
     ] = None,
-    vision_retain: Annotated[float | None, typer.Option(help="Share of visual tokens that the ViT keeps.")] = None,
+    vision_retain: Annotated[
+        float | None, typer.Option(help="Share of visual tokens that --vision-policy keeps.")
+    ] = None,
     max_new_tokens: NewTokensOption = 64,
     compare: Annotated[bool, typer.Option("--compare", help="Also run the full model, and show both.")] = False,
     as_json: JsonOption = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Answer a question about pictures on fewer visual tokens, and show what it cost."""
+    """Answer a question about pictures with fewer visual tokens, and show the time, FLOPs and cache it took."""
     from deltahalt.answering.documents import check_question
     from deltahalt.answering.pictures import ask_about_pictures
     from deltahalt.cli.answer_json import answers_json
@@ -44,7 +50,9 @@ def look(
     from deltahalt.vision.policies import parse_vision_policy
 
     if vision_policy is None and vision_retain is not None:
-        raise InputError("a share for the ViT is given, and no method: name one in --vision-policy, such as visionzip")
+        raise InputError(
+            f"--vision-retain is {vision_retain}, but no policy of the ViT is given: add --vision-policy visionzip"
+        )
     if policy is not None and names_profile(policy):
         raise InputError(f"{policy} is for prompts of text: name a policy, such as {HALTING}")
     policy = policy or (HALTING if vision_policy is None else Dense.name)

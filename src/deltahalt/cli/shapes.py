@@ -12,7 +12,7 @@ from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve
 from deltahalt.cli.tables import fitted
 from deltahalt.files import require_apart
 from deltahalt.methods.registry import check_method, parse_method
-from deltahalt.profile import AUTO
+from deltahalt.profile_names import AUTO
 
 MOST_PROMPTS = 10_000  # of each shape, all of which are kept in memory
 

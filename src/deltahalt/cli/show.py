@@ -1,4 +1,4 @@
-"""Rows already measured: `plot` and `report`."""
+"""Figures and tables of measured rows: `plot` and `report`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +12,18 @@ from deltahalt.files import require_output
 
 
 def plot(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of `sweep`, `eval` or `observe`.")],
-    picture: Annotated[Path, typer.Option("--out", help="Where to draw: a file that ends in .svg or .png.")],
+    rows: Annotated[list[Path], typer.Argument(help="JSONL files that `sweep`, `eval` or `observe` wrote.")],
+    picture: Annotated[Path, typer.Option("--out", help="File to draw to, which ends in .svg or .png.")],
     figure: Annotated[
         str,
         typer.Option(
-            help="Of sweep rows: pareto or signals; of eval rows: score-time; of observe rows: delta-distribution, "
-            "delta-attention or sparsity."
+            help="pareto or signals for rows of `sweep`; score-time for rows of `eval`; delta-distribution, "
+            "delta-attention or sparsity for rows of `observe`."
         ),
     ] = "pareto",
     force: ForceOption = False,
 ) -> None:
-    """Draw rows already measured: accuracy against speed, or another figure; needs the extra `plot`."""
+    """Draw measured rows: accuracy against speed, or the figure that --figure names; needs the extra `plot`."""
     from deltahalt.lab.figures.house import check_plot, is_plot
     from deltahalt.lab.rows.base import read_rows
 
@@ -37,7 +37,7 @@ def plot(
 
 
 def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
-    """For each figure its kind of rows, and what draws them."""
+    """The type of rows that each figure shows, and the function that draws it."""
     from deltahalt.lab.evaluation.observe import Observation
     from deltahalt.lab.evaluation.sweep import SweepRow
     from deltahalt.lab.figures.delta_attention import delta_attention
@@ -59,10 +59,17 @@ def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
 
 
 def report(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files of rows of any command that measures.")],
-    frontier: Annotated[bool, typer.Option("--frontier", help="Of a sweep: policies that none beats.")] = False,
+    rows: Annotated[
+        list[Path], typer.Argument(help="JSONL files of measured rows, such as those of `bench` or `sweep`.")
+    ],
+    frontier: Annotated[
+        bool,
+        typer.Option(
+            "--frontier", help="For rows of `sweep`: show only policies that no other beats in both speed and accuracy."
+        ),
+    ] = False,
 ) -> None:
-    """Print measured rows as Markdown, a table for each kind of rows."""
+    """Print measured rows as Markdown tables, one for each kind of rows."""
     from deltahalt.lab.evaluation.sweep import SweepRow
     from deltahalt.lab.figures.comparison import on_frontier
     from deltahalt.lab.figures.tables import KINDS, markdown

@@ -26,7 +26,7 @@ from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import cells
 from deltahalt.methods.base import Method
 from deltahalt.methods.registry import check_method, parse_method
-from deltahalt.profile import AUTO
+from deltahalt.profile_names import AUTO
 
 
 def bench(
@@ -36,7 +36,12 @@ def bench(
     lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "4096",
     batch_sizes: Annotated[str, typer.Option(help="Prompts at once, comma-separated.")] = "1",
     new_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens to generate, no fewer; 1 is the prefill alone.")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_TOKENS,
+            help="Number of tokens to generate, even after an end token; 1 measures the prefill alone.",
+        ),
     ] = 32,
     text: Annotated[
         Path | None, typer.Option(help="Text file to cut prompts from, tokenized in every run; else random tokens.")

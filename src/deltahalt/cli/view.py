@@ -12,7 +12,7 @@ from deltahalt.files import require_output, write_whole
 from deltahalt.methods.halting import method_of
 from deltahalt.policies import parse_policy
 from deltahalt.policies.base import AnyPolicy
-from deltahalt.profile import names_profile
+from deltahalt.profile_names import names_profile
 from deltahalt.vision.policy import VisionPolicy
 
 TEXT_POLICIES = "auto dash"
@@ -23,7 +23,7 @@ def view(
     question: Annotated[str, typer.Option(help="What to ask.")],
     page: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
     document: Annotated[str | None, typer.Option(help="Text file to ask about, or - for standard input.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Image file to ask about; may be given again.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image file to ask about; repeat it for several.")] = None,
     model: ModelOption = "smollm2-135m",
     policies: Annotated[
         str | None,

@@ -19,17 +19,24 @@ EVERY = (
 
 
 def vision_sweep(
-    model: Annotated[str, typer.Option(help="Local folder or hub id of a Qwen2-VL; the recipe's reads the pictures.")],
+    model: Annotated[
+        str,
+        typer.Option(help="Hub id or local folder of a Qwen2-VL; recipes/small_vlm trains one on such pictures."),
+    ],
     rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
-    methods: Annotated[str, typer.Option(help="Of either stage, separated by blanks; ViT/LLM for both.")] = EVERY,
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by blanks; A/B runs A in the ViT and B in the decoder.")
+    ] = EVERY,
     retains: Annotated[str, typer.Option(help="Shares of visual tokens to keep.")] = "0.5,0.35,0.25,0.111,0.0625",
     pictures: Annotated[
         int, typer.Option(min=2, max=MOST_SAMPLES, help="Held-out pictures, with five questions each.")
     ] = 40,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as saved.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto for that of the weights.")
+    ] = "float32",
     device: DeviceOption = None,
 ) -> None:
-    """Measure what fewer visual tokens cost in answers, on pictures drawn from seeds; needs the extra `vision`."""
+    """Measure how much answers suffer from fewer visual tokens, on generated pictures; needs the extra `vision`."""
     from deltahalt.cli.before import check_vision_model
     from deltahalt.lab.evaluation.pictures.combinations import combinations
     from deltahalt.lab.evaluation.pictures.row import VisionRow

@@ -24,7 +24,8 @@ from deltahalt.host.stand_in import swap_in
 from deltahalt.methods.applying import resolve_on
 from deltahalt.policies import parse_policy
 from deltahalt.policies.text import with_options
-from deltahalt.profile import check_profile, names_profile
+from deltahalt.profile import check_profile
+from deltahalt.profile_names import names_profile
 from deltahalt.vision import halting_vision
 from deltahalt.vision.policies import parse_vision_policy
 

@@ -9,6 +9,7 @@ import torch
 
 from deltahalt.errors import InputError, PolicyError
 from deltahalt.methods.prompt_stage import PromptMethod
+from deltahalt.policies.options import require_at_least
 
 CJK = "぀-ヿ㐀-䶿一-鿿가-힯"
 WORD = re.compile(rf"[^\W{CJK}]+|[{CJK}]")  # in scripts without spaces, each character is a word
@@ -64,8 +65,7 @@ class BM25(PromptMethod):
             raise PolicyError(f"chunk is {self.chunk}; it must be 1 token or more")
         if not 0 <= self.neighbour <= 1:
             raise PolicyError(f"neighbour is {self.neighbour}; it must lie in [0, 1], 0 to leave neighbours out")
-        if self.k1 < 0:
-            raise PolicyError(f"k1 is {self.k1}; it must be 0 or more")
+        require_at_least(self, 0, "k1")
         if not 0 <= self.b <= 1:
             raise PolicyError(f"b is {self.b}; it must lie in [0, 1]")
 

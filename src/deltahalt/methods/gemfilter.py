@@ -13,6 +13,7 @@ from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.methods.prompt_stage import PromptMethod
+from deltahalt.policies.options import require_odd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,7 @@ class GemFilter(PromptMethod):
         super().__post_init__()
         if not 0 <= self.start < (math.inf if isinstance(self.start, int) else 1):
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"kernel is {self.kernel}; it must be an odd number, 1 or more")
+        require_odd(self, "kernel")
         if self.count < 0:
             raise PolicyError(f"count is {self.count}; it must be 0 or more, 0 to use pruning_ratio")
         if self.keep_last < 1:

@@ -9,6 +9,7 @@ import torch
 from deltahalt.errors import PolicyError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.methods.base import Ends, Method, Prompts
+from deltahalt.policies.options import require_at_least
 from deltahalt.policies.selection import halted_count, refuse_nan, top_k
 
 
@@ -40,10 +41,7 @@ class PromptMethod(Method):
         super().__post_init__()
         if not 0 <= self.pruning_ratio < 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
-        if self.keep_first < 0:
-            raise PolicyError(f"keep_first is {self.keep_first}; it must be 0 or more")
-        if self.keep_last < 0:
-            raise PolicyError(f"keep_last is {self.keep_last}; it must be 0 or more")
+        require_at_least(self, 0, "keep_first", "keep_last")
 
     def score(self, model: Any, tokenizer: Any, ids: torch.Tensor, context: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens [m] of the context of a prompt `ids` [n], and their scores [m]. The highest scores stay."""

@@ -17,7 +17,8 @@ from deltahalt.policies.text import (
     update,
     with_options,
 )
-from deltahalt.profile import check_profile, names_profile
+from deltahalt.profile import check_profile
+from deltahalt.profile_names import names_profile
 
 AnyMethod = AnyPolicy | Method
 

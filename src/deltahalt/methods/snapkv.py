@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from deltahalt.engine.halted import Halted
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.methods.base import Ends, Method, Prompts
+from deltahalt.policies import Dash
+from deltahalt.policies.options import require_at_least, require_odd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +52,8 @@ class SnapKV(Method):
         super().__post_init__()
         if not 0 <= self.pruning_ratio < 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1)")
-        if self.window < 1:
-            raise PolicyError(f"window is {self.window}; it must be 1 or more")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"kernel is {self.kernel}; it must be an odd number, 1 or more")
+        require_at_least(self, 1, "window")
+        require_odd(self, "kernel")
 
     def shorten(self, model: Any, tokenizer: Any, prompts: Prompts, ends: Sequence[Ends | None]) -> Prompts:
         """The same prompts. Raises InputError for one that is not longer than the window."""
@@ -78,7 +78,7 @@ class SnapKV(Method):
         self.check(model.config)
         from kvpress import SnapKVPress  # noqa: PLC0415 (an extra)
 
-        from deltahalt.integrations.kvpress import DeltaPress  # noqa: PLC0415
+        from deltahalt.engine.kv_press import pressed  # noqa: PLC0415 (imports kvpress)
 
         press = SnapKVPress(self.pruning_ratio, window_size=self.window, kernel_size=self.kernel)
-        return DeltaPress(compression_ratio=0.0, then=press)(model)
+        return pressed(model, Dash(pruning_ratio=0.0), press, "DeltaPress")

@@ -12,7 +12,7 @@ import torch
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.halted_states import LastState
-from deltahalt.policies.options import check_types
+from deltahalt.policies.options import check_types, require_at_least
 from deltahalt.policies.selection import halted_count, refuse_nan, spread_over_chunks, top_k
 
 Scope = Literal["all", "visual", "text", "image", "video"]
@@ -143,12 +143,10 @@ class Policy:
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
         if not 0 <= self.pruning_ratio <= 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1]")
-        if self.keep_first < 0:
-            raise PolicyError(f"keep_first is {self.keep_first!r}; it must be 0 or more")
+        require_at_least(self, 0, "keep_first")
         if self.keep_last < 1:
             raise PolicyError(f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1")
-        if self.chunk < 1:
-            raise PolicyError(f"chunk is {self.chunk!r}; it must be 1 or more")
+        require_at_least(self, 1, "chunk")
 
     @property
     def stages(self) -> tuple["Policy", ...]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from deltahalt.errors import PolicyError
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import COMPARED, directions_in, states_of
+from deltahalt.policies.options import require_at_least
 
 RUN = 8  # contiguous tokens that share their best match; divides COMPARED
 
@@ -59,9 +60,7 @@ class BothEnds(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("nearest", "power"):
-            if getattr(self, name) < 1:
-                raise PolicyError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        require_at_least(self, 1, "nearest", "power")
         if self.reach < 0 or self.reach % RUN:
             raise PolicyError(f"reach is {self.reach}; it must be a multiple of {RUN}, 0 or more")
 

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from deltahalt.profile_names import names_profile
+
 GROUP = "deltahalt.policies"  # group of the entry points by which other packages add policies and methods
 
 # The commands and functions that take what each package defines.
@@ -78,7 +80,7 @@ def added_classes() -> dict[str, type[Any]]:
 
 def elsewhere(name: str) -> str | None:
     """A sentence that says which commands take the policy or method `name`; None if deltahalt does not have it."""
-    if name in ("auto", "auto-query-free") or name.endswith(".json"):
+    if names_profile(name):
         return f"{name} is a profile, which is for one model: name a policy, or use a command that loads a model"
     return next((f"{name} is {taken}" for package, taken in TAKEN_BY.items() if name in own_classes(package)), None)
 

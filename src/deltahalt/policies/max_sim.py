@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.errors import PolicyError
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
+from deltahalt.policies.options import require_at_least
 from deltahalt.policies.query_tokens import check_window, query_count
 
 
@@ -50,9 +50,8 @@ class MaxSim(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_window(self.window, self.kernel, self)
-        if self.power < 1:
-            raise PolicyError(f"power is {self.power}; it must be 1 or more")
+        check_window(self)
+        require_at_least(self, 1, "power")
 
     @property
     def reads(self) -> frozenset[str]:

@@ -31,6 +31,20 @@ def check_types(method: Any) -> None:
         _check(name, getattr(method, name), hint)
 
 
+def require_at_least(policy: Any, least: int, *names: str) -> None:
+    """Raise PolicyError if one of these options of a policy or method is below `least`."""
+    for name in names:
+        if getattr(policy, name) < least:
+            raise PolicyError(f"{name} is {getattr(policy, name)!r}; it must be {least} or more")
+
+
+def require_odd(policy: Any, name: str) -> None:
+    """Raise PolicyError unless this option of a policy or method is odd and positive."""
+    value = getattr(policy, name)
+    if value < 1 or value % 2 == 0:
+        raise PolicyError(f"{name} is {value}; it must be an odd number, 1 or more")
+
+
 @cache
 def _types(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)
@@ -45,7 +59,9 @@ def _check(name: str, value: Any, hint: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, number):
             raise PolicyError(f"{name} is {value!r}; it must be {WANTED[hint]}")
         if isinstance(value, int) and value.bit_length() > LONGEST:
-            raise PolicyError(f"{name} has {value.bit_length()} bits; a whole number must fit into 64 bits")
+            raise PolicyError(
+                f"{name} is a number of {value.bit_length()} bits; it must fit into 64 bits: give at most 18 digits"
+            )
         if not math.isfinite(value):
             raise PolicyError(f"{name} is {value!r}; it must be a finite number")
     if hint in (bool, str) and not isinstance(value, hint):

@@ -11,6 +11,7 @@ from deltahalt.errors import PolicyError
 from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, late_interaction
+from deltahalt.policies.options import require_at_least
 from deltahalt.policies.query_tokens import check_window, query_count
 
 
@@ -62,9 +63,8 @@ class WindowAttention(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_window(self.window, self.kernel, self)
-        if self.layers < 1:
-            raise PolicyError(f"layers is {self.layers}; it must be 1 or more")
+        check_window(self)
+        require_at_least(self, 1, "layers")
         if self.ahead < 0:
             raise PolicyError(f"ahead is {self.ahead}; it must be 0 or more, 0 for no look-ahead")
         if self.similar < 0:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltahalt.answering.documents import build_prompt, to_device
+from deltahalt.answering.documents import build_prompt, check_question, to_device
 from deltahalt.answering.generation import generate_timed
 from deltahalt.answering.picture_inputs import picture_inputs
 from deltahalt.engine.report import Report
-from deltahalt.errors import InputError
 from deltahalt.kinds import DROPPED, IMAGE, TEXT
 from deltahalt.lab.evaluation.pictures.combinations import split_stages
 from deltahalt.loading.models import LoadedModel, LoadedVisionModel, end_tokens
@@ -133,10 +132,9 @@ def record_pictures(
 ) -> PromptRecord:
     """As `record_prompt`, with pictures before the text; each policy as in `split_stages`.
 
-    Raises what `picture_inputs` and `halting` raise, and InputError for an empty question.
+    Raises what `check_question`, `picture_inputs` and `halting` raise.
     """
-    if not question.strip():
-        raise InputError("the question is empty: ask something about the picture")
+    check_question(question)
     model: Any = loaded.model
     text = f"{document}\n\n{question}" if document else question
     inputs = picture_inputs(model, loaded.tokenizer, loaded.image_processor, [pictures], [text])

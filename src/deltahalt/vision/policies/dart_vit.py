@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from deltahalt.errors import PolicyError
+from deltahalt.policies.options import require_at_least
 from deltahalt.vision.policy import GroupHalting, GroupView
 
 
@@ -37,8 +37,7 @@ class DartViT(GroupHalting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pivots < 1:
-            raise PolicyError(f"pivots is {self.pivots}; it must be 1 or more")
+        require_at_least(self, 1, "pivots")
 
     def select(self, view: GroupView, states: torch.Tensor, count: int) -> torch.Tensor:
         pivots = min(self.pivots, count)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from deltahalt.errors import PolicyError
+from deltahalt.policies.options import require_at_least
 from deltahalt.policies.selection import evenly
 from deltahalt.vision.attention import attention_on_groups
 from deltahalt.vision.policy import GroupView, Reduced, VisionPolicy
@@ -47,8 +47,7 @@ class PruMergePlus(VisionPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbours < 0:
-            raise PolicyError(f"neighbours is {self.neighbours}; it must be 0 or more")
+        require_at_least(self, 0, "neighbours")
 
     def reduce(self, view: GroupView, states: torch.Tensor, count: int) -> Reduced:
         attention = attention_on_groups(view)

@@ -1,6 +1,6 @@
 """Where a question stands: one fact in one document, asked for in many places of a prompt."""
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, assistant, system, user
+from deltahalt.lab.evaluation.shapes.base import ROOM, Made, Order, asked_after, assistant, system, user
 from deltahalt.lab.evaluation.shapes.documents import stated
 from deltahalt.lab.evaluation.shapes.draw import count_tokens
 from deltahalt.lab.evaluation.shapes.facts import Fact, make_fact, make_facts
@@ -22,13 +22,12 @@ RECEIVED = (
     "Understood. Go ahead with your question.",
     "Done. What can I do for you?",
 )
-ROOM = 60  # tokens of a question and the chat format
 
 
 def question_last(order: Order) -> Made:
     """The document, then the question."""
     fact, document = _found(order)
-    return _asked(f"{document}\n\n{fact.question}", fact)
+    return asked_after(document, fact.question, fact.full, fact.scorer)
 
 
 def question_first(order: Order) -> Made:

@@ -8,6 +8,9 @@ from typing import TypedDict
 from deltahalt.lab.evaluation.shapes.draw import Draw
 from deltahalt.lab.evaluation.shapes.scorers import Scorer
 
+ROOM = 60  # tokens left for a question and the chat format
+WIDE_ROOM = 80  # the same for the longer requests
+
 
 class Message(TypedDict):
     """One turn of a chat, as chat templates take it."""
@@ -92,3 +95,8 @@ def assistant(content: str) -> Message:
 def system(content: str) -> Message:
     """A system prompt."""
     return {"role": "system", "content": content}
+
+
+def asked_after(text: str, question: str, answer: str, scorer: Scorer | None = None, limit: int = 64) -> Made:
+    """One user turn: the text, then the question."""
+    return Made((user(f"{text}\n\n{question}"),), answer, scorer, limit=limit, question=question)

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Callable
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, user
+from deltahalt.lab.evaluation.shapes.base import WIDE_ROOM, Made, Order, asked_after
 from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 from deltahalt.lab.evaluation.shapes.names import GOODS, code, date, firm, person, place, words
 from deltahalt.lab.evaluation.shapes.scorers import Names
 
 STATES = words("shipped returned pending refused collected damaged lost packed insured invoiced")
 Record = dict[str, str]
-ROOM = 80
 
 ORDERS = (  # where the value is in an order, and how it is asked for
     (("due",), "On which day is the order {0} due?"),
@@ -36,7 +35,7 @@ def json_extraction(order: Order) -> Made:
     (path, question), indent = draw.one(ORDERS), draw.random.choice((None, 1))
     orders: list[dict[str, object]] = []
     size, known = 0, set[str]()
-    while size < order.tokens - ROOM:
+    while size < order.tokens - WIDE_ROOM:
         one = _order(draw)
         if str(one["order"]) in known:
             continue
@@ -59,7 +58,7 @@ def table_extraction(order: Order) -> Made:
     (column, question), write = draw.one(TABLE), draw.one(WAYS)
     rows: dict[str, Record] = {}
     size = 0
-    while size < order.tokens - ROOM:
+    while size < order.tokens - WIDE_ROOM:
         name, row = place(draw), _station(draw)
         size += count_tokens(write({name: row})) - count_tokens(write({})) if name not in rows else 0
         rows.setdefault(name, row)
@@ -112,4 +111,4 @@ def _station(draw: Draw) -> Record:
 
 
 def _extracted(text: str, question: str, answer: str) -> Made:
-    return Made((user(f"{text}\n\n{question}"),), f"{answer}.", Names(answer), question=question)
+    return asked_after(text, question, f"{answer}.", Names(answer))

@@ -3,7 +3,7 @@
 import string
 from itertools import pairwise
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, user
+from deltahalt.lab.evaluation.shapes.base import ROOM, Made, Order, asked_after
 from deltahalt.lab.evaluation.shapes.documents import pieces, planted, stated
 from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 from deltahalt.lab.evaluation.shapes.facts import different
@@ -44,7 +44,6 @@ LINKED = (
     ),
 )
 PAIRS, CHAINS, NOTES = 3, 3, 8
-ROOM = 60
 
 
 def two_facts(order: Order) -> Made:
@@ -55,9 +54,8 @@ def two_facts(order: Order) -> Made:
     linked = list(zip(values[:PAIRS], values[PAIRS : 2 * PAIRS], values[2 * PAIRS :], strict=True))
     facts = [sentence.format(*three) for three in linked for sentence in sentences]
     asked, answer = question.format(*linked[0]), linked[0][2]
-    text = f"{stated(order, order.tokens - ROOM, facts)}\n\n{asked}"
     wrong = tuple(three[2] for three in linked[1:])
-    return Made((user(text),), f"{answer}.", Names(answer, wrong), limit=96, question=asked)
+    return asked_after(stated(order, order.tokens - ROOM, facts), asked, f"{answer}.", Names(answer, wrong), limit=96)
 
 
 def variable_chain(order: Order) -> Made:
@@ -74,9 +72,8 @@ def variable_chain(order: Order) -> Made:
     question = f"Follow the assignments in the text above. What number is the value of VAR {names[length - 1]}?"
     statements = [line for chain in lines for line in chain]
     texts = pieces(order, order.tokens - ROOM - count_tokens("\n".join(statements)))
-    text = f"{planted(draw, texts, statements, in_order=lines)}\n\n{question}"
-    scorer = Names(values[0], tuple(values[1:]))
-    return Made((user(text),), f"{values[0]}.", scorer, limit=160, question=question)
+    text, scorer = planted(draw, texts, statements, in_order=lines), Names(values[0], tuple(values[1:]))
+    return asked_after(text, question, f"{values[0]}.", scorer, limit=160)
 
 
 def counting(order: Order) -> Made:
@@ -88,8 +85,7 @@ def counting(order: Order) -> Made:
     notes = different(draw, ["number"] * len(ordered))
     facts = [f"Delivery note {note}: {draw.one(GOODS)} for {town}." for note, town in zip(notes, ordered, strict=True)]
     question = f"How many delivery notes in the text above are for {towns[0]}?"
-    text = f"{stated(order, order.tokens - ROOM, facts)}\n\n{question}"
-    return Made((user(text),), f"{wanted}.", Counts(wanted), question=question)
+    return asked_after(stated(order, order.tokens - ROOM, facts), question, f"{wanted}.", Counts(wanted))
 
 
 def _variables(draw: Draw, count: int) -> list[str]:

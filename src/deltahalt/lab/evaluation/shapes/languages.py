@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, user
+from deltahalt.lab.evaluation.shapes.base import ROOM, Made, Order, asked_after
 from deltahalt.lab.evaluation.shapes.documents import filled, planted
 from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 from deltahalt.lab.evaluation.shapes.names import words
@@ -126,7 +126,7 @@ CHINESE = Language(
     gap="",
     density=0.9,
 )
-DECOYS, ROOM = 2, 60
+DECOYS = 2
 
 
 def german_fact(order: Order) -> Made:
@@ -166,4 +166,4 @@ def _asked(order: Order, language: Language) -> Made:
     texts = (text for text in paragraphs(draw, language) if not any(word in text for word in used - {answers[0]}))
     room = int((order.tokens - ROOM) * language.density) - sum(map(count_tokens, facts))
     text = planted(draw, filled(texts, room), facts)
-    return Made((user(f"{text}\n\n{asked}"),), facts[0], Names(answers[0], tuple(answers[1:])), question=asked)
+    return asked_after(text, asked, facts[0], Names(answers[0], tuple(answers[1:])))

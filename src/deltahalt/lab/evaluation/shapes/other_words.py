@@ -1,6 +1,6 @@
 """A fact that is asked for in other words than the text uses: the two share none but the smallest."""
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, user
+from deltahalt.lab.evaluation.shapes.base import ROOM, Made, Order, asked_after
 from deltahalt.lab.evaluation.shapes.documents import stated
 from deltahalt.lab.evaluation.shapes.facts import different
 from deltahalt.lab.evaluation.shapes.scorers import Names
@@ -46,5 +46,5 @@ def other_words(order: Order) -> Made:
     values = different(draw, [kind for _, _, kind in pairs])
     sentences = [sentence.format(value) for (sentence, _, _), value in zip(pairs, values, strict=True)]
     question, answer = pairs[0][1], values[0]
-    text = f"{stated(order, order.tokens - 60, sentences)}\n\n{question}"
-    return Made((user(text),), f"{answer}.", Names(answer, tuple(values[1:])), question=question)
+    text = stated(order, order.tokens - ROOM, sentences)
+    return asked_after(text, question, f"{answer}.", Names(answer, tuple(values[1:])))

@@ -2,14 +2,13 @@
 
 import ast
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, user
+from deltahalt.lab.evaluation.shapes.base import ROOM, Made, Order, asked_after, user
 from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 from deltahalt.lab.evaluation.shapes.scorers import Quotes
 from deltahalt.lab.evaluation.shapes.sources import source_file
 
 SHORTEST, LONGEST = 14, 24  # lines of a function to be quoted
 NEXT_LINES = 12
-ROOM = 60
 QUOTES = (
     "Quote the whole function {0} from the code above, word for word, in a code block and without comment.",
     "Repeat the definition of {0} exactly as it stands above, every line of it, and nothing else.",
@@ -32,10 +31,9 @@ def quote_lines(order: Order) -> Made:
     begin, end = _window(draw, lines, first, last, order.tokens - ROOM)
     question = draw.one(QUOTES).format(name)
     quoted = lines[first:last]
-    prompt = f"```python\n{chr(10).join(lines[begin:end])}\n```\n\n{question}"
+    text = f"```python\n{chr(10).join(lines[begin:end])}\n```"
     answer = f"```python\n{chr(10).join(quoted)}\n```"
-    limit = 64 + 2 * count_tokens(answer)
-    return Made((user(prompt),), answer, Quotes(tuple(quoted)), limit=limit, question=question)
+    return asked_after(text, question, answer, Quotes(tuple(quoted)), limit=64 + 2 * count_tokens(answer))
 
 
 def code_to_go_on(order: Order) -> Made:

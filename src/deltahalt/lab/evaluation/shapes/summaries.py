@@ -1,7 +1,7 @@
 """Summaries whose main points are known, as the text was made of them; and texts that go on without a question."""
 
 from deltahalt.lab.evaluation.shapes import prose
-from deltahalt.lab.evaluation.shapes.base import Made, Order, user
+from deltahalt.lab.evaluation.shapes.base import WIDE_ROOM, Made, Order, asked_after, user
 from deltahalt.lab.evaluation.shapes.documents import filled, pieces
 from deltahalt.lab.evaluation.shapes.draw import count_tokens
 from deltahalt.lab.evaluation.shapes.facts import different
@@ -41,12 +41,11 @@ def minutes_summary(order: Order) -> Made:
     talk = prose.turns(draw)
     parts = []
     for number, (project, decision) in enumerate(zip(projects, decisions, strict=True), 1):
-        said = "\n".join(filled(talk, (order.tokens - 80) // ITEMS - 40, fewest=1))
+        said = "\n".join(filled(talk, (order.tokens - WIDE_ROOM) // ITEMS - 40, fewest=1))
         parts += [f"Item {number}: the {project}", said, f"It is decided that {decision}."]
     request = draw.one(REQUESTS)
     answer = "The meeting decided that " + ", that ".join(decisions) + "."
-    text = "\n\n".join([*parts, request])
-    return Made((user(text),), answer, NamesAll((*projects, *firms)), limit=256, question=request)
+    return asked_after("\n\n".join(parts), request, answer, NamesAll((*projects, *firms)), limit=256)
 
 
 def news_summary(order: Order) -> Made:
@@ -57,7 +56,7 @@ def news_summary(order: Order) -> Made:
     if len(fitting) < 2:
         return minutes_summary(order)
     row = rows[order.draw.one(fitting)]
-    return Made((user(f"{row['context']}\n\n{NEWS}"),), row["answers"][0], question=NEWS)
+    return asked_after(row["context"], NEWS, row["answers"][0])
 
 
 def continuation(order: Order) -> Made:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from itertools import product
 
-from deltahalt.lab.evaluation.shapes.base import Made, Order, system, user
+from deltahalt.lab.evaluation.shapes.base import WIDE_ROOM, Made, Order, system, user
 from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 from deltahalt.lab.evaluation.shapes.names import code, words
 from deltahalt.lab.evaluation.shapes.scorers import Both, Names, holds
@@ -64,7 +64,7 @@ def tool_choice(order: Order) -> Made:
     for (action, description, _), thing in every:
         described = _described(draw, f"{action}_{thing}", description.format(thing))
         size += count_tokens(described)
-        if size > order.tokens - 80 and len(tools) > 1:
+        if size > order.tokens - WIDE_ROOM and len(tools) > 1:
             break
         tools.append((f"{action}_{thing}", described))
     (action, _, wish), thing = every[draw.random.randrange(len(tools))]
