@@ -34,7 +34,7 @@ POLICIES: dict[str, Policy | Progressive] = {
     "last-token-attention": LastTokenAttention(**HALF),
     "window-attention": WindowAttention(**HALF, window=3),
     "max-sim": MaxSim(**HALF, window=3, kernel=5),
-    "both-ends": BothEnds(**HALF, nearest=2, reach=8),
+    "both-ends": BothEnds(**HALF, best=2, reach=8),
     "max-sim-inside": MaxSim(**HALF, window=3, kernel=5, boundary="attention"),
     "random": Random(**HALF),
     "uniform": Uniform(**HALF),

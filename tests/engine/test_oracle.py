@@ -38,7 +38,7 @@ POLICIES = {
     "window-attention": WindowAttention(**HALF, window=3),
     "window-attention-2-layers": WindowAttention(**HALF | {"start": 2}, window=3, layers=2, chunk=3),
     "max-sim": MaxSim(**HALF, window=3, kernel=5),
-    "both-ends": BothEnds(**HALF, nearest=2, reach=8),
+    "both-ends": BothEnds(**HALF, best=2, reach=8),
     "attention-and-max-sim": WindowAttention(**HALF, window=3, similar=1.0),
     "random": Random(**HALF),
     "uniform": Uniform(**HALF),

@@ -39,7 +39,7 @@ POLICIES = {
     "key-norm": KeyNorm(**HALF),
     "window-attention": WindowAttention(**HALF, window=3, ahead=1),
     "max-sim": MaxSim(**HALF, window=3, kernel=5),
-    "both-ends": BothEnds(**HALF, nearest=2, reach=8),
+    "both-ends": BothEnds(**HALF, best=2, reach=8),
     "random": Random(**HALF),
     "two stages": Progressive(
         [

@@ -1,5 +1,6 @@
 """BothEnds against a reference written out plainly, and what it is for: a question at either end, short or long."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,12 @@ from deltahalt.policies.base import LayerView
 from helpers.views import HIDDEN, layer_view
 
 RUN = 8
-SMALL: dict[str, Any] = {"nearest": 2, "reach": 8, "keep_first": 3, "keep_last": 5}
+SMALL: dict[str, Any] = {"best": 2, "reach": 8, "keep_first": 3, "keep_last": 5}
 
 
-def score_naively(states: torch.Tensor, among: list[bool], sizes: tuple[int, int, int], reach: int) -> list[float]:
-    """The score of states [n, D] written out. sizes: first, last and nearest."""
-    (first, last, nearest), n = sizes, len(states)
+def score_naively(states: torch.Tensor, among: list[bool], ends: tuple[int, int], best: int, reach: int) -> list[float]:
+    """The score of states [n, D] written out. ends: number of query tokens at the start and at the end."""
+    (first, last), n = ends, len(states)
     rows = states.double()
     rows = (rows - rows.mean(dim=0)) / rows.std(dim=0, unbiased=False)
     rows = rows / rows.norm(dim=1, keepdim=True)
@@ -25,16 +26,18 @@ def score_naively(states: torch.Tensor, among: list[bool], sizes: tuple[int, int
     free = [i for i in range(n) if among[i]]
     above = {}
     for asker in query:
-        best = []
+        matches = []
         for i in range(n):
             run = i // RUN
             around = range(max(0, run * RUN - reach), min(n, run * RUN + RUN + reach))
-            best.append(max(-1.0 if j in query else float(rows[asker] @ rows[j]) for j in around))
-        usual = sum(best[i] for i in free) / len(free)
-        above[asker] = [max(0.0, value - usual) ** 3 for value in best]
+            matches.append(max(-1.0 if j in query else float(rows[asker] @ rows[j]) for j in around))
+        usual = sum(matches[i] for i in free) / len(free)
+        above[asker] = [max(0.0, value - usual) ** 3 for value in matches]
     scores = [0.0] * n
-    for group in (range(n - nearest, n), range(n - last, n), range(first)):
-        found = [sum(above[asker][i] for asker in group) for i in range(n)]
+    groups = [range(math.ceil(first / 4)), range(first)]
+    groups += [range(n - math.ceil(last / part), n) for part in (8, 2, 1)]
+    for group in filter(None, groups):
+        found = [sum(sorted((above[asker][i] for asker in group), reverse=True)[:best]) for i in range(n)]
         for i in free:
             scores[i] += found[i] / sum(found[j] for j in free)
     return scores
@@ -46,15 +49,18 @@ def random_states(n: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("tokens", [40, 43, 64])
 @pytest.mark.parametrize("boundary", ["block", "attention"])
-@pytest.mark.parametrize("reach", [0, 8, 16])
-def test_both_ends_scores_the_best_matches_of_each_group_in_shares(tokens: int, boundary: Any, reach: int) -> None:
+@pytest.mark.parametrize(("reach", "best"), [(0, 1), (8, 2), (16, 1), (16, 8)])
+def test_both_ends_scores_the_best_matches_of_each_group_in_shares(
+    tokens: int, boundary: Any, reach: int, best: int
+) -> None:
     view = layer_view(tokens)
     if boundary == "attention":
         view = replace(view, hidden_out=None)
     states = view.hidden_in if view.hidden_out is None else view.hidden_out
     among = [3 <= i < tokens - 5 for i in range(tokens)]
-    policy = BothEnds(**SMALL | {"reach": reach}, boundary=boundary)
-    assert policy.score(view).tolist() == pytest.approx(score_naively(states, among, (3, 5, 2), reach), abs=1e-5)
+    policy = BothEnds(**SMALL | {"reach": reach, "best": best}, boundary=boundary)
+    expected = score_naively(states, among, (3, 5), best, reach)
+    assert policy.score(view).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_both_ends_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +98,8 @@ def test_a_question_counts_as_much_as_the_longer_text_at_the_other_end() -> None
 def test_without_first_tokens_only_the_end_is_the_query() -> None:
     view = layer_view(60)
     alone = BothEnds(**SMALL | {"keep_first": 0}).score(view)
-    assert float(alone.sum()) == pytest.approx(2, abs=1e-4)
-    assert float(BothEnds(**SMALL).score(view).sum()) == pytest.approx(3, abs=1e-4)
+    assert float(alone.sum()) == pytest.approx(3, abs=1e-4)
+    assert float(BothEnds(**SMALL).score(view).sum()) == pytest.approx(5, abs=1e-4)
 
 
 def test_a_prompt_of_equal_tokens_scores_nothing_and_still_halts() -> None:
@@ -110,8 +116,8 @@ def test_only_kept_tokens_are_query_tokens_where_the_scope_has_no_text() -> None
     view: LayerView = replace(layer_view(40), kinds=kinds)
     assert view.hidden_out is not None
     among = [2 <= i < 37 for i in range(40)]
-    policy = BothEnds(scope="visual", nearest=16, reach=8)
-    expected = score_naively(view.hidden_out, among, (2, 3, 3), 8)
+    policy = BothEnds(scope="visual", reach=8)
+    expected = score_naively(view.hidden_out, among, (2, 3), 8, 8)
     assert policy.score(view).tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -122,7 +128,7 @@ def test_half_precision_states_do_not_overflow() -> None:
     torch.testing.assert_close(policy.score(layer_view(60, hidden_out=half)), expected.float())
 
 
-@pytest.mark.parametrize(("option", "value"), [("nearest", 0), ("reach", -8), ("reach", 60), ("power", 0)])
+@pytest.mark.parametrize(("option", "value"), [("best", 0), ("reach", -8), ("reach", 60), ("power", 0)])
 def test_both_ends_refuses_sizes_that_mean_nothing(option: str, value: int) -> None:
     settings: dict[str, Any] = {option: value}
     with pytest.raises(PolicyError, match=f"{option} is {value}"):

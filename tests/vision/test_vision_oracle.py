@@ -80,7 +80,7 @@ EVERY = {
     "last-token-attention": LastTokenAttention(**VISUAL),
     "window-attention": WindowAttention(**VISUAL, window=3),
     "max-sim": MaxSim(**VISUAL, window=3, kernel=5),
-    "both-ends": BothEnds(**VISUAL, nearest=2, reach=8),
+    "both-ends": BothEnds(**VISUAL, best=2, reach=8),
     "random": Random(**VISUAL),
     "uniform": Uniform(**VISUAL),
     "text": Dash(**HALF | {"scope": "text"}),

@@ -18,19 +18,21 @@ RUN = 8  # contiguous tokens that share their best match; divides COMPARED
 class BothEnds(Policy):
     """Keep the tokens around which hidden states are most similar to those of the protected tokens at both ends.
 
-    The query tokens are the first `keep_first` and the last `keep_last`, in three groups: all of the first, all of the
-    last, and the last `nearest`. For each query token, the match of a token is the highest similarity to a state within
-    `reach` tokens of it. A match counts by how far it exceeds the query token's average over the prompt, to the
-    `power`, summed over the group. Each group's sums are scaled to shares that add up to one, and the score is the sum
-    of these shares: so a question of few tokens counts as much as a long text at the other end, and a group without
-    clear matches changes little.
+    The query tokens are the first `keep_first` and the last `keep_last`, in five groups: a quarter of the first and all
+    of them, an eighth of the last, half of them and all of them, counted from the prompt's ends. For each query token,
+    the match of a token is the highest similarity to a state within `reach` tokens of it. A match counts by how far it
+    exceeds the query token's average over the prompt, to the `power`. A token gets the sum of the `best` highest of
+    these in a group. Each group's sums are scaled to shares that add up to one, and the score is the sum of the shares.
+    So a question of few tokens counts as much as a long text around it, wherever in the two ends it stands.
 
     The policy reads hidden states only: no queries, keys or deeper layers. So a layer with a sliding window can decide.
     In a scope without text, the query tokens are limited to those before the first and after the last token that may
     halt.
 
     Attributes:
-        nearest: Number of last tokens that are a group of their own, 1 or more; at most keep_last of them count.
+        keep_first: Number of tokens at the start of the prompt that never halt, and are query tokens.
+        keep_last: Number of tokens at the end of the prompt that never halt, and are query tokens; 1 or more.
+        best: Number of query tokens of a group that count for a token, 1 or more: those with the highest matches.
         reach: Distance, in tokens, up to which a match counts for a token; a multiple of 8, 0 or more, since 8
             contiguous tokens share their best match.
         power: Exponent on how far a match exceeds the average over the prompt, 1 or more. With a higher one, a rare
@@ -43,24 +45,26 @@ class BothEnds(Policy):
         Ours, after ColBERT's late interaction (arXiv 2004.12832).
 
     Example:
-        >>> policy = BothEnds(start=2, pruning_ratio=0.5, nearest=8)
+        >>> policy = BothEnds(start=2, pruning_ratio=0.5, best=4)
         >>> format_policy(policy)
-        'both-ends:start=2,pruning_ratio=0.5,nearest=8'
+        'both-ends:start=2,pruning_ratio=0.5,best=4'
         >>> policy.kept(4096)
-        2096
+        2240
     """
 
     name: ClassVar[str] = "both-ends"
     summary: ClassVar[str] = "tokens around the states most similar to the prompt's first and last tokens stay active"
     source: ClassVar[str] = "ours, after ColBERT's late interaction (arXiv 2004.12832)"
 
-    nearest: int = 16
+    keep_first: int = 256
+    keep_last: int = 128
+    best: int = 8
     reach: int = 64
     power: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, 1, "nearest", "power")
+        require_at_least(self, 1, "best", "power")
         if self.reach < 0 or self.reach % RUN:
             raise PolicyError(f"reach is {self.reach}; it must be a multiple of {RUN}, 0 or more")
 
@@ -76,8 +80,8 @@ class BothEnds(Policy):
         usual = (best * free).sum(dim=1, keepdim=True) / free.sum()
         above = (best - usual).clamp(min=0).pow(self.power)
         scores = torch.zeros_like(free)
-        for group in (above[-min(self.nearest, last) :], above[first:], above[:first]):
-            found = group.sum(dim=0)
+        for group in _groups(above, first):
+            found = group.topk(min(self.best, len(group)), dim=0).values.sum(dim=0)
             scores += found / (found * free).sum().clamp(min=torch.finfo(found.dtype).tiny)
         return scores.repeat_interleave(RUN)[: len(among)].masked_fill(~among, 0)
 
@@ -87,6 +91,19 @@ class BothEnds(Policy):
             return self.ends
         places = among.nonzero()
         return min(self.keep_first, int(places[0])), min(self.keep_last, len(among) - 1 - int(places[-1]))
+
+
+def _groups(above: torch.Tensor, first: int) -> list[torch.Tensor]:
+    """The rows of each group, out of those of the query tokens, of which `first` are at the start of the prompt."""
+    at_start, at_end = above[:first], above[first:]
+    groups = [at_start[: _share(first, 4)], at_start]
+    groups += [at_end[-_share(len(at_end), part) :] for part in (8, 2, 1)]
+    return [group for group in groups if len(group)]
+
+
+def _share(count: int, part: int) -> int:
+    """The `part`-th part of `count` tokens, at least one of them."""
+    return -(-count // part)
 
 
 def _best_matches(states: torch.Tensor, first: int, last: int, reach: int) -> torch.Tensor:
