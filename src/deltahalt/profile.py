@@ -12,14 +12,14 @@ from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.files import is_file, write_whole
 from deltahalt.host.families import family_of
 from deltahalt.host.families.base import Module
-from deltahalt.policies.base import AnyPolicy, Policy
+from deltahalt.policies.base import Policy
 from deltahalt.policies.options import options_of
 from deltahalt.policies.text import (
+    INSTEAD,
+    Written,
     format_policy,
-    parse_policy,
     read,
     replace_options,
-    require_policy,
     update,
     with_options,
     write,
@@ -264,16 +264,6 @@ def default_text(text: str, layers: int) -> str:
     return format_policy(blind_default(windows) if blind else safe_default(windows, vision=False, offloaded=False))
 
 
-def find_policy(wanted: AnyPolicy | str, decoder: Module, *, vision: bool = False) -> AnyPolicy:
-    """Return a policy as it is, or the one that a text stands for: see `resolve` and `parse_policy`.
-
-    Raises PolicyError for anything else, and what `resolve` raises.
-    """
-    if isinstance(wanted, str):
-        return parse_policy(resolve(wanted, decoder, vision=vision).text)
-    return require_policy(wanted)
-
-
 def _choice(wanted: Wanted, decoder: Module, *, vision: bool) -> Resolved:
     """Return the wanted policy. If the model has no profile, a note says so."""
     signature = Signature.of(decoder)
@@ -306,7 +296,15 @@ def _overridden(chosen: Resolved, options: Mapping[str, Any]) -> Resolved:
         return chosen
     stages = read(chosen.text)
     notes = [
-        f"{option}={value} replaces {', '.join(stage.options.get(option, 'the default') for stage in stages)}"
+        f"{option}={value} replaces {', '.join(_replaced(stage, option) for stage in stages)}"
         for option, value in options.items()
     ]
     return Resolved(write(update(stages, options)), (*chosen.notes, *notes))
+
+
+def _replaced(stage: Written, option: str) -> str:
+    """What `option` replaces in a stage, in words for the user."""
+    other = INSTEAD.get(option, option)
+    if option not in stage.options and other in stage.options:
+        return f"{other}={stage.options[other]}"
+    return stage.options.get(option, "the default")

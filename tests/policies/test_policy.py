@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 
-from deltahalt import Dash, Dense, KeyNorm, PolicyError, Progressive, UnsupportedError, WindowAttention
+from deltahalt import (
+    Dash,
+    Dense,
+    KeyNorm,
+    PolicyError,
+    Progressive,
+    UnsupportedError,
+    V2Drop,
+    WindowAttention,
+    format_policy,
+    override,
+    parse_policy,
+)
 from deltahalt.policies.base import Policy, place
 
 # --- settings ---
@@ -29,6 +41,8 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("pruning_ratio", 1.01),
         ("pruning_ratio", math.nan),
         ("keep_first", -1),
+        ("keep", -1),
+        ("keep", 2.5),
         ("keep_last", 0),
         ("scope", "audio"),
         ("boundary", "norm"),
@@ -199,3 +213,38 @@ def test_progressive_does_not_follow_later_changes_of_its_argument() -> None:
     policy = Progressive(stages)
     stages.clear()
     assert policy.stages == (Dash(start=7),)
+
+
+# --- a number of tokens in place of a share ---
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"), [(4096, 300), (301, 300), (300, 300), (120, 120), (97, 97)], ids=lambda value: f"{value}"
+)
+def test_keep_is_the_number_of_tokens_that_stay(tokens: int, kept: int) -> None:
+    assert Dash(keep=300).kept(tokens) == kept
+
+
+def test_protected_tokens_stay_even_where_keep_is_less() -> None:
+    assert Dash(keep=50).kept(4096) == 96
+
+
+def test_keep_and_a_ratio_exclude_each_other() -> None:
+    with pytest.raises(PolicyError, match=r"keep is 300 and pruning_ratio is 0.5: both say how many tokens stay"):
+        Dash(keep=300, pruning_ratio=0.5)
+    both = parse_policy("dash:keep=300,keep_first=4")
+    assert format_policy(override(both, pruning_ratio=0.5)) == "dash:pruning_ratio=0.5,keep_first=4"
+    assert format_policy(override(Dash(pruning_ratio=0.5), keep=300)) == "dash:keep=300"
+    assert format_policy(parse_policy("dash:pruning_ratio=0.5", keep=300)) == "dash:keep=300"
+
+
+def test_keep_falls_from_stage_to_stage() -> None:
+    stages = Progressive([Dash(start=1, keep=300), Dash(start=3, keep=200)]).stages
+    assert [stage.kept(4096) for stage in stages] == [300, 200]
+    with pytest.raises(PolicyError, match="keep grows from 200 to 300"):
+        Progressive([Dash(start=1, keep=200), Dash(start=3, keep=300)])
+
+
+def test_three_stages_do_not_share_one_keep() -> None:
+    with pytest.raises(PolicyError, match="three stages, which cannot share one keep"):
+        V2Drop(keep=300)

@@ -30,7 +30,6 @@ from deltahalt.profile import (
     Profile,
     Signature,
     check_profile,
-    find_policy,
     resolve,
     shipped,
 )
@@ -172,7 +171,25 @@ def test_other_texts_are_left_alone(decoder: torch.nn.Module) -> None:
         False,
     ]
     policy = WindowAttention(start=3)
-    assert find_policy(policy, decoder) is policy
+    with halting(tiny("llama"), policy) as halted:
+        assert halted.policy is policy
+
+
+def test_a_number_of_tokens_replaces_the_share_that_a_profile_chose(decoder: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    choice = Choice("dash:start=2,pruning_ratio=0.5,keep_first=4", 1.7, 0.0, 1.0)
+    replace(_profile(decoder), choices=(choice,)).write(path)
+    found = resolve(str(path), decoder, options={"keep": 300})
+    assert found.text == "dash:start=2,keep_first=4,keep=300"
+    assert found.notes == ("keep=300 replaces pruning_ratio=0.5",)
+    model = tiny("llama")
+    ids = torch.randint(1, VOCAB, (1, 500), generator=torch.Generator().manual_seed(0))
+    for policy in ("auto", MaxSim(start=1, pruning_ratio=0.3)):
+        with halting(model, policy, keep=420) as halted:
+            model(ids, logits_to_keep=1)
+        assert halted.report.lengths[0][-1] == 420
+    with pytest.raises(PolicyError, match=r"keep is 300, but 'dash:pruning_ratio=0\.5' gives pruning_ratio"):
+        resolve("dash:pruning_ratio=0.5", decoder, options={"keep": 300})
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma3", "phi3", "mistral-sliding"])

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from deltahalt.cli.base import (
+    MOST_TOKENS,
     AttentionOption,
     DeviceMapOption,
     DeviceOption,
@@ -34,6 +35,9 @@ def run(
     model: ModelOption = "smollm2-135m",
     policy: PolicyOption = AUTO,
     pruning_ratio: Annotated[float | None, typer.Option(help="Share of eligible tokens to halt, in [0, 1).")] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, max=MOST_TOKENS, help="Number of tokens that stay, in place of a share.")
+    ] = None,
     start: Annotated[str | None, typer.Option(help="Layer that decides: an index, or a fraction such as 0.4.")] = None,
     keep_first: Annotated[int | None, typer.Option(help="Tokens at the beginning that never halt.")] = None,
     keep_last: Annotated[int | None, typer.Option(help="Tokens at the end that never halt, 1 or more.")] = None,
@@ -58,6 +62,7 @@ def run(
 
     settings = {
         "pruning_ratio": pruning_ratio,
+        "keep": keep,
         "start": start,
         "keep_first": keep_first,
         "keep_last": keep_last,

@@ -14,7 +14,8 @@ from deltahalt.methods.base import Ends, Method, Prompts
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies.base import AnyPolicy
-from deltahalt.profile import Resolved, find_policy, resolve
+from deltahalt.policies.text import override, parse_policy, require_policy
+from deltahalt.profile import Resolved, resolve
 from deltahalt.vision.attach import halted_tower
 from deltahalt.vision.policy import VisionPolicy
 
@@ -23,6 +24,7 @@ def halting(
     model: Any,
     policy: AnyPolicy | str,
     *,
+    keep: int | None = None,
     min_prompt_tokens: int = 0,
     timed: bool = False,
     vision: VisionPolicy | str | None = None,
@@ -34,6 +36,7 @@ def halting(
         policy: A `Policy` or `Progressive`, or its text (see `parse_policy`). "auto" is the policy that calibration
             chose for this model, "auto-query-free" the one for prompts without their question; the path of a profile
             is the policy in that profile.
+        keep: Number of tokens that stay active, in place of the policy's share; None for the policy's own.
         min_prompt_tokens: No token halts in a prompt of fewer tokens; 0 for no limit.
         timed: Measure the seconds of each prefill, which waits for the device.
         vision: A policy of the ViT, or its text: visual tokens also halt inside the ViT. None: they do not.
@@ -57,8 +60,11 @@ def halting(
         >>> halted.report.lengths  # tokens in each layer: of 400 eligible ones, 200 halt after layer 1
         ((496, 496, 296, 296),)
     """
-    decoder = find_decoder(model)
-    chosen = find_policy(policy, decoder, vision=sees_images(model, decoder))
+    options = {} if keep is None else {"keep": keep}
+    if isinstance(policy, str):
+        chosen = parse_policy(resolve_on(model, policy, options).text)
+    else:
+        chosen = override(require_policy(policy), **options)
     tower = None if vision is None else halted_tower(model, vision)
     return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, tower=tower)
 

@@ -92,6 +92,8 @@ class Policy:
         start: Start layer l_s: an index from 0, such as 11 (int), or a fraction of the L layers, such as 0.4 (float),
             which is layer floor(0.4 L).
         pruning_ratio: Share rho of the eligible tokens that halts at l_s, in [0, 1]; 0.667 is two thirds.
+        keep: Number of tokens in the scope that stay active after l_s, protected ones included, in place of
+            pruning_ratio. 0 uses pruning_ratio.
         keep_first: Number of tokens at the start of the prompt that never halt.
         keep_last: Number of tokens at the end of the prompt that never halt; 1 or more, since the last token yields
             the logits.
@@ -130,6 +132,7 @@ class Policy:
 
     start: float | int = 0.4
     pruning_ratio: float = 0.667
+    keep: int = 0
     keep_first: int = 64
     keep_last: int = 32
     scope: Scope = "all"
@@ -143,6 +146,13 @@ class Policy:
             raise PolicyError(f"start is {self.start!r}; give a layer index >= 0 or a fraction of the layers in [0, 1)")
         if not 0 <= self.pruning_ratio <= 1:
             raise PolicyError(f"pruning_ratio is {self.pruning_ratio!r}; it must lie in [0, 1]")
+        if self.keep < 0:
+            raise PolicyError(f"keep is {self.keep!r}; give a number of tokens, or 0 to use pruning_ratio")
+        if self.keep and self.pruning_ratio != type(self).pruning_ratio:
+            raise PolicyError(
+                f"keep is {self.keep} and pruning_ratio is {self.pruning_ratio}: both say how many tokens stay, so "
+                "leave one of them out"
+            )
         require_at_least(self, 0, "keep_first")
         if self.keep_last < 1:
             raise PolicyError(f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1")
@@ -208,6 +218,8 @@ class Policy:
         else:
             places = torch.arange(prompt, device=kinds.device)
             tokens, eligible = int(self.in_scope(kinds).sum()), int(self.eligible(places, prompt, kinds).sum())
+        if self.keep:
+            return max(tokens - eligible, min(self.keep, tokens))
         if self.ratio_of == "prompt":
             return max(tokens - eligible, math.floor((1 - Fraction(str(self.pruning_ratio))) * tokens))
         return tokens - halted_count(eligible, self.pruning_ratio)
@@ -297,7 +309,14 @@ class Progressive:
             )
         stages = tuple(single for stage in given for single in stage.stages)
         for earlier, later in itertools.combinations(stages, 2):
-            if later.scope == earlier.scope and later.pruning_ratio < earlier.pruning_ratio:
+            if later.scope != earlier.scope:
+                continue
+            if earlier.keep and later.keep > earlier.keep:
+                raise PolicyError(
+                    f"keep grows from {earlier.keep} to {later.keep}, but halted tokens do not come back: give the "
+                    f"later stage {earlier.keep} or less"
+                )
+            if not earlier.keep and not later.keep and later.pruning_ratio < earlier.pruning_ratio:
                 raise PolicyError(
                     f"pruning_ratio falls from {earlier.pruning_ratio} to {later.pruning_ratio}: it is a share of the "
                     f"whole prompt, so give the later stage {earlier.pruning_ratio} or more"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from deltahalt.errors import PolicyError
 from deltahalt.policies.base import Policy, Progressive
 
 
@@ -32,6 +33,8 @@ class Cascade(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keep:
+            raise PolicyError(f"{self.name} has three stages, which cannot share one keep: give its three ratios")
         Progressive(self.stages)  # checks every option
 
     @property

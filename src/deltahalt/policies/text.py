@@ -15,8 +15,9 @@ from deltahalt.policies.options import did_you_mean, options_of, read_value, wri
 PACKAGE = "deltahalt.policies"
 Kind = TypeVar("Kind")
 # Options that come first in text, in this order; the others follow in the order of their class.
-FIRST = ("start", "pruning_ratio", "boundary", "heads", "chunk", "keep_first", "keep_last")
-OF_ONE_STAGE = ("start", "pruning_ratio")  # options that several stages cannot share
+FIRST = ("start", "pruning_ratio", "keep", "boundary", "heads", "chunk", "keep_first", "keep_last")
+OF_ONE_STAGE = ("start", "pruning_ratio", "keep")  # options that several stages cannot share
+INSTEAD = {"keep": "pruning_ratio", "pruning_ratio": "keep"}  # an option, and that which it replaces
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,10 @@ def with_options(text: str, options: Mapping[str, Any]) -> str:
                 f"{both[0]} is given twice: as {stage.options[both[0]]} in {text!r}, and as {options[both[0]]} by an "
                 "option beside it; leave one out"
             )
+        if other := [option for option in options if INSTEAD.get(option) in stage.options]:
+            raise PolicyError(
+                f"{other[0]} is {options[other[0]]}, but {text!r} gives {INSTEAD[other[0]]}: leave one of them out"
+            )
     return write(update(read(text), options)) if options else text
 
 
@@ -150,10 +155,12 @@ def joined(stages: Sequence[Policy]) -> AnyPolicy:
 
 
 def update(stages: Sequence[Written], options: Mapping[str, Any]) -> tuple[Written, ...]:
-    """The stages with `options` on each, in place of their own options of that name."""
+    """The stages with `options` on each, in place of their own options of that name or meaning."""
     _refuse_shared(options, write(stages), len(stages))
     given = {name: value if isinstance(value, str) else _plain(value) for name, value in options.items()}
-    return tuple(replace(stage, options={**stage.options, **given}) for stage in stages)
+    replaced = {INSTEAD.get(name) for name in given}
+    kept = [{name: value for name, value in stage.options.items() if name not in replaced} for stage in stages]
+    return tuple(replace(stage, options=own | given) for stage, own in zip(stages, kept, strict=True))
 
 
 def build(stage: Written, kinds: Mapping[str, type[Kind]]) -> Kind:
@@ -178,7 +185,9 @@ def format_one(method: Any) -> str:
 def replace_options(method: Any, options: Mapping[str, Any]) -> Any:
     """A copy of a single policy or method with these options. Raises PolicyError as `override` does."""
     kind = type(method)
-    return replace(method, **_typed(kind.name, kind, options))
+    defaults = {option.name: option.default for option in fields(kind)}
+    replaced = {INSTEAD[name] for name in options if INSTEAD.get(name) in defaults}
+    return replace(method, **{name: defaults[name] for name in replaced}, **_typed(kind.name, kind, options))
 
 
 def _read_stage(text: str) -> Written:

@@ -88,7 +88,7 @@ def remembering(stage: Stage, scores: Scores) -> Stage:
 
 
 def _remembering(policy: Policy, scores: Scores) -> Policy:
-    key = policy if policy.scores_by_count else replace(policy, pruning_ratio=0, chunk=1)
+    key = policy if policy.scores_by_count else replace(policy, pruning_ratio=0, keep=0, chunk=1)
     twin = copy.copy(policy)
 
     def score(view: LayerView) -> torch.Tensor:
