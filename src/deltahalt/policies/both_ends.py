@@ -75,6 +75,8 @@ class BothEnds(Policy):
     def score(self, view: LayerView) -> torch.Tensor:
         among = self.may_halt(view)
         first, last = self._query_tokens(view, among)
+        if not first + last:
+            return torch.zeros(len(among), device=among.device)
         best = _best_matches(states_of(view), first, last, self.reach)  # [first + last, runs]
         free = _in_runs(among.float()).sum(dim=1)  # number of tokens in each run that may halt
         usual = (best * free).sum(dim=1, keepdim=True) / free.sum()
@@ -90,6 +92,8 @@ class BothEnds(Policy):
         if view.kinds is None and len(among) == view.prompt:
             return self.ends
         places = among.nonzero()
+        if not len(places):  # none may halt
+            return 0, 0
         return min(self.keep_first, int(places[0])), min(self.keep_last, len(among) - 1 - int(places[-1]))
 
 
