@@ -1,9 +1,11 @@
 """A policy's settings, how many tokens it keeps, and where it is placed in a model."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from deltahalt import (
     Dash,
@@ -18,6 +20,7 @@ from deltahalt import (
     override,
     parse_policy,
 )
+from deltahalt.kinds import IMAGE, TEXT
 from deltahalt.policies.base import Policy, place
 
 # --- settings ---
@@ -41,6 +44,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("pruning_ratio", 1.01),
         ("pruning_ratio", math.nan),
         ("keep_first", -1),
+        ("shortest", -1),
         ("keep", -1),
         ("keep", 2.5),
         ("keep_last", 0),
@@ -248,3 +252,22 @@ def test_keep_falls_from_stage_to_stage() -> None:
 def test_three_stages_do_not_share_one_keep() -> None:
     with pytest.raises(PolicyError, match="three stages, which cannot share one keep"):
         V2Drop(keep=300)
+
+
+# --- short prompts ---
+
+
+def test_a_prompt_below_the_shortest_stays_whole() -> None:
+    policy = Dash(pruning_ratio=0.5, shortest=200)
+    assert [policy.kept(tokens) for tokens in (96, 199, 200)] == [96, 199, 200 - 52]
+    assert Dash(keep=100, shortest=200).kept(199) == 199
+    assert [stage.shortest for stage in V2Drop(shortest=200).stages] == [200] * 3
+    assert format_policy(policy) == "dash:pruning_ratio=0.5,shortest=200"
+
+
+def test_tokens_of_an_image_count_for_the_shortest() -> None:
+    kinds = torch.tensor([TEXT] * 10 + [IMAGE] * 80 + [TEXT] * 10)
+    policy = Dash(pruning_ratio=0.5, scope="visual")
+    assert policy.kept(100, kinds) == 40
+    assert replace(policy, shortest=100).kept(100, kinds) == 40
+    assert replace(policy, shortest=101).kept(100, kinds) == 80

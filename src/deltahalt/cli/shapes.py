@@ -25,6 +25,9 @@ def shapes(
     policies: Annotated[str, typer.Option(help="Policies, separated by blanks.")] = AUTO,
     shapes: Annotated[str | None, typer.Option(help="Shapes, separated by commas; by default all.")] = None,
     prompts: Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Prompts of each shape.")] = 3,
+    skip: Annotated[
+        int, typer.Option(min=0, max=MOST_PROMPTS, help="Leave out the first prompts of each shape, seen before.")
+    ] = 0,
     tokens: Annotated[str, typer.Option(help="Lengths of prompts, about, which take turns.")] = "2000,4000,8000",
     data: Annotated[
         Path | None, typer.Option(help="Folder of texts for documents: essays/*.txt, longbench/multi_news.jsonl.")
@@ -51,7 +54,7 @@ def shapes(
     sizes = parse_numbers(tokens)
     config = check_text_model(model, methods, device=device)
     require_room(max(sizes), 0, config, "give shorter --tokens")
-    seeds = calibration_seeds(prompts) if calibration else held_out_seeds(prompts)
+    seeds = (calibration_seeds if calibration else held_out_seeds)(skip + prompts)[skip:]
     wanted = shape_names(() if shapes is None else parse_names(shapes, "--shapes", ","))
     made = make_prompts(wanted, seeds, sizes, data)
     loaded = load_model(model, dtype=dtype, device=device)

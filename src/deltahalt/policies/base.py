@@ -94,6 +94,7 @@ class Policy:
         pruning_ratio: Share rho of the eligible tokens that halts at l_s, in [0, 1]; 0.667 is two thirds.
         keep: Number of tokens in the scope that stay active after l_s, protected ones included, in place of
             pruning_ratio. 0 uses pruning_ratio.
+        shortest: Number of tokens in the prompt from which tokens halt; a shorter prompt stays whole.
         keep_first: Number of tokens at the start of the prompt that never halt.
         keep_last: Number of tokens at the end of the prompt that never halt; 1 or more, since the last token yields
             the logits.
@@ -133,6 +134,7 @@ class Policy:
     start: float | int = 0.4
     pruning_ratio: float = 0.667
     keep: int = 0
+    shortest: int = 0
     keep_first: int = 64
     keep_last: int = 32
     scope: Scope = "all"
@@ -153,7 +155,7 @@ class Policy:
                 f"keep is {self.keep} and pruning_ratio is {self.pruning_ratio}: both say how many tokens stay, so "
                 "leave one of them out"
             )
-        require_at_least(self, 0, "keep_first")
+        require_at_least(self, 0, "shortest", "keep_first")
         if self.keep_last < 1:
             raise PolicyError(f"keep_last is {self.keep_last!r}; the last token yields the logits, so keep at least 1")
         require_at_least(self, 1, "chunk")
@@ -218,6 +220,8 @@ class Policy:
         else:
             places = torch.arange(prompt, device=kinds.device)
             tokens, eligible = int(self.in_scope(kinds).sum()), int(self.eligible(places, prompt, kinds).sum())
+        if prompt < self.shortest:
+            return tokens
         if self.keep:
             return max(tokens - eligible, min(self.keep, tokens))
         if self.ratio_of == "prompt":

@@ -39,7 +39,7 @@ class Cascade(Policy):
 
     @property
     def stages(self) -> tuple[Policy, ...]:
-        shared = ("keep_first", "keep_last", "scope", "boundary", "ratio_of", "chunk")
+        shared = ("shortest", "keep_first", "keep_last", "scope", "boundary", "ratio_of", "chunk")
         settings = {name: getattr(self, name) for name in shared}
         decisions = (
             (self.start, self.pruning_ratio),

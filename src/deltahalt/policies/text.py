@@ -15,7 +15,7 @@ from deltahalt.policies.options import did_you_mean, options_of, read_value, wri
 PACKAGE = "deltahalt.policies"
 Kind = TypeVar("Kind")
 # Options that come first in text, in this order; the others follow in the order of their class.
-FIRST = ("start", "pruning_ratio", "keep", "boundary", "heads", "chunk", "keep_first", "keep_last")
+FIRST = ("start", "pruning_ratio", "keep", "boundary", "heads", "chunk", "shortest", "keep_first", "keep_last")
 OF_ONE_STAGE = ("start", "pruning_ratio", "keep")  # options that several stages cannot share
 INSTEAD = {"keep": "pruning_ratio", "pruning_ratio": "keep"}  # an option, and that which it replaces
 
