@@ -1,15 +1,18 @@
 """One answer, and several after one prefill."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from deltahalt import Dash, Forecast, halting
+from deltahalt import Dash, Forecast, Halted, MaxSim, Report, halting
 from deltahalt.answering.ask import Answer, ask, ask_each, together
 from deltahalt.answering.documents import shared_start
 from deltahalt.engine.cache import cache_bytes
+from deltahalt.engine.layout import Layout
 from deltahalt.host.compat import CACHE
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.registry import AnyMethod
@@ -66,6 +69,36 @@ def test_a_long_question_stays_whole(loaded_tiny: LoadedModel) -> None:
             tokens.append(int(logits[0, -1].argmax()))
     assert loaded_tiny.tokenizer.decode(tokens).startswith(answer.text)
     assert answer.lengths == halted.report.lengths[0]
+
+
+def test_the_question_is_read_where_it_is_found(loaded_tiny: LoadedModel) -> None:
+    """A policy that reads it keeps its tokens, also where they stand before the document."""
+    policy, tokenizer = MaxSim(start=1, pruning_ratio=0.8, keep_first=0, keep_last=8, window=8), loaded_tiny.tokenizer
+    text = f"Who signed? {'It was signed in the spring. ' * 9}"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    prompt, kept = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {}
+    for question in ("Who signed?", "Who wrote?", None):
+        with _reports() as reports:
+            ask(loaded_tiny, prompt, policy, question=question, max_new_tokens=1)
+        kept[question] = reports[0].kept[0].tolist()
+    assert "Who signed?" in tokenizer.decode(ids[0, kept["Who signed?"]])
+    assert kept["Who wrote?"] == kept[None] != kept["Who signed?"]
+    ask(loaded_tiny, prompt, POLICIES[0], question="Who signed?", max_new_tokens=1)  # does not read it
+
+
+@contextmanager
+def _reports() -> Iterator[list[Report]]:
+    """The report of each prompt that halts in the block."""
+    reports: list[Report] = []
+    note = Halted._note
+
+    def noted(self: Halted, report: Report, layout: Layout) -> None:
+        reports.append(report)
+        note(self, report, layout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Halted, "_note", noted)
+        yield reports
 
 
 def test_several_answers_are_shown_as_one() -> None:

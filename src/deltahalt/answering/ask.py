@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from deltahalt.answering.generation import Generated, generate_after, generate_timed, prefill_shared
+from deltahalt.engine.question import question_of
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.loading.models import LoadedModel
@@ -53,6 +54,7 @@ def ask(
     method: AnyMethod | None,
     *,
     ends: Ends | None = None,
+    question: str | None = None,
     max_new_tokens: int = 64,
     min_prompt_tokens: int = 0,
 ) -> Answer:
@@ -63,6 +65,7 @@ def ask(
         prompt: input_ids and attention_mask, each [1, T], on the model's device.
         method: The method that the model runs under; None for the plain Hugging Face model.
         ends: Number of prompt tokens before and after the context, if known (see `context_ends`).
+        question: Its text, if known. A method that does not read it, or does not find it in the prompt, runs without.
         max_new_tokens: Largest number of tokens in the answer.
         min_prompt_tokens: Shorter prompts are not halted.
 
@@ -72,7 +75,8 @@ def ask(
     Raises:
         DeltahaltError: What `applying` raises.
     """
-    with _under(loaded, method, min_prompt_tokens) as applied:
+    found = None if question is None else _found(loaded, prompt["input_ids"][0], question)
+    with _under(loaded, method, min_prompt_tokens, found) as applied:
         done = generate_timed(loaded.model, prompt, max_new_tokens, applied=applied, ends=[ends])
     return _answer(loaded, done, prompt["input_ids"].shape[1], applied)
 
@@ -132,12 +136,22 @@ def together(answers: Sequence[Answer]) -> Answer:
     )
 
 
+def _found(loaded: LoadedModel, ids: torch.Tensor, question: str) -> str | None:
+    """The question, if it is among the prompt's tokens `ids` [T]."""
+    try:
+        question_of(question, loaded.tokenizer).positions(ids, len(ids))
+    except InputError:
+        return None
+    return question
+
+
 def _under(
-    loaded: LoadedModel, method: AnyMethod | None, min_prompt_tokens: int
+    loaded: LoadedModel, method: AnyMethod | None, min_prompt_tokens: int, question: str | None = None
 ) -> AbstractContextManager[Applied | None]:
     if method is None:
         return nullcontext()
-    return applying(loaded.model, method, loaded.tokenizer, min_prompt_tokens=min_prompt_tokens)
+    read = question if method_of(method).reads_question else None
+    return applying(loaded.model, method, loaded.tokenizer, min_prompt_tokens=min_prompt_tokens, question=read)
 
 
 def _answer(loaded: LoadedModel, done: Generated, tokens: int, applied: Applied | None) -> Answer:

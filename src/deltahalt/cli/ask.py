@@ -166,12 +166,13 @@ def _answer_all(
         rows = [prompt["input_ids"].to(device) for prompt in prompts]
         alone = encode_turn(tokenizer, config, document)["input_ids"][0].to(device)
         end = min(shared_start(row[0], alone) for row in rows)
+    known = {"ends": ends, "question": questions[0], "max_new_tokens": max_new_tokens, **options}
     answers = {}
     warm_up(loaded, inputs)
     for name, method in methods.items():
         with status(f"reading {tokens:,} tokens and answering: {name}"):
             if len(questions) == 1:
-                answers[name] = [ask(loaded, inputs, method, ends=ends, max_new_tokens=max_new_tokens, **options)]
+                answers[name] = [ask(loaded, inputs, method, **known)]
             else:
                 rests = [row[:, end:] for row in rows]
                 answers[name] = ask_each(

@@ -10,13 +10,14 @@ from torch import nn
 
 from deltahalt.engine.halted import Depth, Halted, Tower
 from deltahalt.engine.handover import finding, through_base, through_model
-from deltahalt.errors import UnhaltedCallWarning, UnsupportedError
+from deltahalt.engine.question import Question
+from deltahalt.errors import PolicyError, UnhaltedCallWarning, UnsupportedError
 from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting, kept_open
 from deltahalt.host.compat import warn_if_untested
 from deltahalt.host.families import known_families, vision_family_of
 from deltahalt.host.families.base import Family, Module
 from deltahalt.policies.base import AnyPolicy
-from deltahalt.policies.text import require_policy
+from deltahalt.policies.text import format_policy, require_policy
 
 REFUSED_IN_GENERATE = {
     "prefill_chunk_size": "a chunk would be taken for the whole prompt; leave it unset",
@@ -41,13 +42,14 @@ def halting(
     timed: bool = False,
     depth: Depth | None = None,
     tower: Tower | None = None,
+    question: Question | None = None,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
     policy: a Policy or Progressive; `deltahalt.halting` takes its text, too. min_prompt_tokens: shorter prompts stay
     whole. timed: measure the seconds of each prefill, which waits for the device. depth: the layers that run generated
     token number i, given i and the number of layers; None for all. tower: drops visual tokens before the decoder, and
-    marks them as NaN.
+    marks them as NaN. question: finds the question in each prompt, for policies that read it.
 
     Yields the Halted model, whose `report` describes the latest prefill. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
@@ -57,6 +59,11 @@ def halting(
     decoder = find_decoder(model)
     base = find_base(model, decoder)
     require_policy(policy)
+    if question is not None and not any(stage.reads_question for stage in policy.stages):
+        raise PolicyError(
+            f"{format_policy(policy)} does not read the question: leave question out, or name a policy that reads it, "
+            "such as both-ends"
+        )
     halted = Halted(
         model,
         decoder,
@@ -66,6 +73,7 @@ def halting(
         depth=depth,
         sees_images=base is not decoder,
         tower=tower,
+        question=question,
     )
     answers = {} if tower is None else dict(tower.places)
     halted.block = Block(_places(model, base, halted) | answers, marks=None if tower is None else base)

@@ -1,7 +1,7 @@
 """One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.layout import Layout
 from deltahalt.engine.mask import ATTENTION
 from deltahalt.engine.masks import Masks
+from deltahalt.engine.question import Question
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
@@ -38,6 +39,14 @@ class DecoderCall:
     use_cache: bool
     own: dict[str, Any] = field(default_factory=dict)
     embeddings: torch.Tensor | None = None
+
+    def asked(self, question: Question, ids: torch.Tensor | None) -> "DecoderCall":
+        """The call with the places of its question. ids: [B, width]. Raises InputError as `Question.positions` does."""
+        places = tuple(
+            question.positions(None if ids is None else ids[row, self.layout.columns(row)], tokens)
+            for row, tokens in enumerate(self.layout.prompts)
+        )
+        return replace(self, layout=replace(self.layout, questions=places))
 
     def layer_inputs(
         self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None

@@ -14,6 +14,7 @@ from deltahalt.engine.handover import WANTED
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.layout import Layout
 from deltahalt.engine.prefill import halting_stages, last_columns, refuse_halted_kv, run_call
+from deltahalt.engine.question import Question
 from deltahalt.engine.report import Report
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
@@ -53,10 +54,11 @@ class Halted:
         depth: Depth | None = None,
         sees_images: bool = False,
         tower: Tower | None = None,
+        question: Question | None = None,
     ) -> None:
         self.host = HostDecoder.of(decoder)
         refuse_unknown_host(decoder)
-        self.model, self.policy, self.tower = model, policy, tower
+        self.model, self.policy, self.tower, self.question = model, policy, tower, question
         self.stages = place(policy, self.host.shape.layers, vision=sees_images)
         refuse_halted_kv(self.host.shape, self.stages)
         shortest: Any = min_prompt_tokens
@@ -128,6 +130,8 @@ class Halted:
         layout, held = call.layout, isinstance(call.cache, HaltedCache)
         may_halt = bool(layout.prompts) and (not layout.later_turn or wanted == 1)
         stages = halting_stages(self.stages, stream, call) if may_halt else ()
+        if stages and self.question is not None:
+            call = call.asked(self.question, arguments.get("input_ids"))
         tail = last_columns(stages, call)
         compacted = bool(stages) or layout.dropped
         if compacted and wanted is not None and not 0 < wanted <= tail:

@@ -17,7 +17,7 @@ class Layout:
     after it run through all layers, but no policy sees them. shortest: prompts with fewer tokens than this stay whole.
     kinds: [B, width] what each token is (see `deltahalt.kinds`); None where all are text. dropped: whether visual
     tokens were dropped before the first layer. blocks: [B, width] number of the block within which a token sees later
-    ones too, -1 for none.
+    ones too, -1 for none. questions: for each row, the positions [q] of its question; empty where it is not known.
     """
 
     width: int
@@ -28,6 +28,7 @@ class Layout:
     kinds: torch.Tensor | None = None
     dropped: bool = False
     blocks: torch.Tensor | None = None
+    questions: tuple[torch.Tensor, ...] = ()
 
     @property
     def later_turn(self) -> bool:

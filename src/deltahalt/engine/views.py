@@ -38,6 +38,7 @@ def view_layer(
         positions=layout.positions(before, row).to(hidden.device),
         kinds=None if kinds is None else kinds.to(hidden.device),
         embeddings=None if call.embeddings is None else call.embeddings[row, layout.columns(row)].to(hidden.device),
+        question=layout.questions[row].to(hidden.device) if layout.questions else None,
         final_norm=call.host.norm,
         hidden_in=hidden,
         update=update[row, own],

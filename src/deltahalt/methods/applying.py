@@ -9,8 +9,9 @@ import torch
 from deltahalt.engine import attach
 from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.engine.halted import Halted
+from deltahalt.engine.question import question_of
 from deltahalt.flops import ModelShape, dense_loads, true_flops
-from deltahalt.methods.base import Ends, Method, Prompts
+from deltahalt.methods.base import Asked, Ends, Method, Prompts
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies.base import AnyPolicy
@@ -24,6 +25,8 @@ def halting(
     model: Any,
     policy: AnyPolicy | str,
     *,
+    question: Asked | None = None,
+    tokenizer: Any = None,
     keep: int | None = None,
     min_prompt_tokens: int = 0,
     timed: bool = False,
@@ -36,6 +39,9 @@ def halting(
         policy: A `Policy` or `Progressive`, or its text (see `parse_policy`). "auto" is the policy that calibration
             chose for this model, "auto-query-free" the one for prompts without their question; the path of a profile
             is the policy in that profile.
+        question: What is asked, where you know it: its text as it stands in the prompt, or spans of tokens
+            (begin, end). The policy looks for what it is about, wherever it stands; its tokens stay active.
+        tokenizer: The model's tokenizer, for a question given as text.
         keep: Number of tokens that stay active, in place of the policy's share; None for the policy's own.
         min_prompt_tokens: No token halts in a prompt of fewer tokens; 0 for no limit.
         timed: Measure the seconds of each prefill, which waits for the device.
@@ -47,8 +53,8 @@ def halting(
 
     Raises:
         UnsupportedError: For a model that deltahalt does not support.
-        PolicyError: For an object that is not a policy, or a policy that does not fit the model. A method of another
-            stage needs `applying`.
+        PolicyError: For an object that is not a policy, or a policy that does not fit the model or does not read the
+            question. A method of another stage needs `applying`.
         InputError: For a profile that does not exist, is of another model, or has no policy of the wanted speed.
 
     Example:
@@ -66,7 +72,8 @@ def halting(
     else:
         chosen = override(require_policy(policy), **options)
     tower = None if vision is None else halted_tower(model, vision)
-    return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, tower=tower)
+    asked = None if question is None else question_of(question, tokenizer)
+    return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, tower=tower, question=asked)
 
 
 def resolve_on(model: Any, text: str, options: Mapping[str, Any] = {}) -> Resolved:
@@ -143,6 +150,7 @@ def applying(
     tokenizer: Any = None,
     *,
     min_prompt_tokens: int = 0,
+    question: Asked | None = None,
     timed: bool = False,
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
@@ -152,8 +160,9 @@ def applying(
     Args:
         model: A Hugging Face causal language model, or vision-language model, of a known family.
         method: A `Policy`, `Progressive` or `Method`; `parse_method` makes one of text.
-        tokenizer: The model's tokenizer, which `bm25` and `llmlingua2` need.
+        tokenizer: The model's tokenizer, which `bm25`, `llmlingua2` and a question as text need.
         min_prompt_tokens: No token halts in a prompt of fewer tokens; for policies only.
+        question: What is asked, as in `halting`; for policies that read it. Its text needs the tokenizer.
         timed: Measure the seconds of each prefill, which waits for the device.
 
     Yields:
@@ -173,7 +182,7 @@ def applying(
         ...     answer = model.generate(torch.arange(40)[None], max_new_tokens=4, pad_token_id=0)
     """
     chosen = method_of(method)
-    with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens) as halted:
+    with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens, question=question) as halted:
         halted.timed = timed
         yield Applied(halted, model, chosen, tokenizer)
 

@@ -16,6 +16,7 @@ from deltahalt.policies.base import Stage
 from deltahalt.policies.options import check_types
 
 Ends = tuple[int, int]  # number of tokens of a prompt before its context, and after it
+Asked = str | Sequence[tuple[int, int]]  # a question: its text, or spans of tokens (begin, end)
 Prompts = dict[str, torch.Tensor]  # input_ids and attention_mask, each [B, T], padded on the left
 Own = TypeVar("Own", bound="Method")
 
@@ -76,14 +77,21 @@ class Method:
                 "effect: leave it out"
             )
 
+    @property
+    def reads_question(self) -> bool:
+        """Whether the method uses a question that is known."""
+        return False
+
     def attach(
-        self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0
+        self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0, question: Asked | None = None
     ) -> AbstractContextManager[Halted]:
-        """A context in which the model runs under this method. min_prompt_tokens: as in `halting`.
+        """A context in which the model runs under this method. min_prompt_tokens, question: as in `halting`.
 
         Raises UnsupportedError for settings that this method does not have, and what `prepare` and `attached` raise.
         """
         self.refuse_settings(min_prompt_tokens)
+        if question is not None:
+            raise UnsupportedError(f"{self.name} does not read the question: leave question out")
         self.prepare(model, tokenizer)
         return self.attached(model)
 

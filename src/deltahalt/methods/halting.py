@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
 from deltahalt.engine.prefill import refuse_halted_kv
+from deltahalt.engine.question import question_of
 from deltahalt.flops import ModelShape, policy_loads, true_flops
-from deltahalt.methods.base import Method, scaled
+from deltahalt.methods.base import Asked, Method, scaled
 from deltahalt.policies import Dense
 from deltahalt.policies.base import AnyPolicy, Stage, place
 from deltahalt.policies.text import joined, require_policy
@@ -48,10 +49,15 @@ class Halting(Method):
         shape = ModelShape.of(decoder)
         refuse_halted_kv(shape, place(self.policy, shape.layers, vision=decoder is not config))
 
+    @property
+    def reads_question(self) -> bool:
+        return any(stage.reads_question for stage in self.policy.stages)
+
     def attach(
-        self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0
+        self, model: Any, tokenizer: Any = None, *, min_prompt_tokens: int = 0, question: Asked | None = None
     ) -> AbstractContextManager[Halted]:
-        return halting(model, self.policy, min_prompt_tokens=min_prompt_tokens)
+        asked = None if question is None else question_of(question, tokenizer)
+        return halting(model, self.policy, min_prompt_tokens=min_prompt_tokens, question=asked)
 
     def attached(self, model: Any) -> AbstractContextManager[Halted]:
         return self.attach(model)

@@ -43,6 +43,7 @@ class LayerView:
             have run through the layers between; the states of all others are those after this layer.
         kinds: [prompt] Kind of each prompt token, see `deltahalt.kinds`. None: all tokens are text.
         embeddings: [prompt, D] Input of the first layer. None where `kinds` is None.
+        question: [q] Positions of the question's tokens in the prompt, ascending. None: the question is not known.
         final_norm: The decoder's last norm, which comes before its logits.
 
     Example:
@@ -69,12 +70,20 @@ class LayerView:
     lookahead: Callable[[int], Iterator["LayerView"]] = lambda _: iter(())
     kinds: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
+    question: torch.Tensor | None = None
     final_norm: Callable[[torch.Tensor], torch.Tensor] = lambda states: states
 
     @property
     def visual(self) -> torch.Tensor | None:
         """Which of the n tokens belong to images or videos: [n] bool. None for a prompt of text."""
         return None if self.kinds is None else self.kinds[self.positions] > TEXT
+
+    @property
+    def active_question(self) -> torch.Tensor | None:
+        """Index [q] of those of the n tokens that belong to the question, ascending; None if it is not known."""
+        if self.question is None or len(self.positions) == self.prompt:
+            return self.question
+        return torch.isin(self.positions, self.question).nonzero().squeeze(1)
 
     @property
     def sees_all(self) -> bool:
@@ -129,6 +138,7 @@ class Policy:
     source: ClassVar[str] = ""
     stage: ClassVar[str] = "LLM"  # where the policy acts
     pointwise: ClassVar[bool] = False  # the score of a token depends on that token alone
+    reads_question: ClassVar[bool] = False  # where the question is known, its tokens are the query tokens, and stay
     scores_by_count: ClassVar[bool] = False  # scores depend on how many tokens stay active
 
     start: float | int = 0.4

@@ -25,6 +25,9 @@ class BothEnds(Policy):
     these in a group. Each group's sums are scaled to shares that add up to one, and the score is the sum of the shares.
     So a question of few tokens counts as much as a long text around it, wherever in the two ends it stands.
 
+    Where the question is known (see `deltahalt.halting`), its tokens are the query tokens, in one group, and stay
+    active.
+
     The policy reads hidden states only: no queries, keys or deeper layers. So a layer with a sliding window can decide.
     In a scope without text, the query tokens are limited to those before the first and after the last token that may
     halt.
@@ -55,6 +58,7 @@ class BothEnds(Policy):
     name: ClassVar[str] = "both-ends"
     summary: ClassVar[str] = "tokens around the states most similar to the prompt's first and last tokens stay active"
     source: ClassVar[str] = "ours, after ColBERT's late interaction (arXiv 2004.12832)"
+    reads_question: ClassVar[bool] = True
 
     keep_first: int = 256
     keep_last: int = 128
@@ -73,21 +77,24 @@ class BothEnds(Policy):
         return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        among = self.may_halt(view)
-        first, last = self._query_tokens(view, among)
-        if not first + last:
-            return torch.zeros(len(among), device=among.device)
-        best = _best_matches(states_of(view), first, last, self.reach)  # [first + last, runs]
+        among, question = self.may_halt(view), view.active_question
+        first, last = self._query_ends(view, among)
+        query = _first_and_last(first, last, among) if question is None else question
+        scores = torch.zeros(len(among), device=among.device)
+        if not len(query):
+            return scores
+        best = _best_matches(states_of(view), query, self.reach)  # [q, runs]
         free = _in_runs(among.float()).sum(dim=1)  # number of tokens in each run that may halt
         usual = (best * free).sum(dim=1, keepdim=True) / free.sum()
         above = (best - usual).clamp(min=0).pow(self.power)
-        scores = torch.zeros_like(free)
-        for group in _groups(above, first):
+        for group in _groups(above, first) if question is None else [above]:
             found = group.topk(min(self.best, len(group)), dim=0).values.sum(dim=0)
-            scores += found / (found * free).sum().clamp(min=torch.finfo(found.dtype).tiny)
-        return scores.repeat_interleave(RUN)[: len(among)].masked_fill(~among, 0)
+            share = found / (found * free).sum().clamp(min=torch.finfo(found.dtype).tiny)
+            scores += share.repeat_interleave(RUN)[: len(among)]
+        scores = scores.masked_fill(~among, 0)
+        return scores if question is None else scores.index_fill(0, question, torch.inf)
 
-    def _query_tokens(self, view: LayerView, among: torch.Tensor) -> tuple[int, int]:
+    def _query_ends(self, view: LayerView, among: torch.Tensor) -> tuple[int, int]:
         """Number of query tokens at the start and at the end, where the tokens `among` [n] bool may halt."""
         if view.kinds is None and len(among) == view.prompt:
             return self.ends
@@ -95,6 +102,12 @@ class BothEnds(Policy):
         if not len(places):  # none may halt
             return 0, 0
         return min(self.keep_first, int(places[0])), min(self.keep_last, len(among) - 1 - int(places[-1]))
+
+
+def _first_and_last(first: int, last: int, among: torch.Tensor) -> torch.Tensor:
+    """Index [first + last] of the first and last of n tokens; `among`, [n], gives their number and device."""
+    index = torch.arange(len(among), device=among.device)
+    return torch.cat([index[:first], index[len(index) - last :]])
 
 
 def _groups(above: torch.Tensor, first: int) -> list[torch.Tensor]:
@@ -110,17 +123,16 @@ def _share(count: int, part: int) -> int:
     return -(-count // part)
 
 
-def _best_matches(states: torch.Tensor, first: int, last: int, reach: int) -> torch.Tensor:
-    """For each query token, its highest similarity to a state within `reach` tokens of each run: [first + last, runs].
+def _best_matches(states: torch.Tensor, query: torch.Tensor, reach: int) -> torch.Tensor:
+    """For each query token, its highest similarity to a state within `reach` tokens of each run: [q, runs].
 
-    states: [n, D]. Its first `first` and last `last` rows are those of the query tokens, which do not match each other.
+    states: [n, D]. query: [q] index of the query tokens, which do not match each other.
     """
     directions = directions_in(states, standardize=True)
-    query = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    query[:first] = query[len(states) - last :] = True
-    wanted = directions(torch.cat([states[:first], states[len(states) - last :]]))
-    pieces = zip(states.split(COMPARED), query.split(COMPARED), strict=True)
-    similar = [(wanted @ directions(piece).mT).masked_fill(own, -1) for piece, own in pieces]
+    own = torch.zeros(len(states), dtype=torch.bool, device=states.device).index_fill(0, query, True)
+    wanted = directions(states[query])
+    pieces = zip(states.split(COMPARED), own.split(COMPARED), strict=True)
+    similar = [(wanted @ directions(piece).mT).masked_fill(queries, -1) for piece, queries in pieces]
     best = torch.cat([F.max_pool1d(part[None], RUN, ceil_mode=True)[0] for part in similar], dim=1)
     return F.max_pool1d(best[None], 2 * (reach // RUN) + 1, stride=1, padding=reach // RUN)[0]
 

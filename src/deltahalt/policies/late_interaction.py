@@ -13,9 +13,15 @@ POWER = 2  # default exponent on how far a match exceeds the average
 
 
 def late_interaction(
-    view: LayerView, among: torch.Tensor, window: int, kernel: int, *, power: int = POWER, standardize: bool = False
+    view: LayerView,
+    among: torch.Tensor,
+    query: torch.Tensor,
+    kernel: int,
+    *,
+    power: int = POWER,
+    standardize: bool = False,
 ) -> torch.Tensor:
-    """Score of each token by the similarity of the states around it to the last `window` query tokens: [n] float32.
+    """Score of each token by the similarity of the states around it to those of the query tokens: [n] float32.
 
     This is ColBERT's MaxSim (arXiv 2004.12832) on the host's own hidden states. For each query token, the match of a
     token is the highest cosine similarity to a state within `kernel` tokens around it, after the mean state has been
@@ -23,15 +29,15 @@ def late_interaction(
     outweighs many common ones. The score is the sum over query tokens.
 
     among: [n] bool, the tokens that may halt. All others score zero, but a similar state among them counts for the
-    tokens around it, unless it is a query token. kernel: odd. standardize: divide every dimension by its standard
-    deviation over the prompt, so that a few large dimensions do not dominate.
+    tokens around it, unless it is a query token. query: [q] index of the query tokens. kernel: odd. standardize: divide
+    every dimension by its standard deviation over the prompt, so that a few large dimensions do not dominate.
     """
     states = states_of(view)
     directions = directions_in(states, standardize=standardize)
-    query = directions(states[-window:])
-    similar = torch.cat([query @ directions(piece).mT for piece in states.split(COMPARED)], dim=1)  # [w, n]
-    best = F.max_pool1d(similar[None, :, :-window], kernel, stride=1, padding=kernel // 2)[0]
-    best = F.pad(best, (0, window))
+    wanted = directions(states[query])
+    similar = torch.cat([wanted @ directions(piece).mT for piece in states.split(COMPARED)], dim=1)  # [q, n]
+    similar = similar.index_fill(1, query, -1)
+    best = F.max_pool1d(similar[None], kernel, stride=1, padding=kernel // 2)[0]
     usual = (best * among).sum(dim=1, keepdim=True) / among.sum()
     return (best - usual).clamp(min=0).pow(power).sum(dim=0).masked_fill(~among, 0)
 

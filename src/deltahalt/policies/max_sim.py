@@ -8,12 +8,14 @@ import torch
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
 from deltahalt.policies.options import require_at_least
-from deltahalt.policies.query_tokens import check_window, query_count
+from deltahalt.policies.query_tokens import check_window, last_tokens, query_count
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxSim(Policy):
     """Keep the tokens around which hidden states are most similar to those of the query tokens, the last `window`.
+
+    Where the question is known (see `deltahalt.halting`), its tokens are the query tokens, and stay active.
 
     The policy reads hidden states only: no queries, keys or deeper layers. So a layer with a sliding window can decide.
 
@@ -42,6 +44,7 @@ class MaxSim(Policy):
     name: ClassVar[str] = "max-sim"
     summary: ClassVar[str] = "tokens around the states most similar to the last window's stay active"
     source: ClassVar[str] = "ours, after ColBERT's late interaction (arXiv 2004.12832)"
+    reads_question: ClassVar[bool] = True
 
     window: int = 32
     kernel: int = AROUND
@@ -58,5 +61,7 @@ class MaxSim(Policy):
         return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        among, window = self.may_halt(view), query_count(self.window, self, view)
-        return late_interaction(view, among, window, self.kernel, power=self.power, standardize=self.standardize)
+        among, question = self.may_halt(view), view.active_question
+        query = last_tokens(query_count(self.window, self, view), view) if question is None else question
+        scores = late_interaction(view, among, query, self.kernel, power=self.power, standardize=self.standardize)
+        return scores if question is None else scores.index_fill(0, question, torch.inf)

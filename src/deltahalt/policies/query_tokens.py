@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.base import LayerView, Policy
@@ -17,6 +19,12 @@ def check_window(policy: Any) -> None:
             f"{policy.keep_last} or less, or keep_last to {policy.window} or more"
         )
     require_odd(policy, "kernel")
+
+
+def last_tokens(count: int, view: LayerView) -> torch.Tensor:
+    """Index [count] of the last active tokens."""
+    n = len(view.positions)
+    return torch.arange(n - count, n, device=view.positions.device)
 
 
 def query_count(window: int, policy: Policy, view: LayerView) -> int:

@@ -12,7 +12,7 @@ from deltahalt.policies.attention_scores import received_attention
 from deltahalt.policies.base import LayerView, Policy
 from deltahalt.policies.late_interaction import AROUND, late_interaction
 from deltahalt.policies.options import require_at_least
-from deltahalt.policies.query_tokens import check_window, query_count
+from deltahalt.policies.query_tokens import check_window, last_tokens, query_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class WindowAttention(Policy):
                 scores = scores + found if self.across == "sum" else torch.maximum(scores, found)
         if self.similar:
             among = self.may_halt(view)
-            likeness = late_interaction(view, among, window, AROUND)
+            likeness = late_interaction(view, among, last_tokens(window, view), AROUND)
             scores = _share(scores, among) + self.similar * _share(likeness, among)
         return scores
 
