@@ -7,6 +7,8 @@ LMMS := build/lmms-eval
 SMOKE := --tasks longbench_multifieldqa_en_e,niah_single_2,needle --lengths 1536 --limit 3 --apply-chat-template \
 	--data build/eval-smoke/data --rows build/eval-smoke/rows.jsonl
 PIP_FLAGS := --quiet --disable-pip-version-check
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -19,20 +21,20 @@ demo: $(VENV)/.installed ## set up, then show full prefill and halting side by s
 	$(VENV)/bin/deltahalt demo
 
 test: lint ## lint, then run the tests on the pinned versions
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 # kvpress leaves a mark on every attention module that runs once it is imported: its tests have a process of their own.
 test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
-	$(KVPRESS)/bin/python -m pytest --ignore-glob 'tests/integrations/test_kvpress_*' --ignore-glob '*hostile*' \
+	$(KVPRESS)/bin/python $(PYTEST) --ignore-glob 'tests/integrations/test_kvpress_*' --ignore-glob '*hostile*' \
 		--ignore-glob 'tests/lab/test_viewer_*' --ignore tests/docs # which depend on no version of a package
-	$(KVPRESS)/bin/python -m pytest tests/integrations/test_kvpress_*.py
+	$(KVPRESS)/bin/python $(PYTEST) tests/integrations/test_kvpress_*.py
 
 # Without constraints, torch apart: what `pip install deltahalt` gives today, so it is resolved again at each run.
 test-newest: $(NEWEST)/bin/python ## run the central tests on the newest release of every dependency, and name untested ones
 	grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
 	$(NEWEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade --upgrade-strategy eager -c $(NEWEST)/torch.txt \
-		-e '.[eval,plot,vision]' pytest hypothesis
-	$(NEWEST)/bin/python -m tools.newest_releases
+		-e '.[eval,plot,vision]' pytest pytest-xdist hypothesis
+	$(NEWEST)/bin/python -m tools.newest_releases -n $(WORKERS) --dist worksteal
 
 test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
 	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/integrations/test_lmms_eval.py
@@ -95,7 +97,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 $(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/python
-	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,bm25,eval,plot,vision]' pytest hypothesis
+	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,bm25,eval,plot,vision]' pytest pytest-xdist hypothesis
 	@touch $@
 
 # Of lmms-eval only what its tests need: all that it asks for is torchvision and much else.

@@ -1,6 +1,7 @@
 """What several test files share: the real bundled model, a tiny one saved in a folder, our command, and its data."""
 
 import importlib
+import os
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 THREADS = torch.get_num_threads()
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)  # the workers of pytest-xdist set them, and a console keeps what it finds
 
 
 @pytest.hookimpl(wrapper=True)

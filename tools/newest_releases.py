@@ -16,6 +16,7 @@ TESTS = (
     "tests/engine/test_identity.py",
     "tests/engine/test_oracle.py",
     "tests/engine/test_cache.py",
+    "tests/engine/test_turns.py",
     "tests/engine/test_blocks.py",
     "tests/vision/test_marks.py",
     "tests/answering",
@@ -64,14 +65,14 @@ def _installed(names: list[str]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Print what is installed, run the tests, and say which releases are to blame."""
+    """Print what is installed, run the tests with these arguments of pytest, and say which releases are to blame."""
     tested = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     installed = _installed(list(tested))
     print("installed:", ", ".join(f"{name} {number}" for name, number in installed.items()), flush=True)  # noqa: T201
     releases = newer(installed, tested)
     print("newer than tested:", ", ".join(releases) or "none", flush=True)  # noqa: T201
     warning = "default::deltahalt.errors.UntestedVersionWarning"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", LEFT_OUT, "-W", warning, *(arguments or TESTS)]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", LEFT_OUT, "-W", warning, *arguments, *TESTS]
     message = verdict(subprocess.run(command, cwd=ROOT, check=False).returncode, releases)
     if message:
         sys.exit(re.sub(r"\s+", " ", message))

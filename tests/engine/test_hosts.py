@@ -210,7 +210,7 @@ EVERY_POLICY = {
     "last-token-attention": LastTokenAttention(**SETTINGS),
     "window-attention": WindowAttention(**SETTINGS, window=16, layers=2),
     "max-sim": MaxSim(**SETTINGS, window=16),
-    "both-ends": BothEnds(**SETTINGS),
+    "both-ends": BothEnds(**SETTINGS | {"keep_first": 64, "keep_last": 32}),
     "random": Random(**SETTINGS),
     "uniform": Uniform(**SETTINGS),
 }
