@@ -22,8 +22,11 @@ def require_writable(path: Path) -> None:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write to {str(path)[:80]!r} ({reason}): give the name of a file") from error
     existing = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
-    if existing.is_dir() == (existing == path) or not os.access(existing, os.W_OK):
-        raise InputError(f"cannot write to {path}: give a file that can be written")
+    if existing.is_dir() == (existing == path):
+        kind = "a folder" if existing.is_dir() else "a file"
+        raise InputError(f"cannot write to {path}, since {existing} is {kind}: give another path")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write to {path}, since {existing} may not be written to: give another path")
 
 
 def is_file(path: Path) -> bool:

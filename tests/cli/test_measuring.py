@@ -35,7 +35,7 @@ def test_bench_writes_rows_that_report_reads(
         (["--lengths", "20,100000"], "takes 512 tokens"),
         (["--policies", "dash llmlingua2:encoder=/no/such"], "cannot load the encoder /no/such"),
         (["--policies", "dash:start=9"], "leaves no deeper layer"),
-        (["--rows", "/"], "cannot write to /:"),
+        (["--rows", "/"], "cannot write to /, since / is a folder:"),
         (["--rows", "/dev/null/rows.jsonl"], "cannot write to /dev/null/rows.jsonl"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_written_is_named_before_a_model_is_loaded(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deltahalt(*command.split(), "/dev/null/file", "--model", "no/such") == 2
-    assert "cannot write to /dev/null/file: give a file that can be written" in capsys.readouterr().err
+    assert "cannot write to /dev/null/file, since /dev/null is a file: give another path" in capsys.readouterr().err
 
 
 def columns(lines: list[str], border: str) -> list[str]:

@@ -213,7 +213,7 @@ def test_what_cannot_be_scored_is_one_line(
         (["--tasks", "longbench_hotpotqa"], "hotpotqa.jsonl"),
         (["--tasks", "no_such"], "'no_such' cannot be read from local files"),
         (["--tasks", "loogle"], "give its encoder"),
-        (["--tasks", "longbench_trec_e", "--rows", "/"], "cannot write to /:"),
+        (["--tasks", "longbench_trec_e", "--rows", "/"], "cannot write to /, since / is a folder:"),
     ],
 )
 def test_what_is_missing_is_named_before_the_weights_are_loaded(

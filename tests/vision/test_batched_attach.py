@@ -106,7 +106,7 @@ def test_padding_inside_an_image_is_refused(name: str, attention: str) -> None:
     with halting_vision(model, VisionDash()), torch.no_grad():
         model.model.get_image_features(images, mask)
         mask[0, 1, :, 20:] = False
-        with pytest.raises(UnsupportedError, match="padding inside an image"):
+        with pytest.raises(UnsupportedError, match="the ViT received an attention mask"):
             model.model.get_image_features(images, mask)
 
 

@@ -86,7 +86,7 @@ def test_each_question_has_pictures(pictures, parts):
 
 def test_a_model_that_takes_pictures_in_another_form(parts):
     _, tokenizer, processor = parts
-    with pytest.raises(UnsupportedError, match="llava takes pictures in another form"):
+    with pytest.raises(UnsupportedError, match="llava is not supported here, since its image inputs differ"):
         picture_inputs(tiny_vision("llava"), tokenizer, processor, [[picture(32, 32)]], ["a"])
 
 

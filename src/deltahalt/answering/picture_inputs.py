@@ -25,16 +25,17 @@ def require_shape(picture: "Image", name: str) -> None:
     width, height = picture.size
     if max(width, height) > SLIMMEST * min(width, height):
         raise InputError(
-            f"{name} has {width:,} x {height:,} pixels, but one side may be at most {SLIMMEST} times the other: crop it"
+            f"{name} has {width:,} x {height:,} pixels, but its aspect ratio may be at most {SLIMMEST}:1: crop it"
         )
 
 
 def require_family(config: Any) -> None:
-    """Raise UnsupportedError for a model that takes pictures in another form than Qwen2-VL does."""
+    """Raise UnsupportedError for a model whose image inputs differ from those of Qwen2-VL."""
     merges = hasattr(getattr(config, "vision_config", None), "spatial_merge_size")
     if not (merges and hasattr(config, "image_token_id")):
         raise UnsupportedError(
-            f"{config.model_type} takes pictures in another form: give a Qwen2-VL, Qwen2.5-VL or Qwen3-VL"
+            f"{config.model_type} is not supported here, since its image inputs differ from those of Qwen2-VL: use a "
+            "Qwen2-VL, Qwen2.5-VL or Qwen3-VL model"
         )
 
 

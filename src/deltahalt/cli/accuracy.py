@@ -1,4 +1,4 @@
-"""Accuracy at speed: `sweep` and `calibrate`."""
+"""The commands `sweep` and `calibrate`, which measure the accuracy of policies at their speedup."""
 
 from functools import partial
 from pathlib import Path

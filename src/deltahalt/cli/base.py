@@ -40,7 +40,10 @@ def progress() -> Progress:
 def measured(
     what: str, total: int, measure: Callable[..., Iterator[Any]], show: Callable[[list[Any]], None]
 ) -> list[Any]:
-    """The rows of `measure(tick=...)`, under a progress bar of `total` steps; also after Ctrl-C `show` shows them."""
+    """Run `measure` under a progress bar of `total` steps, show its rows by `show`, and return them.
+
+    After Ctrl-C, `show` gets the rows so far.
+    """
     rows: list[Any] = []
     try:
         with progress() as bar:

@@ -1,4 +1,4 @@
-"""What needs no measurement: `policies` and `flops`."""
+"""The commands `policies`, which lists policies and their options, and `flops`, which computes FLOPs."""
 
 import json
 from dataclasses import asdict

@@ -1,1 +1,1 @@
-"""Prompt tokens halt: the seam to the model, the decoder loop on fewer and fewer tokens, and the cache it leaves."""
+"""The halting engine: a replacement of the decoder's forward, in which deeper layers run on fewer tokens."""

@@ -50,7 +50,7 @@ def cache_rows(cache: DynamicCache) -> int:
 
 
 def refuse_unfilled(cache: DynamicCache, layers: Iterable[int]) -> None:
-    """Raise UnsupportedError where one of the numbered layers ran without putting keys into the cache."""
+    """Raise UnsupportedError if one of `layers`, by index, did not put keys into the cache."""
     held: list[Any] = cache.layers
     for index in layers:
         if index >= len(held) or held[index].keys is None:

@@ -92,7 +92,7 @@ class Masks:
         return blocks.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -1)
 
     def _stored(self, layer: int) -> int:
-        """Entries in the layer's cache: a sliding layer drops those that no query will reach."""
+        """Number of entries in the layer's cache. A sliding-window layer drops entries outside of its window."""
         cache: Any = self.cache
         stored: int = cache.layers[layer].keys.shape[-2]
         return stored

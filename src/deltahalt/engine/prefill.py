@@ -36,7 +36,7 @@ def halting_stages(stages: Iterable[Stage], stream: TokenStream, call: DecoderCa
             raise UnsupportedError(f"{name} keeps K/V of halted tokens, which needs a cache: leave use_cache on")
         if not stage.halted_states.in_order and call.host.attention.startswith("flash"):
             raise UnsupportedError(
-                f"{name} keeps K/V of halted tokens between active ones, and FlashAttention needs keys in the prompt's "
+                f"{name} caches K/V of halted tokens out of the prompt's order, and FlashAttention needs keys in that "
                 "order: load the model with sdpa or eager attention"
             )
     return halting

@@ -34,8 +34,8 @@ def safe_default(windows: Sequence[int | None], *, vision: bool = False, offload
     start = next((layer for layer in range(first, len(windows) - 1) if windows[layer] is None), None)
     if start is None:
         raise UnsupportedError(
-            f"no layer of this model from {first} on sees the whole prompt, so it has no default policy: name a "
-            "policy, such as max-sim"
+            f"no layer of this model from {first} on attends to the whole prompt, so there is no default policy: "
+            "name one, such as max-sim"
         )
     return attended(start, 0.5) if offloaded else attended(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
 

@@ -68,7 +68,9 @@ class WindowAttention(Policy):
         if self.ahead < 0:
             raise PolicyError(f"ahead is {self.ahead}; it must be 0 or more, 0 for no look-ahead")
         if self.similar < 0:
-            raise PolicyError(f"similar is {self.similar}; it must be 0 or more, 0 to leave late interaction out")
+            raise PolicyError(
+                f"similar is {self.similar}; this weight of late interaction must be 0 or more (0 turns it off)"
+            )
 
     @property
     def scored_layers(self) -> int:

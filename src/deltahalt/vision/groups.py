@@ -81,7 +81,7 @@ class GroupStream:
         return self.sizes.new_ones(len(self.hidden)).index_put((self.members.to(sizes.device),), sizes)
 
     def advance(self, hidden: torch.Tensor) -> "GroupStream":
-        """Return the same groups with new states of the rows, given in the form of `rows` or as [S, D]."""
+        """Return the same groups with `hidden` as their states: [S, D], or of the shape of `rows`."""
         return replace(self, hidden=hidden.reshape(-1, hidden.shape[-1]))
 
     def as_features(self, features: torch.Tensor) -> "GroupStream":

@@ -181,7 +181,7 @@ def _exits(layer: int, target: float, windows: Sequence[int | None], search: Sea
 
 
 def _seeing(layer: int, windows: Sequence[int | None]) -> int | None:
-    """Return the first layer from `layer` on that attends to the whole prompt and is not the last, if any."""
+    """Return the first layer at or after `layer` that attends to the whole prompt; None if only the last one does."""
     return next((one for one in range(layer, len(windows) - 1) if windows[one] is None), None)
 
 

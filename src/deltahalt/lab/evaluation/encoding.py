@@ -37,7 +37,8 @@ def shared_ids(loaded: LoadedModel, sample: Sample, ids: torch.Tensor, *, query_
         return None
     if not sample.question:
         raise InputError(
-            f"a {sample.task} sample has no question: give it one apart from the prompt, or leave --query-free out"
+            f"--query-free needs a separate question, and a {sample.task} sample has none: fill its field `question`, "
+            "or leave --query-free out"
         )
     before = _row(encode_turn(loaded.tokenizer, loaded.model.config, sample.prompt))
     return shared_start(ids, before)

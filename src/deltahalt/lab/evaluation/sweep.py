@@ -41,8 +41,8 @@ class SweepRow(Row):
     exact: whether greedy decoding would give the whole answer. nll: negative log-likelihood of the answer, nats, mean
         over its tokens. full_exact, full_nll: the same for the full model.
     agreement: share of the tokens of the full model's own greedy answer that stay the most likely ones.
-    speedup: ratio of true FLOPs, full model to policy, on this model and prompt. reference_speedup: the same for the
-        schedule, in fractions of the depth, on Qwen2.5-7B's shape and a prompt of 16,384 tokens.
+    speedup: ratio of true FLOPs, full model to policy, on this model and prompt. reference_speedup: the same ratio if
+        the policy decided at the same relative depths in a model of Qwen2.5-7B's shape, on 16,384 tokens.
     halted_kv: "frozen" in older rows, in which deeper layers read K/V of halted tokens' last states; else "drop".
     query_free, max_answer_tokens: as in `SweepSettings`.
     dtype: the model's number format; empty in rows of older versions.

@@ -86,7 +86,7 @@ class Tower:
         raise NotImplementedError
 
     def feed(self, tower: Module, *args: Any, **options: Any) -> Feed:
-        """Return what the host computes from the arguments of the tower's forward, before its first block."""
+        """Run the tower's forward up to its first block; return that block's states and all blocks' inputs."""
         raise NotImplementedError
 
     def block_inputs(self, feed: Feed, index: int, stream: GroupStream) -> dict[str, Any]:
@@ -98,7 +98,10 @@ class Tower:
         raise NotImplementedError
 
     def output(self, feed: Feed, last: GroupStream, final: GroupStream, taps: Sequence[GroupStream]) -> Any:
-        """Return the output of the tower's forward, in full length. final: those of `features` that the policy kept."""
+        """Return the tower's output, with an entry for every original group.
+
+        final: the features of the groups that the policy kept; the entries of the others are filled.
+        """
         raise NotImplementedError
 
     # Methods that all kinds share

@@ -75,8 +75,8 @@ class BatchedTower(Tower):
         type(core).forward(shell_of(core, **parts), pixel_values, **options)
         if any(block.inputs["attention_mask"] is not None for block in blocks):
             raise UnsupportedError(
-                "padding inside an image is not supported: give whole images or tiles, as the processor makes them, "
-                "and load the model with sdpa, eager or FlashAttention"
+                "the ViT received an attention mask, which halting does not support: give images without padding, as "
+                "the processor makes them, and load the model with sdpa, eager or FlashAttention"
             )
         images, length, _ = blocks[0].hidden.shape
         squares = _squares(length - self.lead, self.side).to(blocks[0].hidden.device)

@@ -25,8 +25,8 @@ class ShapedPrompt:
 
     messages: the chat, which the model's own chat template formats; the model answers the last.
     answer: the gold continuation for teacher-forced NLL. scorer: rates a generated answer in [0, 1]; None where
-    generation cannot be scored by rule. limit: most tokens to generate. question: what asks in `messages`, word for
-    word; empty where nothing asks. hidden: so many last messages are not known yet when the rest is read.
+    generation cannot be scored by rule. limit: most tokens to generate. question: the question in `messages`, word
+    for word; empty where there is none. hidden: number of last messages that are not known yet when the rest is read.
     chat: False for plain text, which no chat template formats.
     """
 

@@ -15,8 +15,8 @@ class Draw:
     """Random choices that follow from a name and a seed alone.
 
     Calibration uses even seeds and held-out measurements odd ones. Since the two draw from different halves of every
-    list, a held-out prompt has no name, fact, wording or source file that calibration has seen. A paragraph that two of
-    Python's files have in common is all that both can hold.
+    list, a held-out prompt has no name, fact, wording or source file that calibration has seen. One overlap is
+    possible: a paragraph that two files of the Python distribution have in common.
     """
 
     def __init__(self, name: str, seed: int) -> None:
@@ -37,7 +37,7 @@ class Draw:
         return self.random.sample(own, min(count, len(own)))
 
     def number(self, digits: int) -> str:
-        """A number of so many digits."""
+        """A number of `digits` digits."""
         return str(self.random.randrange(10 ** (digits - 1), 10**digits))
 
     def between(self, low: int, high: int) -> int:

@@ -12,7 +12,7 @@ from deltahalt.lab.evaluation.shapes.scorers import Names
 class Fact:
     """sentence: states it; question: asks for it; answer: the word or number; full: the answer as a sentence.
 
-    decoys: sentences like it about others. wrong: what these say, which is no answer.
+    decoys: sentences like it about others. wrong: what these say, which are wrong answers.
     """
 
     sentence: str
@@ -78,7 +78,7 @@ def make_fact(draw: Draw, decoys: int = 2) -> Fact:
 
 
 def make_facts(draw: Draw, count: int, decoys: int = 0) -> list[Fact]:
-    """`count` facts of different kinds; each has so many decoys."""
+    """`count` facts of different kinds; each has `decoys` decoys."""
     return [_fact(draw, *kind, decoys=decoys) for kind in draw.some(KINDS, count)]
 
 

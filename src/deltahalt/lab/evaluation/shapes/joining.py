@@ -89,7 +89,7 @@ def counting(order: Order) -> Made:
 
 
 def _variables(draw: Draw, count: int) -> list[str]:
-    """So many names of five letters, which begin with letters of this seed's half."""
+    """`count` names of five letters, which begin with letters of this seed's half."""
     letters, names = draw.own(string.ascii_uppercase), set[str]()
     while len(names) < count:
         names.add(draw.random.choice(letters) + "".join(draw.random.choices(string.ascii_uppercase, k=4)))

@@ -70,9 +70,7 @@ def make_prompt(shape: str, seed: int, tokens: int = 4_000, folder: Path | None 
     if tokens < FEWEST_TOKENS:
         raise InputError(f"a prompt of {tokens} tokens has no room for a text: ask for {FEWEST_TOKENS} or more")
     if folder is not None and not is_folder(folder):
-        raise InputError(
-            f"there are no texts in {str(folder)[:80]!r}, which is not a folder: give one, or leave it out"
-        )
+        raise InputError(f"{str(folder)[:80]!r} is not a folder: give a folder of text files, or leave it out")
     made = SHAPES[name](Order(Draw(name, seed), tokens, folder))
     return ShapedPrompt(shape=name, seed=seed, **vars(made))
 

@@ -43,7 +43,7 @@ def code_to_go_on(order: Order) -> Made:
 
 
 def code_alone(order: Order) -> Made:
-    """A source file that breaks off, as plain text: nothing asks for anything."""
+    """A source file that breaks off, as plain text without a question."""
     before, after = _broken_off(order.draw, order.tokens)
     return Made((user(f"{before}\n"),), after, chat=False)
 

@@ -60,7 +60,7 @@ def news_summary(order: Order) -> Made:
 
 
 def continuation(order: Order) -> Made:
-    """A text that breaks off, as plain text: nothing asks for anything."""
+    """A text that breaks off, as plain text without a question."""
     texts = pieces(order, order.tokens)
     cut = next(at for at in range(len(texts) - 1, 0, -1) if at == 1 or count_tokens("".join(texts[at:])) >= SHORTEST)
     return Made((user("\n\n".join(texts[:cut]) + "\n\n"),), "\n\n".join(texts[cut:]), chat=False)
