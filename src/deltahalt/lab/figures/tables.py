@@ -11,6 +11,8 @@ from deltahalt.lab.evaluation.observe import Observation
 from deltahalt.lab.evaluation.observe import markdown as observe_table
 from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_table
+from deltahalt.lab.evaluation.readout.row import EmbedRow
+from deltahalt.lab.evaluation.readout.summary import markdown as embed_table
 from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.shapes.summary import markdown as shapes_table
 from deltahalt.lab.evaluation.summary import markdown as sweep_table
@@ -24,6 +26,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     NewLengthsRow: new_lengths_table,
     SweepRow: sweep_table,
     ShapeRow: shapes_table,
+    EmbedRow: embed_table,
     EvalRow: eval_table,
     Observation: observe_table,
     VisionRow: vision_table,
