@@ -5,6 +5,8 @@ from typing import Any
 
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.new_lengths import markdown as new_lengths_table
+from deltahalt.lab.bench.readout import ReadoutRow
+from deltahalt.lab.bench.readout import markdown as readout_table
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import markdown as bench_table
 from deltahalt.lab.evaluation.observe import Observation
@@ -24,6 +26,7 @@ from deltahalt.lab.rows.eval import EvalRow
 KINDS: dict[type[Row], Callable[[Any], str]] = {
     BenchRow: bench_table,
     NewLengthsRow: new_lengths_table,
+    ReadoutRow: readout_table,
     SweepRow: sweep_table,
     ShapeRow: shapes_table,
     EmbedRow: embed_table,

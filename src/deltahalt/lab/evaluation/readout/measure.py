@@ -11,14 +11,13 @@ from deltahalt.clock import clock
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.lab.bench.machine import number_format, ran_on
+from deltahalt.lab.bench.readout import last_states
 from deltahalt.lab.evaluation.once import canonical, measured_once
 from deltahalt.lab.evaluation.readout.row import EmbedRow
 from deltahalt.lab.evaluation.readout.texts import Text
 from deltahalt.lab.rows.base import rows_so_far
 from deltahalt.loading.models import LoadedModel
 from deltahalt.methods.applying import applying
-from deltahalt.methods.base import Method
-from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies import Dense
 
@@ -61,7 +60,11 @@ def _measure_text(
     full = true_flops(shape, dense_loads(shape.layers, length), length)
     ends = (0, after) if text.query else None  # an ending without a query says nothing of what matters
     for name, method in methods.items():
-        state, seconds, flops = last_state(loaded, method_of(method), ids, ends)
+        with applying(model, method, loaded.tokenizer) as applied:
+            begin = clock()
+            prompts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            state = last_states(model, prompts, applied, [ends])[0]
+            seconds, flops = clock() - begin, applied.flops
         yield EmbedRow(
             sample=text.digest,
             document=text.document_digest,
@@ -75,23 +78,6 @@ def _measure_text(
             speedup=full / flops,
             **ran_on(model),
         )
-
-
-def last_state(
-    loaded: LoadedModel, method: Method, ids: torch.Tensor, ends: tuple[int, int] | None
-) -> tuple[torch.Tensor, float, int]:
-    """Return the last token's final state [D] of a text [1, T] under a method, the seconds and the true FLOPs.
-
-    ends: as in `Method.shorten`. Layers store no K/V, unless deeper ones read those of halted tokens.
-    """
-    decoder = loaded.model.get_decoder()
-    stages = method.stages(len(decoder.layers)) or ()
-    with applying(loaded.model, method, loaded.tokenizer) as applied:
-        begin = clock()
-        short = applied.shorten({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [ends])
-        use_cache = any(stage.halted_states is not None for stage in stages)
-        state = decoder(**short, use_cache=use_cache).last_hidden_state[0, -1]
-        return state, clock() - begin, applied.flops
 
 
 def _unit(state: torch.Tensor) -> tuple[float, ...]:

@@ -70,7 +70,12 @@ def markdown(rows: Sequence[EmbedRow]) -> str:
 def columns(lines: Sequence[EmbedSummary]) -> dict[str, Sequence[str]]:
     """Return the columns of a table by head. lines: all of embeddings, or all of queries."""
     ranked = lines[0].ending is None
-    by_kind: dict[str, list[str]] = {"cosine": [f"{one.cosine:.4f}" for one in lines]} if not ranked else {}
+    kept = {"rank agreement": [f"{one.agreement:.3f}" for one in lines]}
+    if not ranked:
+        kept = {
+            "cosine": [f"{one.cosine:.4f}" for one in lines],
+            f"top-{TOP} overlap": [f"{100 * one.overlap:.1f} %" for one in lines],
+        }
     return {
         **differing(
             {
@@ -82,11 +87,9 @@ def columns(lines: Sequence[EmbedSummary]) -> dict[str, Sequence[str]]:
         "policy": [f"`{one.policy}`" for one in lines],
         "queries" if ranked else "documents": [f"{one.texts}" for one in lines],
         "tokens": [f"{one.tokens:,}" for one in lines],
-        **by_kind,
-        f"top-{TOP} overlap": [f"{100 * one.overlap:.1f} %" for one in lines],
+        **kept,
         f"NDCG@{TOP}": [f"{one.ndcg:.3f}" for one in lines],
-        "rank agreement": [f"{one.agreement:.3f}" for one in lines],
-        "texts/s, full / policy": [f"{one.full_per_second:.3f} / {one.per_second:.3f}" for one in lines],
+        "texts/s": [f"{one.per_second:.3g}" for one in lines],
         "measured": [f"{one.per_second / one.full_per_second:.2f}x" for one in lines],
         "bound": [f"{one.speedup:.2f}x" for one in lines],
     }
