@@ -64,18 +64,18 @@ def _until_pooled(pad: int | None, given: Mapping[str, Any]) -> int:
     """Return the number of last columns from the one that a classifier pools, in the row where it is farthest back.
 
     The host pools the last column whose id is not `pad`, whatever attention_mask says; the first one where none is;
-    and the last one where it knows no ids. Raises InputError where that column is padding.
+    and the last one where it knows no ids. Raises InputError for a row in which only padding could be pooled.
     """
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if pad is None or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or not ids.numel():
         return 1
-    pooled = (torch.arange(ids.shape[1], device=ids.device) * (ids != pad)).argmax(dim=1)
+    known = ids != pad
     if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
-        real = mask.to(ids.device).bool().gather(1, pooled[:, None]).squeeze(1)
-        if not real.all():
-            row = int((~real).nonzero()[0])
+        empty = ~(known & mask.to(ids.device).bool()).any(dim=1)
+        if empty.any():
             raise InputError(
-                f"row {row} of the batch has no token but pad_token_id={pad}, so the classifier would read padding: "
-                "give each row another token"
+                f"row {int(empty.nonzero()[0])} of the batch has no token but pad_token_id={pad}, so the classifier would "
+                "read padding: give each row another token"
             )
+    pooled = (torch.arange(ids.shape[1], device=ids.device) * known).argmax(dim=1)
     return ids.shape[1] - int(pooled.min())
