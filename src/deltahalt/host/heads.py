@@ -70,12 +70,13 @@ def _until_pooled(pad: int | None, given: Mapping[str, Any]) -> int:
     if pad is None or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or not ids.numel():
         return 1
     known = ids != pad
+    pooled = (torch.arange(ids.shape[1], device=ids.device) * known).argmax(dim=1)
     if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
-        empty = ~(known & mask.to(ids.device).bool()).any(dim=1)
+        real = mask.to(ids.device).bool()
+        empty = ~(known & real).any(dim=1) & ~real.gather(1, pooled[:, None]).squeeze(1)
         if empty.any():
             raise InputError(
-                f"row {int(empty.nonzero()[0])} of the batch has no token but pad_token_id={pad}, so the classifier would "
-                "read padding: give each row another token"
+                f"row {int(empty.nonzero()[0])} of the batch has no token but pad_token_id={pad}, so the classifier "
+                "would read padding: give each row another token"
             )
-    pooled = (torch.arange(ids.shape[1], device=ids.device) * known).argmax(dim=1)
     return ids.shape[1] - int(pooled.min())
