@@ -146,7 +146,7 @@ def test_shapes_fit(shown: Callable[[], list[str]], monkeypatch: pytest.MonkeyPa
 
 def test_embeddings_and_rankings_fit(shown: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"texts": 40, "tokens": 16_384, "overlap": 0.987, "ndcg": 0.9876, "agreement": 0.876}
-    speeds = {"per_second": 0.1234, "full_per_second": 0.0726, "speedup": 1.71}
+    speeds = {"per_second": 0.1234, "gain": 1.7, "speedup": 1.71}
     about = {"model": "m", "dtype": "float32", "policy": LONG[0]}
     line = EmbedSummary(**about, ending="", apart=0.9123, cosine=0.9987, **figures, **speeds)  # type: ignore[arg-type]
     for kind in (line, replace(line, ending=None, apart=None, cosine=None)):

@@ -13,6 +13,8 @@ from deltahalt.lab.evaluation.readout.measure import FULL, measure_texts
 from deltahalt.lab.evaluation.readout.row import EmbedRow
 from deltahalt.lab.evaluation.readout.summary import kendall, markdown, ndcg, overlap, summarize
 from deltahalt.lab.evaluation.readout.texts import ENDING, Document, Text, make_documents, to_embed, to_rank
+from deltahalt.lab.evaluation.shapes.draw import Draw
+from deltahalt.lab.evaluation.shapes.facts import make_fact
 from deltahalt.lab.rows.base import append_rows, read_rows
 from deltahalt.loading.models import LoadedModel
 from helpers.command import deltahalt
@@ -32,7 +34,18 @@ def test_documents_are_the_same_again_and_about_as_long_as_wanted() -> None:
     documents = make_documents(5, 600)
     assert documents == make_documents(5, 600)
     assert len({document.text for document in documents}) == 5
-    assert all(document.question.endswith("?") and len(document.text) > 2_000 for document in documents)
+    assert all(len(document.text) > 2_000 for document in documents)
+
+
+def test_a_question_is_of_a_fact_that_the_cut_leaves() -> None:
+    for document, seed in zip(made := make_documents(9, 600), range(9), strict=True):
+        fact = make_fact(Draw("embed", seed))
+        assert document.question in ("", fact.question)
+        place = document.text.index(fact.sentence) / len(document.text)
+        assert place < 0.65 if document.question else place > 0.35  # of a text that is cut at 1 / 1.4 of its length
+    assert 0 < sum(bool(document.question) for document in made) < 9
+    with pytest.raises(InputError, match=r"--queries is 9, and \d of the 9 documents"):
+        to_rank(made, 9)
 
 
 def test_a_text_is_cut_and_keeps_its_ending(loaded_tiny: LoadedModel) -> None:
@@ -117,7 +130,7 @@ def test_a_line_a_policy() -> None:
     own = [of("p", 0, 1, 0, seconds=0.5), of("p", 1, *corner, seconds=0.5), of("p", 2, *edge, seconds=0.5)]
     first, second = summarize([*full, *own, of("few", 0, 1, 0), of("few", 1, 1, 0), of("p", 9, 1, 0)])
     assert (first.policy, first.texts, first.cosine, first.overlap, first.ndcg) == (FULL, 4, pytest.approx(1), 1, 1)
-    assert (second.policy, second.texts, second.per_second, second.full_per_second) == ("p", 3, 2, 1)
+    assert (second.policy, second.texts, second.per_second, second.gain) == ("p", 3, 2, 2)
     assert second.cosine == pytest.approx((1 + 0.96 + 0.96) / 3)
     assert second.apart == pytest.approx((0.8 + 0.6 + 0.96) / 3)
     assert second.agreement == pytest.approx(1 / 3)

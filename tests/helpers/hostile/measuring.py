@@ -137,7 +137,7 @@ MEASURING: list[tuple[str, str]] = [
     (f"{EMBED} --tokens 400", "500"),
     (f"{EMBED} --tokens 513", "512"),
     (f"{EMBED} --queries -1", "--queries"),
-    (f"{EMBED} --queries 4", "at most as many queries"),
+    (f"{EMBED} --queries 4", "--queries is 4"),
     (f"{EMBED} --queries 2 --ending x", "--ending"),
     (f"{EMBED} --data {{new}}", "not a folder"),
     (f"{EMBED} --data {{folder}}", "texts"),

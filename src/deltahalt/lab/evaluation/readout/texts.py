@@ -13,7 +13,7 @@ from deltahalt.errors import InputError
 from deltahalt.files import is_folder
 from deltahalt.lab.evaluation.shapes.base import Order
 from deltahalt.lab.evaluation.shapes.documents import stated
-from deltahalt.lab.evaluation.shapes.draw import Draw
+from deltahalt.lab.evaluation.shapes.draw import Draw, count_tokens
 from deltahalt.lab.evaluation.shapes.facts import make_fact
 from deltahalt.lab.evaluation.shapes.registry import FEWEST_TOKENS
 from deltahalt.lab.evaluation.shapes.sources import folder_texts
@@ -22,11 +22,12 @@ from deltahalt.loading.models import LoadedModel
 ENDING = '\n\nThe text above means in one word: "'  # PromptEOL (arXiv 2307.16645), for models trained to generate
 FEWEST = 3  # documents: with fewer there is no order of neighbours
 LONGER = 1.4  # by how much a text is made longer than it is cut to, since its tokens are estimated
+SURE = 0.7  # share of the tokens that are surely before the cut
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document, and a question that it answers; empty where none is known."""
+    """A document, and a question that it answers before it is cut; empty where none is known."""
 
     text: str
     question: str = ""
@@ -73,7 +74,7 @@ def make_documents(count: int, tokens: int, folder: Path | None = None) -> list[
     """Return `count` documents of about `tokens` tokens; the same arguments give the same ones.
 
     folder: the user's texts, in alphabetical order; without it, documents are generated and taken from Python and its
-    packages, and each states a fact that its question asks for. Raises InputError for a folder with fewer texts.
+    packages, and each states a fact somewhere. Raises InputError for a folder with fewer texts.
     """
     if folder is not None:
         if not is_folder(folder):
@@ -95,15 +96,15 @@ def to_embed(documents: Sequence[Document], ending: str = ENDING) -> list[Text]:
 
 
 def to_rank(documents: Sequence[Document], queries: int) -> list[Text]:
-    """Return the pairs of each document and each of `queries` questions, which the first documents answer.
+    """Return the pairs of each document and each of `queries` questions that one of the documents answers.
 
-    Raises InputError where documents have no questions.
+    Raises InputError where documents have fewer questions.
     """
-    asked = [document.question for document in documents[:queries]]
-    if len(asked) < queries or not all(asked):
+    asked = [document.question for document in documents if document.question][:queries]
+    if len(asked) < queries:
         raise InputError(
-            f"--queries is {queries}, and {sum(map(bool, asked))} of the documents come with a question: give at most "
-            "as many queries as documents, and leave --data out"
+            f"--queries is {queries}, and {len(asked)} of the {len(documents)} documents come with a question: ask for "
+            "fewer, give more --documents, and leave --data out"
         )
     return [
         Text(document.text, f"\n\nQuestion: {query}\nDoes the text above answer it, yes or no? Answer:", query)
@@ -115,7 +116,9 @@ def to_rank(documents: Sequence[Document], queries: int) -> list[Text]:
 def _made(seed: int, tokens: int) -> Document:
     draw = Draw("embed", seed)
     fact = make_fact(draw)
-    return Document(stated(Order(draw, tokens), round(LONGER * tokens), (fact.sentence,)), fact.question)
+    text = stated(Order(draw, tokens), round(LONGER * tokens), (fact.sentence,))
+    is_read = count_tokens(text.partition(fact.sentence)[0]) < SURE * tokens
+    return Document(text, fact.question if is_read else "")
 
 
 def _digest(parts: Sequence[str]) -> str:
