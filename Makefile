@@ -97,7 +97,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 $(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/python
-	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt -e '.[kvpress,bm25,eval,plot,vision]' pytest pytest-xdist hypothesis
+	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt \
+		-e '.[kvpress,bm25,embed,eval,plot,vision]' pytest pytest-xdist hypothesis
 	@touch $@
 
 # Of lmms-eval only what its tests need: all that it asks for is torchvision and much else.

@@ -3,10 +3,10 @@
 usage: python -m tools.page_tables
 
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
-`.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation or sweep; `frontier`, those of a sweep
-that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a bench;
-`adr`, `pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration chose;
-`auto` and `choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
+`.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation, sweep or `embed`; `frontier`, those of a
+sweep that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a
+bench; `adr`, `pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration
+chose; `auto` and `choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
 """
 
 import argparse
@@ -18,9 +18,11 @@ from statistics import fmean
 from typing import Any
 
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
+from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
+from deltahalt.lab.evaluation.readout.row import EmbedRow
 from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.figures.comparison import on_frontier
 from deltahalt.lab.figures.tables import markdown
@@ -54,7 +56,8 @@ def filled(page: str) -> str:
 
 def rows_table(name: str) -> str:
     """All rows of a file in results/, which are of policies."""
-    rows: list[Any] = read_rows(rows_file(RESULTS, name), BenchRow, NewLengthsRow, EvalRow, SweepRow)
+    kinds = (BenchRow, NewLengthsRow, ReadoutRow, EmbedRow, EvalRow, SweepRow)
+    rows: list[Any] = read_rows(rows_file(RESULTS, name), *kinds)
     return brief(markdown(rows), (row.policy for row in rows))
 
 

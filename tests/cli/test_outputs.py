@@ -89,6 +89,7 @@ def test_an_output_that_is_an_input_is_refused_by_any_name(
         "vision-sweep --model {0} --rows {0}",
         "eval --tasks ruler --model {0} --rows {0}",
         "shapes --model {0} --rows {0}",
+        "embed --model {0} --rows {0}",
     ],
 )
 def test_no_command_takes_one_file_for_two_things(
@@ -131,6 +132,7 @@ def test_a_file_of_somebody_else_is_refused(
         "bench --model m --rows {0}",
         "eval --model m --tasks ruler --rows {0}",
         "shapes --model m --rows {0}",
+        "embed --model m --rows {0}",
         "calibrate --model m --out new.json --rows {0}",
     ],
 )
@@ -317,6 +319,7 @@ def test_report_refuses_what_holds_no_rows(
         "sweep --rows r.jsonl --policies",
         "sweep --rows r.jsonl --starts",
         "sweep --rows r.jsonl --ratios",
+        "embed --policies",
         "shapes --policies",
         "shapes --shapes",
         "shapes --tokens",

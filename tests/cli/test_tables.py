@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deltahalt.cli import accuracy, observe, shapes, speed
+from deltahalt.cli import accuracy, embed, observe, shapes, speed
 from deltahalt.cli.base import LiteralConsole
 from deltahalt.cli.tables import fitted, of_policies, side_by_side
 from deltahalt.lab.bench.row import BenchRow, Cost
 from deltahalt.lab.evaluation.observe import Observation
+from deltahalt.lab.evaluation.readout.summary import EmbedSummary
 from helpers.sweep_rows import ROWS
 
 SHARED = "chunk=64,keep_first=256,keep_last=128"
@@ -26,7 +27,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What the commands print on a terminal of 80 columns, in lines."""
     written = io.StringIO()
     console = LiteralConsole(file=written, width=WIDE)
-    for module in (accuracy, observe, shapes, speed):
+    for module in (accuracy, embed, observe, shapes, speed):
         monkeypatch.setattr(module, "out", console)
     return lambda: written.getvalue().splitlines()
 
@@ -141,6 +142,17 @@ def test_shapes_fit(shown: Callable[[], list[str]], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("deltahalt.lab.evaluation.shapes.summary.difference", lambda _: "-12.3 ± 4.5")
     shapes._show([])
     _whole(shown(), "98.7", "97.6", "-12.3 ± 4.5", "+0.123 ± 0.057", "1.71x")
+
+
+def test_embeddings_and_rankings_fit(shown: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"texts": 40, "tokens": 16_384, "overlap": 0.987, "ndcg": 0.9876, "agreement": 0.876}
+    speeds = {"per_second": 0.1234, "gain": 1.7, "speedup": 1.71}
+    about = {"model": "m", "dtype": "float32", "policy": LONG[0]}
+    line = EmbedSummary(**about, ending="", apart=0.9123, cosine=0.9987, **figures, **speeds)  # type: ignore[arg-type]
+    for kind in (line, replace(line, ending=None, apart=None, cosine=None)):
+        monkeypatch.setattr("deltahalt.lab.evaluation.readout.summary.summarize", lambda _, one=kind: [one, one])
+        embed._show([])
+    _whole(shown(), "0.9987", "98.7 %", "0.988", "0.123", "1.70x", "1.71x", "0.876", "0.9123")
 
 
 def _whole(lines: list[str], *numbers: str) -> None:

@@ -121,11 +121,11 @@ def tiny(
     variant = VARIANTS[name]
     config = variant.config(**{**SIZES, **variant.options, **options}, attn_implementation=attention)
     model = variant.model(config)
-    _draw_weights(model, seed)
+    draw_weights(model, seed)
     return model.to(dtype).eval()
 
 
-def _draw_weights(model: nn.Module, seed: int) -> None:
+def draw_weights(model: nn.Module, seed: int) -> None:
     """Weights large enough that attention is sharp: a token read in error shows in the first digits of the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from helpers.oracle import Feed
-from helpers.tiny import FULL, GEMMA3_WINDOWS, SIZES, WINDOW, Windows, _draw_weights, _kinds
+from helpers.tiny import FULL, GEMMA3_WINDOWS, SIZES, WINDOW, Windows, _kinds, draw_weights
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
 PATCH, SIDE = 4, 16  # pixels
@@ -156,7 +156,7 @@ def tiny_vision(
     with torch.random.fork_rng():  # some hosts draw embeddings of one dimension, which keep their value
         torch.manual_seed(seed)
         model = variant.model(config)
-    _draw_weights(model, seed)
+    draw_weights(model, seed)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from deltahalt import __version__
-from deltahalt.cli import accuracy, ask, benchmarks, describe, look, observe, shapes, show, speed, view, vision
+from deltahalt.cli import accuracy, ask, benchmarks, describe, embed, look, observe, shapes, show, speed, view, vision
 from deltahalt.cli.base import log, out
 from deltahalt.errors import DeltahaltError, DeltahaltWarning
 
@@ -24,6 +24,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
         benchmarks.evaluate,
         accuracy.sweep,
         shapes.shapes,
+        embed.embed,
         vision.vision_sweep,
         observe.observe,
         accuracy.calibrate,

@@ -58,6 +58,12 @@ def bench(
         bool,
         typer.Option("--new-lengths", help="Give each run a length of its own, with cuDNN's attention and without."),
     ] = False,
+    readout: Annotated[
+        bool,
+        typer.Option(
+            "--readout", help="Documents per second of an embedder: of half of each length to all of it, no new tokens."
+        ),
+    ] = False,
 ) -> None:
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     from deltahalt.answering.documents import read_document
@@ -78,6 +84,8 @@ def bench(
         require_rows(rows, *KINDS)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes, MOST_BATCH)
     longest = max(sizes)
+    if readout:
+        new_tokens = _no_new_tokens(text, new_lengths=new_lengths)
     if new_lengths:
         longest += _new_lengths_room(sizes, batches, text, policies=len(named), runs=repeats, new_tokens=new_tokens)
     words = None if text is None else read_document(str(text))
@@ -94,6 +102,9 @@ def bench(
     _refuse_what_does_not_fit(network, chosen, tokenizer)
     if new_lengths:
         _bench_new_lengths(network, name, chosen, sizes, rows, tokenizer=tokenizer, new_tokens=new_tokens, runs=repeats)
+        return
+    if readout:
+        _bench_readout(network, name, chosen, sizes, batches, rows, tokenizer=tokenizer, repeats=repeats, seed=seed)
         return
     with progress() as bar:
         task = bar.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
@@ -170,6 +181,40 @@ def _bench_new_lengths(
         out.print(of_policies([row.policy for row in measured], columns, caption=f"{measured[0].prompt:,} tokens"))
         if rows is not None:
             append_rows(rows, measured)
+
+
+def _no_new_tokens(text: Path | None, *, new_lengths: bool) -> int:
+    """The number of new tokens after a readout. Raises InputError for what --readout cannot measure."""
+    if text is not None or new_lengths:
+        raise InputError("--readout measures documents of random tokens: leave --text and --new-lengths out")
+    return 0
+
+
+def _bench_readout(
+    network: Any,
+    name: str,
+    chosen: dict[str, Any],
+    sizes: list[int],
+    batches: list[int],
+    rows: Path | None,
+    *,
+    repeats: int,
+    **options: Any,
+) -> None:
+    """Measure documents per second, and show and keep the rows of each kind of batch as it is done."""
+    from deltahalt.lab.bench.readout import cells, measure_readout, readout_runs
+    from deltahalt.lab.rows.base import append_rows
+
+    with progress() as bar:
+        task = bar.add_task(name, total=readout_runs(len(chosen), batches, repeats) * len(sizes))
+        for batch, size in product(batches, sizes):
+            measures = measure_readout(
+                network, name, chosen, size, batch, repeats=repeats, tick=lambda: bar.advance(task), **options
+            )
+            for measured in measures:
+                out.print(of_policies([row.policy for row in measured], cells(measured), common=("tokens", "batch")))
+                if rows is not None:
+                    append_rows(rows, measured)
 
 
 def _random(

@@ -112,6 +112,11 @@ def find_decoder(model: Module) -> Module:
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
     if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        if type(model).__module__.startswith("sentence_transformers."):
+            raise UnsupportedError(
+                f"{type(model).__name__} is a model of sentence-transformers: call "
+                "deltahalt.integrations.sentence_transformers.halting in place of this function"
+            )
         known = ", ".join(sorted(known_families(Family)))
         raise UnsupportedError(
             f"{type(model).__name__} has no decoder to halt tokens in: use a causal language model of a known family; "

@@ -220,7 +220,10 @@ def _left_padded(real: torch.Tensor) -> tuple[int, ...]:
     if not real[:, -1].all():
         row = int((~real[:, -1]).nonzero()[0])
         state = "is all padding" if not real[row].any() else "is padded on the right"
-        raise InputError(f"row {row} of the batch {state}: pad on the left, and give every row at least one token")
+        raise InputError(
+            f"row {row} of the batch {state}: pad on the left (tokenizer.padding_side = 'left'), and give every "
+            "row at least one token"
+        )
     if (real[:, 1:] < real[:, :-1]).any():
         raise InputError("attention_mask has a 0 after a 1 in a row: only padding on the left is supported")
     return tuple(real.sum(dim=1).tolist())

@@ -23,6 +23,7 @@ from deltahalt.flops import ModelShape
 from deltahalt.host.blocks import Answer, Block, Place
 from deltahalt.host.compat import CACHE, decoder_arguments, decoder_output, refuse_unknown_host
 from deltahalt.host.families.base import Module
+from deltahalt.host.heads import Wanted
 from deltahalt.policies.base import AnyPolicy, Stage, place
 
 Depth = Callable[[int, int], Sequence[int]]  # number of a generated token, from 1; layers of the model -> those to run
@@ -122,22 +123,20 @@ class Halted:
         """
         begin = clock() if self.timed else None
         kwargs |= block.handed or {}
-        wanted = kwargs.pop(WANTED, None)
+        wanted: Wanted | None = kwargs.pop(WANTED, None)
         arguments = decoder_arguments(self.host.module, args, kwargs)
         as_tuple = arguments.pop("return_dict", None) is False
         arguments["past_key_values"] = arguments.pop(CACHE, None)
         stream, call = prepare(self.host, shortest=self.min_prompt_tokens, **arguments)
         layout, held = call.layout, isinstance(call.cache, HaltedCache)
-        may_halt = bool(layout.prompts) and (not layout.later_turn or wanted == 1)
+        may_halt = bool(layout.prompts) and (not layout.later_turn or (wanted is not None and wanted.columns == 1))
         stages = halting_stages(self.stages, stream, call) if may_halt else ()
         if stages and self.question is not None:
             call = call.asked(self.question, arguments.get("input_ids"))
         tail = last_columns(stages, call)
         compacted = bool(stages) or layout.dropped
-        if compacted and wanted is not None and not 0 < wanted <= tail:
-            raise UnsupportedError(
-                f"halted tokens have no logits: pass logits_to_keep=1 (up to {tail}) to a prefill, as generate does"
-            )
+        if compacted and wanted is not None and not 0 < wanted.columns <= tail:
+            raise UnsupportedError(wanted.advice.format(tail=tail))
         if compacted or held:
             call.masks.refuse_flash_window(stages[0].last + 1 if stages and not layout.dropped and not held else 0)
         cached = cache_entries(call.cache) if layout.later_turn and call.cache is not None else ()

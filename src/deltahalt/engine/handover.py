@@ -8,20 +8,23 @@ import torch
 from deltahalt.errors import UnsupportedError
 from deltahalt.host.blocks import Answer, Block, open_blocks
 from deltahalt.host.families.vision import Module, VisionFamily
+from deltahalt.host.heads import head_of
 
-WANTED = "wanted"  # how many logits the outer model makes
+WANTED = "wanted"  # the key of what the outer model reads
 
 
 def through_model(model: Module) -> Answer:
-    """The forward of the outer model: it refuses a loss, and hands on how many logits it makes."""
-    names = list(inspect.signature(model.forward).parameters)
+    """The forward of the outer model: it refuses a loss, and hands on which final states it reads.
+
+    Raises UnsupportedError for a model that reads those of every token.
+    """
+    names, wanted = list(inspect.signature(model.forward).parameters), head_of(model)
 
     def forward(block: Block, original: Any, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("labels") is not None:
             raise UnsupportedError("labels are not supported: halted tokens have no logits to take a loss of")
-        wanted = given.get("logits_to_keep", 0)
-        with block.begun(**{WANTED: wanted if isinstance(wanted, int) else 0}).opened():
+        with block.begun(**{WANTED: wanted(given)}).opened():
             return original(*args, **kwargs)
 
     return forward

@@ -35,7 +35,8 @@ def halting(
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
     Args:
-        model: A Hugging Face causal language model, or vision-language model, of a known family.
+        model: A Hugging Face causal language model, vision-language model, base model or sequence classifier of a known
+            family.
         policy: A `Policy` or `Progressive`, or its text (see `parse_policy`). "auto" is the policy that calibration
             chose for this model, "auto-query-free" the one for prompts without their question; the path of a profile
             is the policy in that profile.

@@ -38,6 +38,7 @@ from deltahalt.loading.models import load
 from deltahalt.profile import Profile
 from deltahalt.vision import ToMe, VisionZip
 from deltahalt.vision.policies import parse_vision_policy
+from helpers.heads import with_head
 
 Call = Callable[[Any], Any]
 BIG = 10**30
@@ -77,6 +78,17 @@ def _gpt2(loaded: Any) -> None:
         pass
 
 
+def _with_head(head: str, **inputs: Any) -> Call:
+    """Prefill a model with a head of `helpers.heads.AUTO`, on 120 tokens."""
+
+    def call(loaded: Any) -> None:
+        model = with_head(head)
+        with torch.no_grad(), halting(model, SMALL):
+            model(**{"input_ids": torch.arange(1, 121)[None]} | inputs)
+
+    return call
+
+
 def _report(loaded: Any) -> None:
     with halting(loaded.model, Dash(start=1)) as halted:
         halted.report  # noqa: B018
@@ -109,6 +121,19 @@ CALLS: dict[str, tuple[Call, type[Exception], str]] = {
     "a report of no ViT": (_vision_report, InputError, "ViT"),
     "labels": (_run(SMALL, labels=torch.zeros(1, 200, dtype=torch.long)), UnsupportedError, "labels"),
     "all logits": (_run(SMALL, logits_to_keep=0), UnsupportedError, "logits"),
+    "a label for every token": (_with_head("token"), UnsupportedError, "every token"),
+    "an answer's span": (_with_head("question"), UnsupportedError, "every token"),
+    "a class and a loss": (_with_head("sequence", labels=torch.tensor([1])), UnsupportedError, "labels"),
+    "a text of padding": (
+        _with_head("sequence", input_ids=torch.zeros(1, 120, dtype=torch.long)),
+        UnsupportedError,
+        "pad_token_id",
+    ),
+    "a class and right padding": (
+        _with_head("sequence", attention_mask=(torch.arange(120) < 90).long()[None]),
+        InputError,
+        "pad on the left",
+    ),
     "hidden states": (_run(SMALL, output_hidden_states=True), UnsupportedError, "output_hidden_states"),
     "right padding": (
         _run(SMALL, attention_mask=(torch.arange(200) < 150).long()[None]),

@@ -7,6 +7,7 @@ CALIBRATE = "calibrate --model {tiny} --out {new}.json"
 OBSERVE = "observe --model {tiny} --rows {new}.jsonl"
 VISION = "vision-sweep --model {small} --rows {new}.jsonl"
 SHAPES = "shapes --model {tiny} --tokens 500"
+EMBED = "embed --model {tiny} --tokens 500 --documents 3"
 BITS = "99999999999999999999"
 
 # Each a command, with words that its error has. `|` stands for a blank within an argument.
@@ -122,6 +123,29 @@ MEASURING: list[tuple[str, str]] = [
     (f"{SHAPES} --policies fastv", "scope"),
     (f"{SHAPES} --rows {{notes}}", "notes.svg"),
     ("shapes --model {gpt2}", "known: gemma3_text"),
+    (f"{BENCH} --readout --text {{doc}}", "--text"),
+    (f"{BENCH} --readout --new-lengths", "--new-lengths"),
+    (f"{BENCH} --readout --lengths 513", "512"),
+    (f"{BENCH} --readout --policies nope", "policy"),
+    (f"{EMBED} --policies |", "--policies"),
+    (f"{EMBED} --policies nope", "policy"),
+    (f"{EMBED} --policies fastv", "scope"),
+    (f"{EMBED} --policies dash:start=99", "layer"),
+    (f"{EMBED} --documents 2", "--documents"),
+    (f"{EMBED} --documents {BITS}", "--documents"),
+    (f"{EMBED} --tokens 0", "--tokens"),
+    (f"{EMBED} --tokens 400", "500"),
+    (f"{EMBED} --tokens 513", "512"),
+    (f"{EMBED} --queries -1", "--queries"),
+    (f"{EMBED} --queries 4", "--queries is 4"),
+    (f"{EMBED} --queries 2 --ending x", "--ending"),
+    (f"{EMBED} --data {{new}}", "not a folder"),
+    (f"{EMBED} --data {{folder}}", "texts"),
+    (f"{EMBED} --data {'a' * 5000}", "not a folder"),
+    (f"{EMBED} --rows {{notes}}", "notes.svg"),
+    (f"{EMBED} --rows {{folder}}", "cannot write"),
+    (f"{EMBED} --device banana", "'banana'"),
+    ("embed --model {gpt2}", "known: gemma3_text"),
 ]
 
 SHOWING: list[tuple[str, str]] = [

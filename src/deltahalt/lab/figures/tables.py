@@ -5,12 +5,16 @@ from typing import Any
 
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.new_lengths import markdown as new_lengths_table
+from deltahalt.lab.bench.readout import ReadoutRow
+from deltahalt.lab.bench.readout import markdown as readout_table
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import markdown as bench_table
 from deltahalt.lab.evaluation.observe import Observation
 from deltahalt.lab.evaluation.observe import markdown as observe_table
 from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_table
+from deltahalt.lab.evaluation.readout.row import EmbedRow
+from deltahalt.lab.evaluation.readout.summary import markdown as embed_table
 from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.shapes.summary import markdown as shapes_table
 from deltahalt.lab.evaluation.summary import markdown as sweep_table
@@ -22,8 +26,10 @@ from deltahalt.lab.rows.eval import EvalRow
 KINDS: dict[type[Row], Callable[[Any], str]] = {
     BenchRow: bench_table,
     NewLengthsRow: new_lengths_table,
+    ReadoutRow: readout_table,
     SweepRow: sweep_table,
     ShapeRow: shapes_table,
+    EmbedRow: embed_table,
     EvalRow: eval_table,
     Observation: observe_table,
     VisionRow: vision_table,

@@ -1,0 +1,66 @@
+"""The examples in docs/embeddings.md run, and do what the page says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+import deltahalt
+
+PAGE = (Path(__file__).parents[2] / "docs/embeddings.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCUMENTS = [
+    "It was signed in the spring, by the harbour master. " * 10,
+    "A storm came, and nobody saw the light. " * 14,
+]
+QUESTIONS = ["Who signed it?", "Who saw it?"]
+
+
+def run(example: str, **names: Any) -> dict[str, Any]:
+    exec(compile(example, "docs/embeddings.md", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def parts(tiny_folder: Path) -> dict[str, Any]:
+    """A tokenizer that pads on the right, an AutoModel and a classifier of the tiny model."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder, padding_side="right", pad_token="</s>")
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        tiny_folder, dtype=torch.float32, num_labels=2, pad_token_id=tokenizer.pad_token_id
+    )
+    model = AutoModel.from_pretrained(tiny_folder, dtype=torch.float32)
+    return {"tokenizer": tokenizer, "model": model, "classifier": classifier}
+
+
+def test_the_first_example_gives_each_texts_last_token(parts: dict[str, Any]) -> None:
+    given = parts | {"documents": DOCUMENTS, "questions": QUESTIONS}
+    names = run(EXAMPLES[0], **given)
+    assert names["halted"].report.stages
+    assert names["halted"].report.cache_bytes == 0
+    model, classifier, tokenizer = (parts[name] for name in ("model", "classifier", "tokenizer"))
+    for row, (question, document) in enumerate(zip(QUESTIONS, DOCUMENTS, strict=True)):
+        with torch.no_grad(), deltahalt.halting(model, "auto"):
+            state = model(**tokenizer(document, return_tensors="pt")).last_hidden_state[0, -1]
+        with torch.no_grad(), deltahalt.halting(classifier, "auto"):
+            scores = classifier(**tokenizer(question, document, return_tensors="pt")).logits[0]
+        assert (names["embeddings"][row] - torch.nn.functional.normalize(state, dim=-1)).abs().max() < 1e-5
+        assert (names["scores"][row] - scores).abs().max() < 1e-5
+
+
+def test_the_second_example_runs_in_sentence_transformers(parts: dict[str, Any], tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="it is an extra: pip install 'deltahalt[embed]'")
+    from sentence_transformers.models import Pooling, Transformer
+
+    for name in ("model", "classifier"):
+        parts[name].save_pretrained(tmp_path / name)
+        parts["tokenizer"].save_pretrained(tmp_path / name)
+    embedder = library.SentenceTransformer(modules=[Transformer(str(tmp_path / "model")), Pooling(64, "lasttoken")])
+    reranker = library.CrossEncoder(str(tmp_path / "classifier"))
+    names = run(EXAMPLES[1], embedder=embedder, reranker=reranker, documents=DOCUMENTS, questions=QUESTIONS)
+    assert names["vectors"].shape == (2, 64)
+    assert names["scores"].shape == (2, 2)
+    assert embedder.tokenizer.padding_side == "right"
