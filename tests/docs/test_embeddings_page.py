@@ -9,7 +9,12 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import deltahalt
+from deltahalt.lab.evaluation.readout.row import EmbedRow
+from deltahalt.lab.evaluation.readout.summary import summarize
+from deltahalt.lab.rows.base import read_rows
+from tools.rows_files import rows_file
 
+RESULTS = Path(__file__).parents[2] / "results"
 PAGE = (Path(__file__).parents[2] / "docs/embeddings.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 DOCUMENTS = [
@@ -49,6 +54,20 @@ def test_the_first_example_gives_each_texts_last_token(parts: dict[str, Any]) ->
             scores = classifier(**tokenizer(question, document, return_tensors="pt")).logits[0]
         assert (names["embeddings"][row] - torch.nn.functional.normalize(state, dim=-1)).abs().max() < 1e-5
         assert (names["scores"][row] - scores).abs().max() < 1e-5
+
+
+def test_the_pages_figures_are_those_of_the_rows() -> None:
+    lines = summarize(read_rows(rows_file(RESULTS, "embed-smollm2-135m"), EmbedRow))
+    assert {line.texts for line in lines} == {16}
+    assert f"a mean cosine of {lines[0].apart:.3f}" in PAGE
+    assert f"by {100 * 10 / (16 - 1):.0f} % by chance" in PAGE
+    by_method = {line.policy.partition(":")[0]: line for line in lines}
+    chunks = [by_method[name] for name in ("max-sim", "random")]
+    assert abs(chunks[0].ndcg - chunks[1].ndcg) < 0.01  # no better than a random draw
+    assert min(lines, key=lambda line: line.ndcg).policy == "dash"
+    ranked = summarize(read_rows(rows_file(RESULTS, "embed-queries-smollm2-135m"), EmbedRow))
+    agreement = {line.policy.partition(":")[0]: line.agreement for line in ranked}
+    assert agreement["max-sim"] > agreement["random"] + 0.3
 
 
 def test_the_second_example_runs_in_sentence_transformers(parts: dict[str, Any], tmp_path: Path) -> None:
