@@ -75,7 +75,7 @@ def test_what_is_hidden_is_read_after_the_rest(chatting: LoadedModel) -> None:
 
 
 def test_a_query_free_sweep_refuses_a_shape_that_shows_its_question(chatting: LoadedModel) -> None:
-    with pytest.raises(InputError, match="question-last sample has no question"):
+    with pytest.raises(InputError, match="a question-last sample has none: fill its field"):
         encode(chatting, shaped_sample(LAST), SweepSettings(query_free=True))
 
 

@@ -114,7 +114,7 @@ def test_query_free_no_policy_sees_the_question(loaded_tiny: LoadedModel) -> Non
         whole = encode(loaded_tiny, sample, SweepSettings())
         assert torch.equal(torch.cat([encoded.prompt, encoded.rest], dim=1), whole.prompt)
         assert sample.question in loaded_tiny.tokenizer.decode(encoded.rest[0])
-    with pytest.raises(InputError, match="no question"):
+    with pytest.raises(InputError, match="a needle sample has none"):
         encode(loaded_tiny, SAMPLES[0], settings)
 
 

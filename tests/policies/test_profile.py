@@ -226,7 +226,7 @@ def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:
 
 
 def test_where_no_layer_sees_the_whole_prompt_there_is_no_default_for_pictures() -> None:
-    with pytest.raises(UnsupportedError, match="name a policy"):
+    with pytest.raises(UnsupportedError, match="no default policy: name one, such as"):
         safe_default([8] * 6, vision=True)
 
 
