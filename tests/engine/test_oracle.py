@@ -95,6 +95,17 @@ def test_every_policy(policy: str, variant: str, lengths: tuple[int, ...]) -> No
     assert gap(variant, "sdpa", POLICIES[policy], lengths) < TOLERANCE
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_in_float64(policy: str) -> None:
+    model = tiny().double()
+    ids, mask = prompts(40, 29)
+    with halting(model, POLICIES[policy]) as halted:
+        logits = Feed(model)(ids, mask, logits_to_keep=1)
+    assert logits.dtype == torch.float64
+    oracle = Oracle(tiny().double(), FULL, halted.report)
+    assert (oracle(ids, mask)[:, -1:] - logits).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("start", [0, LAYERS - 2])
 def test_first_and_last_start_layer(start: int) -> None:
     assert gap("llama", "sdpa", KeyNorm(start=start, keep_first=0, keep_last=1), (40, 29)) < TOLERANCE

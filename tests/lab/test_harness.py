@@ -188,6 +188,10 @@ def test_two_processes_share_the_samples(evaluate: Callable[..., int], tiny_fold
         (["--tasks", "loogle"], "give its encoder"),
         (["--tasks", "loogle", "--bertscore", "no/such:2"], "no/such for BERTScore cannot be loaded"),
         (["--tasks", "loogle", "--bertscore", "roberta-large"], "give MODEL:LAYER"),
+        (
+            ["--tasks", "needle", "--bertscore", "none"],
+            "is for LooGLE's tasks: leave it out",
+        ),
         (["--tasks", "needle", "--lengths", "100"], "has no room for a haystack"),
         (["--tasks", "longbench_gov_report_e"], "answers of 512 tokens"),
     ],

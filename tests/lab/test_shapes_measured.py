@@ -242,6 +242,9 @@ def test_the_command_shows_every_shape(
     [
         (("--tasks", "shapes,needle"), "run shapes by themselves"),
         (("--tasks", "shapes", "--min-prompt-tokens", "9"), "cannot use --min-prompt-tokens: give only"),
+        (("--tasks", "shapes", "--batch-size", "2", "--seed", "3"), "cannot use --batch-size and --seed: give only"),
+        (("--tasks", "shapes", "--apply-chat-template"), "cannot use --apply-chat-template: give only"),
+        (("--tasks", "shapes", "--bertscore", "none"), "cannot use --bertscore: give only"),
         (("--tasks", "shapes", "--attention", "eager", "--max-length", "9"), "--attention and --max-length: give only"),
     ],
 )

@@ -64,6 +64,10 @@ def evaluate(
         if len(names) > 1:
             raise InputError(f"{tasks!r} names shapes and other tasks: run shapes by themselves, --tasks shapes")
         refused = {
+            "--batch-size": None if batch_size == 1 else batch_size,
+            "--bertscore": bertscore,
+            "--apply-chat-template": chat_template or None,
+            "--seed": seed or None,
             "--min-prompt-tokens": min_prompt_tokens or None,
             "--device-map": device_map,
             "--attention": attention,

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.norms import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +44,5 @@ class Dash(Policy):
         return frozenset({"update", "hidden_in"} if self.relative else {"update"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        delta: torch.Tensor = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
-        return delta / torch.linalg.vector_norm(view.hidden_in, dim=-1, dtype=torch.float32) if self.relative else delta
+        delta = norms(view.update)
+        return delta / norms(view.hidden_in) if self.relative else delta

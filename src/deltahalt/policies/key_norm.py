@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.norms import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +39,5 @@ class KeyNorm(Policy):
         return frozenset({"keys"})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        scores: torch.Tensor = torch.linalg.vector_norm(view.keys(), dim=-1, dtype=torch.float32).mean(dim=0)
+        scores: torch.Tensor = norms(view.keys()).mean(dim=0)
         return -scores

@@ -16,6 +16,7 @@ from deltahalt.lab.rows.markdown import table
 from deltahalt.loading.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies.attention_scores import attention_weights
 from deltahalt.policies.base import LayerView
+from deltahalt.policies.norms import norms
 
 # Edges of the histogram of relative deltas: decades 10^-3 to 10^1, 40 bins each; the end bins hold what lies beyond.
 DECADES, BINS_A_DECADE = (-3, 1), 40
@@ -158,7 +159,7 @@ class _Layer:
     @classmethod
     def of(cls, view: LayerView, delta: torch.Tensor) -> "_Layer":
         """Compute the numbers of a layer in which all prompt tokens are active. delta: ||U_t||, [n]."""
-        relative = delta / torch.linalg.vector_norm(view.hidden_in, dim=-1, dtype=torch.float32)
+        relative = delta / norms(view.hidden_in)
         queries, keys = view.queries(len(delta)), view.keys()
         (heads, n, _), positions = queries.shape, view.positions.to(keys.device)
         received = torch.zeros(n, dtype=torch.float64, device=keys.device)
@@ -197,7 +198,7 @@ class _Seen:
 
     def look(self, view: LayerView) -> None:
         """Observe one more layer."""
-        delta = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
+        delta = norms(view.update)
         self.layers.append(_Layer.of(view, delta))
         self.delta = self.delta + delta.cpu()
         self.modalities = _modalities(view)

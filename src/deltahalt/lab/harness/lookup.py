@@ -65,7 +65,8 @@ def find_tasks(
         bertscore: The encoder of LooGLE's BERTScore, see `BertScore`, or "none".
 
     Raises:
-        InputError: For an unknown name, and for data that cannot be read or downloaded.
+        InputError: For an unknown name, for data that cannot be read or downloaded, and for `bertscore` without a task
+            of LooGLE.
         ModelError: For an encoder that cannot be loaded.
     """
     if data is None:
@@ -85,11 +86,14 @@ def find_tasks(
         specs = [_config(manager, leaf, local) for leaf in leaves]
     try:
         with without_warnings("lm_eval.api.task"):  # it warns that lengths can be set in its own command
-            return list(manager.load(specs)["tasks"].values())
+            found: list[Task] = list(manager.load(specs)["tasks"].values())
     except ConnectionError as error:
         raise InputError(
             f"cannot download the data of {', '.join(names)}: give --data FOLDER with the benchmarks' own files"
         ) from error
+    if bertscore is not None and not any("loogle" in str(task.config.task) for task in found):
+        raise InputError(f"an encoder for BERTScore ({bertscore}) is for LooGLE's tasks: leave it out")
+    return found
 
 
 def _known(manager: TaskManager, name: str) -> str:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from deltahalt.policies.norms import norms
 from deltahalt.vision.policy import GroupHalting, GroupView
 
 
@@ -29,5 +30,5 @@ class VisionDash(GroupHalting):
     start: float | int = 0.25
 
     def score(self, view: GroupView) -> torch.Tensor:
-        delta: torch.Tensor = torch.linalg.vector_norm(view.update, dim=-1, dtype=torch.float32)
+        delta = norms(view.update)
         return delta.mean(dim=1)
