@@ -75,7 +75,9 @@ def ask(
     Raises:
         DeltahaltError: What `applying` raises.
     """
-    found = None if question is None else _found(loaded, prompt["input_ids"][0], question)
+    found = None
+    if question is not None and method is not None and method_of(method).reads_question:
+        found = _found(loaded, prompt["input_ids"][0], question)
     with _under(loaded, method, min_prompt_tokens, found) as applied:
         done = generate_timed(loaded.model, prompt, max_new_tokens, applied=applied, ends=[ends])
     return _answer(loaded, done, prompt["input_ids"].shape[1], applied)
@@ -150,8 +152,7 @@ def _under(
 ) -> AbstractContextManager[Applied | None]:
     if method is None:
         return nullcontext()
-    read = question if method_of(method).reads_question else None
-    return applying(loaded.model, method, loaded.tokenizer, min_prompt_tokens=min_prompt_tokens, question=read)
+    return applying(loaded.model, method, loaded.tokenizer, min_prompt_tokens=min_prompt_tokens, question=question)
 
 
 def _answer(loaded: LoadedModel, done: Generated, tokens: int, applied: Applied | None) -> Answer:

@@ -1,13 +1,14 @@
 """Reading options, finding policies, loading models."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from deltahalt.cli.base import MOST_TOKENS, log
 from deltahalt.errors import InputError
+from deltahalt.methods.base import Method
 from deltahalt.methods.registry import parse_method
 
 
@@ -63,6 +64,11 @@ def resolve_policy(policy: str, model: Any, options: Mapping[str, Any] = {}) -> 
     for line in (*resolved.notes, resolved.text) if resolved.text != policy else ():
         log.print(f"{policy}: {line}", soft_wrap=True)
     return resolved.text
+
+
+def resolve_methods(named: Iterable[str], model: Any) -> dict[str, Method]:
+    """The methods that these texts stand for on this model, each by its own text: see `resolve_policy`."""
+    return {text: parse_method(text) for text in (resolve_policy(policy, model) for policy in named)}
 
 
 def parse_names(text: str, option: str, sep: str | None = None) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from deltahalt.cli.base import DeviceOption, DtypeOption, ModelOption, measured, out
-from deltahalt.cli.common import load_model, parse_names, resolve_policy
+from deltahalt.cli.common import load_model, parse_names, resolve_methods
 from deltahalt.cli.tables import of_policies
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
-from deltahalt.methods.registry import check_method, parse_method
+from deltahalt.methods.registry import check_method
 from deltahalt.profile_names import AUTO, AUTO_QUERY_FREE
 
 MOST_DOCUMENTS, MOST_TOKENS = 10_000, 1_000_000
@@ -62,7 +62,7 @@ def embed(
     made = make_documents(documents, tokens, data)
     texts = to_rank(made, queries) if queries else to_embed(made, ENDING if ending is None else ending)
     loaded = load_model(model, dtype=dtype, device=device)
-    chosen = {text: parse_method(text) for text in (resolve_policy(policy, loaded.model) for policy in named)}
+    chosen = resolve_methods(named, loaded.model)
     what = f"{len(chosen)} policies on {len(texts)} texts"
     measured(what, len(texts), partial(measure_texts, loaded, texts, chosen, tokens, rows), _show)
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from deltahalt.cli.base import REFERENCE, DeviceOption, DtypeOption, ModelOption, measured, out
-from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_methods
 from deltahalt.cli.tables import fitted
 from deltahalt.files import require_apart
-from deltahalt.methods.registry import check_method, parse_method
+from deltahalt.methods.registry import check_method
 from deltahalt.profile_names import AUTO
 
 MOST_PROMPTS = 10_000  # of each shape, all of which are kept in memory
@@ -58,7 +58,7 @@ def shapes(
     wanted = shape_names(() if shapes is None else parse_names(shapes, "--shapes", ","))
     made = make_prompts(wanted, seeds, sizes, data)
     loaded = load_model(model, dtype=dtype, device=device)
-    chosen = {text: parse_method(text) for text in (resolve_policy(policy, loaded.model) for policy in named)}
+    chosen = resolve_methods(named, loaded.model)
     what = f"{len(chosen)} policies on {len(made)} prompts"
     measured(what, len(made), partial(measure_prompts, loaded, made, chosen, rows), _show)
 

@@ -18,14 +18,14 @@ from deltahalt.cli.base import (
     out,
     progress,
 )
-from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_policy
+from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_methods
 from deltahalt.cli.tables import of_policies, side_by_side
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.bench.table import cells
 from deltahalt.methods.base import Method
-from deltahalt.methods.registry import check_method, parse_method
+from deltahalt.methods.registry import check_method
 from deltahalt.profile_names import AUTO
 
 
@@ -98,7 +98,7 @@ def bench(
         name, tokenizer = f"random {shape}", None
         options |= {"longest": longest + new_tokens, "tokens": longest * max(batches), "seed": seed}
         network = _random(shape, known, **options)
-    chosen = {policy: parse_method(policy) for policy in (resolve_policy(policy, network) for policy in named)}
+    chosen = resolve_methods(named, network)
     _refuse_what_does_not_fit(network, chosen, tokenizer)
     if new_lengths:
         _bench_new_lengths(network, name, chosen, sizes, rows, tokenizer=tokenizer, new_tokens=new_tokens, runs=repeats)

@@ -30,7 +30,7 @@ class Wanted:
 
 
 def head_of(model: Module) -> Callable[[Mapping[str, Any]], Wanted]:
-    """Return a function that tells what the model's head reads in a call, from the call's arguments by name.
+    """Return a function from the arguments of a call, by name, to what the head of the model reads in it.
 
     Raises UnsupportedError for a head that reads every token.
     """
