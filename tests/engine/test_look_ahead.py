@@ -9,7 +9,8 @@ from transformers import DynamicCache
 
 from deltahalt import UnsupportedError, WindowAttention, halting
 from deltahalt.host.compat import CACHE
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
+from deltahalt.policies.layer_view import LayerView
 from helpers.tiny import VARIANTS, VOCAB, tiny
 
 IDS = torch.randint(1, VOCAB, (1, 40), generator=torch.Generator().manual_seed(0))

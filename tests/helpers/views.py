@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 4, 2, 8, 16
 

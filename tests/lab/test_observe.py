@@ -17,7 +17,7 @@ from deltahalt.lab.evaluation.samples import Sample
 from deltahalt.lab.evaluation.sweep import SweepSettings, encode
 from deltahalt.lab.rows.base import read_rows
 from deltahalt.loading.models import LoadedModel
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 from helpers.tiny import VARIANTS, attributes, prompts, tiny
 
 SAMPLE = Sample("tides", "The tide is in. " * 3, "at noon", question="When?")

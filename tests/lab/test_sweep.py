@@ -46,7 +46,8 @@ from deltahalt.lab.evaluation.sweep import (
 )
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.loading.models import LoadedModel
-from deltahalt.policies.base import AnyPolicy, LayerView, place
+from deltahalt.policies.base import AnyPolicy, place
+from deltahalt.policies.layer_view import LayerView
 from helpers.frozen import frozen, plain
 from helpers.methods import named
 from helpers.tiny import VOCAB, tiny

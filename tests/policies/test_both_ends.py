@@ -9,7 +9,7 @@ import torch
 
 from deltahalt import BothEnds, PolicyError
 from deltahalt.kinds import IMAGE
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 from helpers.views import HIDDEN, layer_view
 
 RUN = 8

@@ -10,7 +10,8 @@ import torch
 from deltahalt import Dash, MaxSim, WindowAttention
 from deltahalt.kinds import IMAGE
 from deltahalt.policies import POLICIES
-from deltahalt.policies.base import READABLE, LayerView, Policy
+from deltahalt.policies.base import READABLE, Policy
+from deltahalt.policies.layer_view import LayerView
 from helpers.views import layer_view
 
 PROMPT = 40

@@ -22,7 +22,8 @@ from deltahalt import (
     Uniform,
     WindowAttention,
 )
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.selection import halted_count, top_k
 from helpers.views import layer_view
 

@@ -19,7 +19,8 @@ from deltahalt import (
 )
 from deltahalt.kinds import DROPPED, IMAGE, TEXT, VIDEO
 from deltahalt.policies.attention_scores import READERS, attention_from, received_attention
-from deltahalt.policies.base import LayerView, Policy, place
+from deltahalt.policies.base import Policy, place
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.sparse_vlm import STEP, TextRaters
 from helpers.memory import Largest
 from helpers.views import HIDDEN, attention_matrix, layer_view

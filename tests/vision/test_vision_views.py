@@ -14,7 +14,7 @@ from deltahalt import (
     Uniform,
     halting,
 )
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 from helpers.oracle import Feed
 from helpers.tiny import attributes
 from helpers.tiny_vision import (

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policies.base import LayerView, Policy, Stage
+from deltahalt.policies.base import Policy, Stage
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.selection import nan_message
 
 

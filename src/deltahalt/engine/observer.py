@@ -9,8 +9,9 @@ import torch
 from deltahalt.engine.attach import halting
 from deltahalt.engine.halted import Halted
 from deltahalt.host.families.base import Module
-from deltahalt.policies.base import LayerView, Policy, Stage
+from deltahalt.policies.base import Policy, Stage
 from deltahalt.policies.dense import Dense
+from deltahalt.policies.layer_view import LayerView
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import UnsupportedError
 from deltahalt.host.families.base import Family, Module, Rotary
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 
 
 def view_layer(

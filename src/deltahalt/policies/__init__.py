@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltahalt.policies.base import LayerView, Policy, Progressive
+    from deltahalt.policies.base import Policy, Progressive
     from deltahalt.policies.both_ends import BothEnds
     from deltahalt.policies.dart import Dart
     from deltahalt.policies.dash import Dash
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deltahalt.policies.forecast import Forecast
     from deltahalt.policies.key_norm import KeyNorm
     from deltahalt.policies.last_token_attention import LastTokenAttention
+    from deltahalt.policies.layer_view import LayerView
     from deltahalt.policies.max_sim import MaxSim
     from deltahalt.policies.random import Random
     from deltahalt.policies.single_input_kv import SingleInputKV
@@ -55,7 +56,8 @@ __all__ = [
 
 
 HOMES = {
-    **dict.fromkeys(("LayerView", "Policy", "Progressive"), "base"),
+    "LayerView": "layer_view",
+    **dict.fromkeys(("Policy", "Progressive"), "base"),
     **dict.fromkeys(("format_policy", "override", "parse_policy"), "text"),
 }
 

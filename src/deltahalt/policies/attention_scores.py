@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from deltahalt.errors import UnsupportedError
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 
 READERS = 64  # queries whose weights are in memory at once
 HELD = 2**26  # weights in memory at once, or those of one key head if these are more

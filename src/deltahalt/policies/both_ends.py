@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
 from deltahalt.policies.late_interaction import COMPARED, directions_in, states_of
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.options import require_at_least
 
 RUN = 8  # contiguous tokens that share their best match; divides COMPARED

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policies.base import LayerView, Policy, Scope
+from deltahalt.policies.base import Policy, Scope
+from deltahalt.policies.layer_view import LayerView
 
 PIVOTS = 4  # number of visual pivots, and of text pivots
 

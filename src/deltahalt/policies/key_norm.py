@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.norms import norms
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 
 from deltahalt.policies.attention_scores import received_attention
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
+from deltahalt.policies.layer_view import LayerView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 
 AROUND = 129  # default width, in tokens, of the span in which a match counts for a token
 COMPARED = 4096  # states that are compared with the query tokens at once

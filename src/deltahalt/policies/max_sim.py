@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
 from deltahalt.policies.late_interaction import AROUND, POWER, late_interaction
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.options import require_at_least
 from deltahalt.policies.query_tokens import check_window, last_tokens, query_count
 

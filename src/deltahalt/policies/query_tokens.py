@@ -6,7 +6,8 @@ import torch
 
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.options import require_at_least, require_odd
 
 

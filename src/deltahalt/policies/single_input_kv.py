@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 
 from deltahalt.errors import PolicyError
-from deltahalt.policies.base import LayerView, Policy, Scope
+from deltahalt.policies.base import Policy, Scope
 from deltahalt.policies.halted_states import LastState
+from deltahalt.policies.layer_view import LayerView
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ import torch
 from deltahalt.errors import PolicyError
 from deltahalt.kinds import SCOPES, TEXT
 from deltahalt.policies.attention_scores import attention_from
-from deltahalt.policies.base import LayerView, Policy, Scope
+from deltahalt.policies.base import Policy, Scope
 from deltahalt.policies.cascade import Cascade
+from deltahalt.policies.layer_view import LayerView
 
 STEP = 256  # visual tokens that are compared with all text tokens at once
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from deltahalt.errors import PolicyError
 from deltahalt.policies.attention_scores import received_attention
-from deltahalt.policies.base import LayerView, Policy
+from deltahalt.policies.base import Policy
 from deltahalt.policies.late_interaction import AROUND, late_interaction
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.options import require_at_least
 from deltahalt.policies.query_tokens import check_window, last_tokens, query_count
 

@@ -15,7 +15,7 @@ from deltahalt.lab.rows.base import Row, append_rows, rows_so_far
 from deltahalt.lab.rows.markdown import table
 from deltahalt.loading.models import LoadedModel, LoadedVisionModel
 from deltahalt.policies.attention_scores import attention_weights
-from deltahalt.policies.base import LayerView
+from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.norms import norms
 
 # Edges of the histogram of relative deltas: decades 10^-3 to 10^1, 40 bins each; the end bins hold what lies beyond.

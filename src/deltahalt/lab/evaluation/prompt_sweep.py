@@ -15,7 +15,8 @@ from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.masks import Masks
 from deltahalt.engine.prefill import refuse_halted_kv, run_call
 from deltahalt.engine.stream import TokenStream
-from deltahalt.policies.base import LayerView, Policy, Stage
+from deltahalt.policies.base import Policy, Stage
+from deltahalt.policies.layer_view import LayerView
 
 Scores = dict[tuple[int, Policy], torch.Tensor]  # by layer and policy: [n]
 
