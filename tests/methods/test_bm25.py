@@ -1,6 +1,10 @@
 """BM25: scores against a naive reference, chunks and neighbours, and what it costs."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,3 +147,17 @@ def test_without_the_library_the_extra_is_named(loaded_tiny: LoadedModel, monkey
 
 def test_it_has_a_name() -> None:
     assert parse_method("bm25:pruning_ratio=0.425,chunk=32") == BM25(pruning_ratio=0.425, chunk=32)
+
+
+def test_jax_is_not_started(tmp_path: Path) -> None:
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("print('jax started')")
+    code = (
+        "from deltahalt.methods.bm25 import BM25; print(BM25().matches(['mill'], [['the', 'mill'], ['plum']])[1]); "
+        "import jax"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, env={"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert ran.stdout.splitlines() == ["0.0", "jax started"], ran.stderr

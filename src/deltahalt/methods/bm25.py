@@ -1,7 +1,9 @@
 """BM25: only chunks of the prompt whose words match the query are kept, before the model runs."""
 
 import re
+import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -88,11 +90,9 @@ class BM25(PromptMethod):
 
     def matches(self, query: list[str], chunks: list[list[str]]) -> list[float]:
         """The BM25 score of each chunk. A word that the query repeats counts once."""
-        import bm25s  # noqa: PLC0415 (an extra)
-
         if not query or not any(chunks):
             return [0.0] * len(chunks)
-        index = bm25s.BM25(k1=self.k1, b=self.b)
+        index = _bm25s().BM25(k1=self.k1, b=self.b)
         index.index(chunks, show_progress=False)
         return [float(score) for score in index.get_scores(list(dict.fromkeys(query)))]
 
@@ -100,3 +100,15 @@ class BM25(PromptMethod):
 def words(text: str) -> list[str]:
     """The words and numbers of a text, in lower case."""
     return WORD.findall(text.casefold())
+
+
+def _bm25s() -> Any:
+    """The package bm25s, an extra, imported without JAX: it would start JAX, which reserves most of a GPU's memory."""
+    hidden = "bm25s" not in sys.modules and "jax" not in sys.modules
+    if hidden:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # an import of it fails, as where it is not installed
+    try:
+        return import_module("bm25s")
+    finally:
+        if hidden:
+            del sys.modules["jax"]
