@@ -345,6 +345,17 @@ def test_samples_of_either_half() -> None:
         assert all(sample.lead == "" for sample in samples)
 
 
+def test_generated_prompts_and_those_of_shapes_take_turns() -> None:
+    samples = load_samples("generated:3+shapes:2", characters=2_400, seed=0)
+    assert [sample.task for sample in samples] == [
+        "needle",
+        "question-last",
+        "many-needles",
+        "question-first",
+        "key-value",
+    ]
+
+
 def test_another_seed_gives_other_samples_of_the_same_half() -> None:
     first, second = (shape_samples(2, 2_400, seed) for seed in (1, 3))
     assert first[0].prompt != second[0].prompt

@@ -11,6 +11,7 @@ import torch
 
 from deltahalt import (
     D3,
+    BothEnds,
     Dash,
     Forecast,
     InputError,
@@ -24,7 +25,7 @@ from deltahalt import (
 )
 from deltahalt.policies.base import place
 from deltahalt.policies.text import format_policy
-from deltahalt.policies.usual import AHEAD, FINDING, blind_default, safe_default
+from deltahalt.policies.usual import AHEAD, SHORTEST, blind_default, safe_default
 from deltahalt.profile import (
     Choice,
     Profile,
@@ -183,7 +184,7 @@ def test_a_number_of_tokens_replaces_the_share_that_a_profile_chose(decoder: tor
     assert found.text == "dash:start=2,keep_first=4,keep=300"
     assert found.notes == ("keep=300 replaces pruning_ratio=0.5",)
     model = tiny("llama")
-    ids = torch.randint(1, VOCAB, (1, 500), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1, VOCAB, (1, 600), generator=torch.Generator().manual_seed(0))
     for policy in ("auto", MaxSim(start=1, pruning_ratio=0.3)):
         with halting(model, policy, keep=420) as halted:
             model(ids, logits_to_keep=1)
@@ -195,18 +196,22 @@ def test_a_number_of_tokens_replaces_the_share_that_a_profile_chose(decoder: tor
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "gemma3", "phi3", "mistral-sliding"])
 def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
     model = tiny(variant)
-    assert isinstance(parse_policy(policy_text("auto", model.get_decoder())), MaxSim)
-    ids = torch.randint(1, VOCAB, (1, 500), generator=torch.Generator().manual_seed(0))
+    assert isinstance(parse_policy(policy_text("auto", model.get_decoder())), BothEnds)
+    ids = torch.randint(1, VOCAB, (1, 600), generator=torch.Generator().manual_seed(0))
     with halting(model, "auto") as halted:
         model(ids, logits_to_keep=1)
-    assert halted.report.lengths[0][-1] == 500 - round(0.35 * (500 - 256 - 128))
+    assert halted.report.lengths[0][-1] == 600 - round(0.35 * (600 - 256 - 128))
 
 
 def test_the_default_decides_after_a_twelfth_of_the_layers() -> None:
     policy = safe_default([None] * 25)
-    assert isinstance(policy, MaxSim)
-    assert (policy.start, policy.layers_ahead) == (2, 0)
-    assert {name: getattr(policy, name) for name in FINDING} == FINDING
+    assert isinstance(policy, BothEnds)
+    assert (policy.start, policy.chunk, policy.ends) == (2, 64, (256, 128))
+
+
+def test_the_default_leaves_short_prompts_whole() -> None:
+    policy = safe_default([None] * 25)
+    assert (policy.kept(SHORTEST - 1), policy.kept(SHORTEST)) == (SHORTEST - 1, SHORTEST - round(0.35 * 128))
 
 
 def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:

@@ -135,7 +135,7 @@ def calibrate(
     query_free: QueryFreeOption = False,
     data: Annotated[
         str | None,
-        typer.Option(help="As for sweep; by default generated:108, on a CPU generated:24."),
+        typer.Option(help="As for sweep; by default generated:36+shapes:50, on a CPU generated:12+shapes:25."),
     ] = None,
     characters: Annotated[
         int | None,
@@ -167,7 +167,7 @@ def calibrate(
     require_rows(kept, SweepRow)
     check_targets(check_text_model(model, [], device=device), targets, numbers, max_loss, query_free=query_free)
     if data is None:
-        data, length = default_samples(find_device(device))
+        data, length = default_samples(find_device(device), query_free=query_free)
         characters = characters or length
     samples = load_samples(data, characters=characters, seed=seed)
     loaded = load_model(model, dtype=dtype, device=device)

@@ -19,12 +19,13 @@ RUN = 8  # contiguous tokens that share their best match; divides COMPARED
 class BothEnds(Policy):
     """Keep the tokens around which hidden states are most similar to those of the protected tokens at both ends.
 
-    The query tokens are the first `keep_first` and the last `keep_last`, in five groups: a quarter of the first and all
-    of them, an eighth of the last, half of them and all of them, counted from the prompt's ends. For each query token,
-    the match of a token is the highest similarity to a state within `reach` tokens of it. A match counts by how far it
-    exceeds the query token's average over the prompt, to the `power`. A token gets the sum of the `best` highest of
-    these in a group. Each group's sums are scaled to shares that add up to one, and the score is the sum of the shares.
-    So a question of few tokens counts as much as a long text around it, wherever in the two ends it stands.
+    The query tokens are the first `keep_first` and the last `keep_last`, in nine groups, counted from the prompt's
+    ends: the first ones, their half, quarter and eighth; the last ones, their half, quarter, eighth and sixteenth. For
+    each query token, the match of a token is the highest similarity to a state within `reach` tokens of it. A match
+    counts by how far it exceeds the query token's average over the prompt, to the `power`. A token gets the sum of the
+    `best` highest of these in a group. Each group's sums are scaled to shares that add up to one, and the score is the
+    sum of the shares. So a question of few tokens counts as much as a long text around it, wherever in the two ends it
+    stands.
 
     Where the question is known (see `deltahalt.halting`), its tokens are the query tokens, in one group, and stay
     active.
@@ -114,8 +115,8 @@ def _first_and_last(first: int, last: int, among: torch.Tensor) -> torch.Tensor:
 def _groups(above: torch.Tensor, first: int) -> list[torch.Tensor]:
     """The rows of each group, out of those of the query tokens, of which `first` are at the start of the prompt."""
     at_start, at_end = above[:first], above[first:]
-    groups = [at_start[: _share(first, 4)], at_start]
-    groups += [at_end[-_share(len(at_end), part) :] for part in (8, 2, 1)]
+    groups = [at_start[: _share(first, part)] for part in (8, 4, 2, 1)]
+    groups += [at_end[-_share(len(at_end), part) :] for part in (16, 8, 4, 2, 1)]
     return [group for group in groups if len(group)]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.policies.base import Policy
+from deltahalt.policies.both_ends import BothEnds
 from deltahalt.policies.dash_layer import DashLayer
 from deltahalt.policies.forecast import Forecast
 from deltahalt.policies.key_norm import KeyNorm
@@ -14,7 +15,8 @@ from deltahalt.policies.window_attention import WindowAttention
 
 AHEAD = 12  # layers of a look-ahead; with more of them, most models lost more accuracy
 EARLY = 12  # late interaction decides at layer depth / EARLY by default
-# Default options of late interaction. A longer window would take in the end of the document as query tokens.
+SHORTEST = 512  # tokens of a prompt; a shorter one, of which 384 tokens are protected, would gain less than 10 %
+# Options of late interaction from the prompt's end alone. A longer window would take in the end of the document.
 FINDING = {"window": 16, "kernel": 193, "power": 3, "standardize": True}
 PROTECTED = {"chunk": 64, "keep_first": 256, "keep_last": 128}
 
@@ -22,14 +24,15 @@ PROTECTED = {"chunk": 64, "keep_first": 256, "keep_last": 128}
 def safe_default(windows: Sequence[int | None], *, vision: bool = False, offloaded: bool = False) -> Policy:
     """The default for a model without a profile: by late interaction, a third of the tokens halts in a shallow layer.
 
-    With `vision`, attention with a look-ahead decides instead, since states of words and images are not similar. Where
-    layers are offloaded, no look-ahead is possible: then half of the tokens halts after half of the layers.
+    The query tokens are both ends of the prompt, so that its question may stand at either end. With `vision`, attention
+    with a look-ahead decides instead, since states of words and images are not similar. Where layers are offloaded, no
+    look-ahead is possible: then half of the tokens halts after half of the layers.
 
     windows: for each layer, the number of tokens that a query attends to; None for all. Raises UnsupportedError for a
     vision-language model in which no layer that may decide sees the whole prompt.
     """
     if not vision:
-        return resembling(len(windows) // EARLY, 0.35)
+        return matched(len(windows) // EARLY, 0.35)
     first = len(windows) // (2 if offloaded else 7)
     start = next((layer for layer in range(first, len(windows) - 1) if windows[layer] is None), None)
     if start is None:
@@ -65,8 +68,13 @@ def keyed(start: int, pruning_ratio: float) -> Policy:
     return _in_chunks(KeyNorm(start=start, pruning_ratio=pruning_ratio, boundary="attention"))
 
 
+def matched(start: int, pruning_ratio: float) -> Policy:
+    """Tokens halt by late interaction with both ends of the prompt; prompts below `SHORTEST` tokens stay whole."""
+    return _in_chunks(BothEnds(start=start, pruning_ratio=pruning_ratio, shortest=SHORTEST))
+
+
 def resembling(start: int, pruning_ratio: float, **options: Any) -> Policy:
-    """Tokens halt by late interaction. options: those of MaxSim; one that is None or 0 keeps its default."""
+    """Tokens halt by late interaction with the prompt's end. options: those of MaxSim; None or 0 keeps a default."""
     return _in_chunks(MaxSim(start=start, pruning_ratio=pruning_ratio), **FINDING | options)
 
 

@@ -35,7 +35,7 @@ from deltahalt.policies.base import AnyPolicy
 from deltahalt.policies.text import format_policy
 from deltahalt.profile import Profile, Signature
 
-ROUNDS = (12, 36)  # samples in all rounds but the last: one and three of each generated task
+ROUNDS = (12, 36)  # samples in all rounds but the last
 Fields = dict[float, list[AnyPolicy]]  # by target speedup
 FEWEST = 4  # policies that a round leaves at least, if it has as many
 
@@ -182,9 +182,17 @@ def first_fields(
     return fields, {target: usual_policies(tried, target, windows, search) for target in fields}
 
 
-def default_samples(device: str) -> tuple[str, int]:
-    """Return the default data and characters for `load_samples`: fewer and shorter samples on a CPU."""
-    return ("generated:24", 4_000) if device.startswith("cpu") else ("generated:108", 12_000)
+def default_samples(device: str, *, query_free: bool) -> tuple[str, int]:
+    """Return the default data and characters for `load_samples`: fewer and shorter samples on a CPU.
+
+    Prompts of shapes have no separate question, so a query-free calibration does without them.
+    """
+    on_cpu = device.startswith("cpu")
+    if query_free:
+        data = "generated:24" if on_cpu else "generated:108"
+    else:
+        data = "generated:12+shapes:25" if on_cpu else "generated:36+shapes:50"
+    return data, 4_000 if on_cpu else 12_000
 
 
 def better_third(ranked: Sequence[AnyPolicy]) -> list[AnyPolicy]:

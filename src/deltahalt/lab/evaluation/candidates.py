@@ -9,7 +9,7 @@ from itertools import permutations
 from deltahalt.lab.evaluation.sweep import reference_speedup
 from deltahalt.policies.base import AnyPolicy, Policy, Progressive
 from deltahalt.policies.text import joined, override
-from deltahalt.policies.usual import AHEAD, EARLY, attended, exit_at, keyed, resembling, updated
+from deltahalt.policies.usual import AHEAD, EARLY, attended, exit_at, keyed, matched, resembling, updated
 
 Form = Callable[..., Policy]  # makes a policy with one decision from `start` and `pruning_ratio`
 DEEPEST = 0.62  # share of the depth: a first decision at a deeper layer saves too little
@@ -41,13 +41,12 @@ class Search:
     exits: bool = False
 
 
-NARROW = partial(resembling, kernel=129)  # the better kernel width differs by model
 ASKED = Search(
-    first=resembling,
+    first=matched,
     early=EARLY,
-    usual=(resembling, NARROW),
-    others=(partial(resembling, kernel=257), NARROW, partial(resembling, window=32)),
-    looking=(attended, partial(attended, similar=1.0)),
+    usual=(matched,),
+    others=(resembling, partial(resembling, kernel=129)),
+    looking=(partial(attended, similar=1.0),),
 )
 BLIND = Search(first=updated, early=7, others=(keyed,), exits=True)  # for prompts whose question is not known yet
 
@@ -107,11 +106,11 @@ def varied(
     pairs = [both for first, last in permutations(few, 2) if (both := pair(first, last, target, depth))]
     yield from pairs
     exits = [exit_at(layer) for policy in best if (layer := exit_of(policy)) is not None]
-    late = exits[:PAIRED] if search.exits else [resembling(int(LATE * depth), LATE_RATIO)]
+    late = exits[:PAIRED] if search.exits else [matched(int(LATE * depth), LATE_RATIO)]
     yield from (relieved(policy, further, target, depth) for further in late for policy in (*few, *pairs))
 
 
-def single(layer: int, target: float, depth: int, form: Form = resembling) -> AnyPolicy | None:
+def single(layer: int, target: float, depth: int, form: Form = matched) -> AnyPolicy | None:
     """Return one decision at `layer` with the lowest ratio that reaches `target`; None if none does."""
     return _least(partial(form, layer), _ratios(), target, depth)
 

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import NoneType
@@ -48,6 +49,7 @@ def load_samples(data: str, *, characters: int | None = None, seed: int | None =
     """Return the samples that `data` names: a JSONL file, "generated:COUNT", "shapes:COUNT" or "shapes:COUNT:FOLDER".
 
     Shapes come from `shape_samples`, "held-out-shapes" from its held-out half; FOLDER has texts to make them from.
+    "generated:COUNT+shapes:COUNT" names both, whose samples then take turns.
 
     Args:
         data: The name.
@@ -57,6 +59,10 @@ def load_samples(data: str, *, characters: int | None = None, seed: int | None =
     Raises:
         InputError: For data that cannot be read or generated, and for `characters` or `seed` with a file.
     """
+    parts = data.split("+")
+    if len(parts) > 1 and all(part.partition(":")[0] in ("generated", *SHAPED) for part in parts):
+        turns = zip_longest(*(load_samples(part, characters=characters, seed=seed) for part in parts))
+        return [sample for turn in turns for sample in turn if sample is not None]
     kind, _, rest = data.partition(":")
     if kind not in ("generated", *SHAPED):
         if characters is not None or seed is not None:
