@@ -32,8 +32,8 @@ from deltahalt import (
 )
 from deltahalt.engine import pieces
 from deltahalt.engine.layer_kv import LayerKV
+from deltahalt.host import lower_right
 from deltahalt.host.compat import CACHE
-from deltahalt.host.lower_right import LowerRight, attend_lower_right
 from helpers.flash import flash_attention
 from helpers.memory import Largest
 from helpers.oracle import Feed
@@ -446,18 +446,24 @@ def test_an_error_in_a_piece_leaves_the_cache_as_it_was() -> None:
 # Causal to the lower right
 
 
+@pytest.mark.parametrize("kernel", ["flash", "masks"])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (5, 9), (9, 9), (2100, 2345)])
-def test_attention_to_the_lower_right(queries: int, keys: int, groups: int) -> None:
+def test_attention_to_the_lower_right(
+    queries: int, keys: int, groups: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU torch writes out the mask that it hands to FlashAttention as an argument on a GPU."""
+    monkeypatch.setattr(lower_right, "can_use_flash_attention", lambda _: kernel == "flash")
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 2 * groups, queries, 8, generator=generator)
     key, value = torch.randn(2, 2, 2, keys, 8, generator=generator)
     visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     scores = query @ key.repeat_interleave(groups, dim=1).mT * 0.3
     weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
-    assert near(attend_lower_right(query, key, value, 0.3), weights @ value.repeat_interleave(groups, dim=1))
+    ours = lower_right.attend_lower_right(query, key, value, 0.3)
+    assert near(ours, weights @ value.repeat_interleave(groups, dim=1))
 
 
 def test_an_attention_that_is_not_caught_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="did not call scaled_dot_product_attention"), LowerRight():
+    with pytest.raises(UnsupportedError, match="did not call scaled_dot_product_attention"), lower_right.LowerRight():
         pass
