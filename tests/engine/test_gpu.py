@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import import_utils
 
 from deltahalt import Dash, Dense, Forecast, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
@@ -68,6 +69,41 @@ def test_the_bench_sees_what_memory_was_held() -> None:
     assert row.halted.peak_bytes is not None
     assert row.full.peak_bytes > sum(weight.nbytes for weight in model.parameters()) + row.full.kv_bytes
     assert row.full.peak_bytes >= row.halted.peak_bytes
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("policy", [Dense(), *POLICIES], ids=lambda policy: policy.name)
+def test_pieces_are_as_near_to_float32_as_the_whole_prompt(policy: Policy, padded: bool) -> None:
+    def logits(dtype: torch.dtype, size: int | None) -> torch.Tensor:
+        model = tiny("qwen2", dtype=dtype).cuda()
+        with halting(model, policy, piece_tokens=size):
+            return _logits(model, padded)
+
+    exact = logits(torch.float32, None)
+    assert (logits(torch.float32, 32) - exact).abs().max() < 1e-4
+    if isinstance(policy, Dense):  # else rounding may choose other tokens
+        errors = [(logits(torch.bfloat16, size) - exact).norm() for size in (None, 32)]
+        assert 0 < errors[1] < 2 * errors[0] < exact.norm() / 2
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_pieces_run_on_flash_attention(padded: bool) -> None:
+    """With all other kernels switched off, nothing else is left that could run; scores of 1M keys would not fit."""
+    model = tiny("qwen2", dtype=torch.bfloat16).cuda()
+    inputs = {"input_ids": IDS.cuda(), "attention_mask": (MASK if padded else torch.ones_like(IDS)).cuda()}
+    with torch.no_grad(), halting(model, Dense(), piece_tokens=32), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert model(**inputs, logits_to_keep=1).logits.isfinite().all()
+
+
+def test_the_memory_of_a_layer_does_not_grow_with_the_width_of_its_mlp() -> None:
+    model = tiny("qwen2", dtype=torch.bfloat16, intermediate_size=4096, max_position_embeddings=32_768).cuda()
+    peaks = []
+    for size in (None, 1024):
+        torch.cuda.reset_peak_memory_stats()
+        with torch.no_grad(), halting(model, Dense(), piece_tokens=size):
+            model(prompts(32_768)[0].cuda(), logits_to_keep=1)
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[0] - peaks[1] > 31 * 1024 * 4096 * 2  # bytes of one inner tensor that is a piece, not the prompt
 
 
 @two_devices

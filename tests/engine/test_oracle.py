@@ -43,6 +43,7 @@ POLICIES = {
     "random": Random(**HALF),
     "uniform": Uniform(**HALF),
 }
+PIECES = pytest.mark.parametrize("pieces", [None, 5], ids=["whole", "pieces"])
 TWO_STAGES = Progressive(
     [
         KeyNorm(start=1, pruning_ratio=0.3, keep_first=2, keep_last=4),
@@ -74,25 +75,28 @@ def gap(
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
+@PIECES
 @pytest.mark.parametrize("boundary", ["block", "attention"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_family_with_padding(variant: str, attention: str, boundary: Any) -> None:
-    assert gap(variant, attention, Dash(**HALF, boundary=boundary), (40, 29)) < TOLERANCE
+def test_every_family_with_padding(variant: str, attention: str, boundary: Any, pieces: int | None) -> None:
+    assert gap(variant, attention, Dash(**HALF, boundary=boundary), (40, 29), piece_tokens=pieces) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_family_alone(variant: str, attention: str) -> None:
+def test_every_family_alone(variant: str, attention: str, pieces: int | None) -> None:
     """One prompt without padding: the mask is left out wherever the host allows it."""
-    assert gap(variant, attention, Dash(**HALF), (40,)) < TOLERANCE
+    assert gap(variant, attention, Dash(**HALF), (40,), piece_tokens=pieces) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("lengths", [(40,), (40, 29)], ids=str)
 @pytest.mark.parametrize("variant", ["llama", "gemma3", "qwen2-sliding"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy(policy: str, variant: str, lengths: tuple[int, ...]) -> None:
-    assert gap(variant, "sdpa", POLICIES[policy], lengths) < TOLERANCE
+def test_every_policy(policy: str, variant: str, lengths: tuple[int, ...], pieces: int | None) -> None:
+    assert gap(variant, "sdpa", POLICIES[policy], lengths, piece_tokens=pieces) < TOLERANCE
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -111,19 +115,21 @@ def test_first_and_last_start_layer(start: int) -> None:
     assert gap("llama", "sdpa", KeyNorm(start=start, keep_first=0, keep_last=1), (40, 29)) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_stages(variant: str, attention: str) -> None:
-    assert gap(variant, attention, TWO_STAGES, (40, 29)) < TOLERANCE
+def test_two_stages(variant: str, attention: str, pieces: int | None) -> None:
+    assert gap(variant, attention, TWO_STAGES, (40, 29), piece_tokens=pieces) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
     "policy", [Dash(**HALF), Dash(**HALF, boundary="attention"), TWO_STAGES], ids=["block", "attention", "two"]
 )
 @pytest.mark.parametrize("variant", FULL_VARIANTS)
-def test_frozen_kv(variant: str, policy: Policy | Progressive, attention: str) -> None:
-    assert gap(variant, attention, frozen(policy), (40, 29)) < TOLERANCE
+def test_frozen_kv(variant: str, policy: Policy | Progressive, attention: str, pieces: int | None) -> None:
+    assert gap(variant, attention, frozen(policy), (40, 29), piece_tokens=pieces) < TOLERANCE
 
 
 EXIT = SingleInputKV(start=3, keep_last=4)
@@ -135,14 +141,15 @@ EXITS = {
 }
 
 
+@PIECES
 @pytest.mark.parametrize("lengths", [(40,), (40, 29), (40, 4)], ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("exit_", EXITS)
 @pytest.mark.parametrize("variant", FULL_VARIANTS)
 def test_an_exit_reads_the_prompt_from_where_it_stopped(
-    variant: str, exit_: str, attention: str, lengths: tuple[int, ...]
+    variant: str, exit_: str, attention: str, lengths: tuple[int, ...], pieces: int | None
 ) -> None:
-    assert gap(variant, attention, EXITS[exit_], lengths) < TOLERANCE
+    assert gap(variant, attention, EXITS[exit_], lengths, piece_tokens=pieces) < TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +174,21 @@ FORECASTS = {
 }
 
 
+@PIECES
 @pytest.mark.parametrize("lengths", [(40,), (40, 29), (40, 8)], ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("forecast", FORECASTS)
 @pytest.mark.parametrize("variant", FULL_VARIANTS)
 def test_a_forecast_reads_the_prompt_as_a_regression_tells_it(
-    variant: str, forecast: str, attention: str, lengths: tuple[int, ...]
+    variant: str, forecast: str, attention: str, lengths: tuple[int, ...], pieces: int | None
 ) -> None:
-    assert gap(variant, attention, FORECASTS[forecast], lengths) < TOLERANCE
+    assert gap(variant, attention, FORECASTS[forecast], lengths, piece_tokens=pieces) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
-def test_a_row_that_halts_nothing_beside_one_that_does(kept: Any) -> None:
-    assert gap("llama", "sdpa", kept(Dash(**HALF)), (40, 5)) < TOLERANCE
+def test_a_row_that_halts_nothing_beside_one_that_does(kept: Any, pieces: int | None) -> None:
+    assert gap("llama", "sdpa", kept(Dash(**HALF)), (40, 5), piece_tokens=pieces) < TOLERANCE
 
 
 @pytest.mark.parametrize("kept", [plain, frozen], ids=["drop", "frozen"])
@@ -197,17 +206,21 @@ def test_rows_that_keep_as_many_tokens_and_halt_not_as_many(kept: Any, attention
     assert gap("llama", attention, kept(policy), (40, 39)) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("lengths", [(WINDOW - 3,), (WINDOW,), (WINDOW + 2, WINDOW - 1)], ids=str)
 @pytest.mark.parametrize("variant", SLIDING_VARIANTS)
-def test_prompts_that_outgrow_the_window_while_decoding(variant: str, lengths: tuple[int, ...]) -> None:
+def test_prompts_that_outgrow_the_window_while_decoding(
+    variant: str, lengths: tuple[int, ...], pieces: int | None
+) -> None:
     policy = KeyNorm(start=1, pruning_ratio=0.9, keep_first=0, keep_last=1)
-    assert gap(variant, "sdpa", policy, lengths) < TOLERANCE
+    assert gap(variant, "sdpa", policy, lengths, piece_tokens=pieces) < TOLERANCE
 
 
+@PIECES
 @pytest.mark.parametrize("variant", SLIDING_VARIANTS)
-def test_a_cache_that_stores_more_than_the_window(variant: str) -> None:
+def test_a_cache_that_stores_more_than_the_window(variant: str, pieces: int | None) -> None:
     cache = DynamicCache()  # made without a config, it does not know of windows
-    assert gap(variant, "sdpa", Dash(**HALF), (40, 29), cache) < TOLERANCE
+    assert gap(variant, "sdpa", Dash(**HALF), (40, 29), cache, piece_tokens=pieces) < TOLERANCE
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -1,7 +1,7 @@
 """Speed: `bench`."""
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +64,14 @@ def bench(
             "--readout", help="Documents per second of an embedder: of half of each length to all of it, no new tokens."
         ),
     ] = False,
+    piece_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_TOKENS,
+            help="Run policies in pieces of so many prompt tokens; where memory is too small, note it and go on.",
+        ),
+    ] = None,
 ) -> None:
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     from deltahalt.answering.documents import read_document
@@ -73,10 +81,7 @@ def bench(
     from deltahalt.lab.figures.tables import KINDS
     from deltahalt.lab.rows.base import require_rows
 
-    if model is not None and shape is not None:
-        raise InputError("give either --shape or --model")
-    if text is not None and shape is not None:
-        raise InputError("random weights have no tokenizer: leave --text out, or give a --model")
+    _refuse_together(model, shape, text)
     named = parse_names(policies, "--policies")
     known = [check_method(policy) for policy in named]
     if rows is not None:
@@ -84,6 +89,8 @@ def bench(
         require_rows(rows, *KINDS)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes, MOST_BATCH)
     longest = max(sizes)
+    if piece_tokens is not None:
+        _refuse_with_pieces(text, batches, new_lengths=new_lengths, readout=readout)
     if readout:
         new_tokens = _no_new_tokens(text, new_lengths=new_lengths)
     if new_lengths:
@@ -105,6 +112,10 @@ def bench(
         return
     if readout:
         _bench_readout(network, name, chosen, sizes, batches, rows, tokenizer=tokenizer, repeats=repeats, seed=seed)
+        return
+    if piece_tokens is not None:
+        options = {"piece_tokens": piece_tokens, "new_tokens": new_tokens, "runs": repeats, "seed": seed}
+        _bench_long_prompts(network, name, chosen, sizes, rows, tokenizer=tokenizer, **options)
         return
     with progress() as bar:
         task = bar.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
@@ -128,6 +139,14 @@ def bench(
             )
             measured = _show_and_keep(rounds, rows)
     out.print(f"{measured[0].machine}; {measured[0].dtype}; medians of {repeats} runs in turn")
+
+
+def _refuse_together(model: str | None, shape: str | None, text: Path | None) -> None:
+    """Raise InputError for two options that contradict each other."""
+    if model is not None and shape is not None:
+        raise InputError("give either --shape or --model")
+    if text is not None and shape is not None:
+        raise InputError("random weights have no tokenizer: leave --text out, or give a --model")
 
 
 def _show_and_keep(rounds: Iterator[list[BenchRow]], file: Path | None) -> list[BenchRow]:
@@ -181,6 +200,32 @@ def _bench_new_lengths(
         out.print(of_policies([row.policy for row in measured], columns, caption=f"{measured[0].prompt:,} tokens"))
         if rows is not None:
             append_rows(rows, measured)
+
+
+def _bench_long_prompts(
+    network: Any, name: str, chosen: dict[str, Any], sizes: list[int], rows: Path | None, **options: Any
+) -> None:
+    """Measure prompts in pieces, and show the rows of each length; each is kept at once, as a run can take minutes."""
+    from deltahalt.lab.bench.long_prompts import cells, measure_long_prompts
+    from deltahalt.lab.rows.base import append_rows
+
+    measured = measure_long_prompts(network, name, chosen, sizes, **options)
+    for prompt, own in groupby(measured, key=lambda row: row.prompt):
+        shown = []
+        for row in own:
+            if rows is not None:
+                append_rows(rows, [row])
+            shown.append(row)
+        out.print(of_policies([row.policy for row in shown], cells(shown), caption=f"{prompt:,} tokens"))
+
+
+def _refuse_with_pieces(text: Path | None, batches: list[int], *, new_lengths: bool, readout: bool) -> None:
+    """Raise InputError for what --piece-tokens cannot measure."""
+    if text is not None or new_lengths or readout or batches != [1]:
+        raise InputError(
+            "--piece-tokens measures single prompts of random tokens: leave --text, --new-lengths, --readout and "
+            "--batch-sizes out"
+        )
 
 
 def _no_new_tokens(text: Path | None, *, new_lengths: bool) -> int:

@@ -43,6 +43,7 @@ def halting(
     depth: Depth | None = None,
     tower: Tower | None = None,
     question: Question | None = None,
+    piece_tokens: int | None = None,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
@@ -50,6 +51,7 @@ def halting(
     whole. timed: measure the seconds of each prefill, which waits for the device. depth: the layers that run generated
     token number i, given i and the number of layers; None for all. tower: drops visual tokens before the decoder, and
     marks them as NaN. question: finds the question in each prompt, for policies that read it.
+    piece_tokens: the number of prompt tokens that run through a layer at once; None for the default, by length.
 
     Yields the Halted model, whose `report` describes the latest prefill. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
@@ -74,6 +76,7 @@ def halting(
         sees_images=base is not decoder,
         tower=tower,
         question=question,
+        piece_tokens=piece_tokens,
     )
     answers = {} if tower is None else dict(tower.places)
     halted.block = Block(_places(model, base, halted) | answers, marks=None if tower is None else base)

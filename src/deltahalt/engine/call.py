@@ -1,6 +1,6 @@
 """One call of the decoder: its arguments checked and turned into a TokenStream, and what every layer is given."""
 
-from contextlib import AbstractContextManager
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +14,12 @@ from deltahalt.engine.mask import ATTENTION
 from deltahalt.engine.masks import Masks
 from deltahalt.engine.question import Question
 from deltahalt.engine.stream import TokenStream
-from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.compat import CACHE, version_error
 from deltahalt.host.families.base import Module
 from deltahalt.kinds import DROPPED, TEXT
+
+WHOLE = sys.maxsize  # as a number of tokens in a piece: no call has more, so all its tokens run at once
 
 # What hosts pass to a decoder that does nothing with it: bookkeeping of older versions, and the outer model's own.
 IGNORED = {"cache_position", "logits_to_keep"}
@@ -29,7 +30,7 @@ class DecoderCall:
     """One call of a host's decoder: what every layer is given beside its tokens.
 
     own: arguments for the family's `after_layer`. embeddings: [B, width, D] input of the first layer, where some tokens
-    are not text.
+    are not text. piece: the number of tokens that run through a layer at once.
     """
 
     host: HostDecoder
@@ -39,6 +40,7 @@ class DecoderCall:
     use_cache: bool
     own: dict[str, Any] = field(default_factory=dict)
     embeddings: torch.Tensor | None = None
+    piece: int = WHOLE
 
     def asked(self, question: Question, ids: torch.Tensor | None) -> "DecoderCall":
         """The call with the places of its question. ids: [B, width]. Raises InputError as `Question.positions` does."""
@@ -48,19 +50,15 @@ class DecoderCall:
         )
         return replace(self, layout=replace(self.layout, questions=places))
 
-    def layer_inputs(
-        self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None
-    ) -> tuple[dict[str, Any], AbstractContextManager[object]]:
-        """Keyword arguments for the host's layer, and the context to run it in. layers_per_plan: as in `Masks.of`."""
-        mask, around = self.masks.of(layer, stream, trace, layers_per_plan)
-        inputs = {
+    def layer_inputs(self, layer: int, stream: TokenStream, mask: torch.Tensor | None) -> dict[str, Any]:
+        """Keyword arguments for the host's layer."""
+        return {
             "attention_mask": mask,
             "position_embeddings": self.host.family.for_layer(self._rotary(layer, stream)),
             "position_ids": None,  # the host would read gaps in them as packed sequences
             CACHE: self.cache,
             "use_cache": self.use_cache,
         }
-        return inputs, around
 
     def after_layer(self, layer: int, stream: TokenStream) -> TokenStream:
         """The tokens as they enter the next layer."""

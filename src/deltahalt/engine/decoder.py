@@ -4,10 +4,11 @@ from collections.abc import Iterable
 
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.decision import decide
+from deltahalt.engine.host_layer import HostLayer
 from deltahalt.engine.opened import OpenedLayer
+from deltahalt.engine.piece_layer import PieceLayer
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
-from deltahalt.host.compat import layer_output
 from deltahalt.host.families.base import Module
 from deltahalt.policies.base import Stage
 
@@ -28,14 +29,14 @@ def run_layers(
         attended, kv_only = stream.lengths, trace.readable_tokens(len(stream.lengths))
         for readable in trace.readable:
             call.store(layer, index, readable.as_of(stream.prompt))
-        inputs, around = call.layer_inputs(index, stream, trace, plans[index])
-        lookahead = (0,) * len(attended)
-        with around:
+        kind = PieceLayer if stream.width > call.piece else HostLayer
+        host_layer, lookahead = kind.on(stream, index, layer, call, trace, plans[index]), (0,) * len(attended)
+        with host_layer.around:
             if decision is None:
-                stream = ffn = stream.advance(layer_output(layer(stream.hidden, **inputs)))
+                stream = ffn = stream.advance(host_layer.run())
             else:
                 lookahead = decision.lookahead_tokens(index, attended, len(plans))
-                stream, ffn = OpenedLayer(index, layer, stream, call, decision, trace).run(inputs)
+                stream, ffn = OpenedLayer(host_layer, decision, trace).run()
                 decision = None if index == decision.stage.last else decision
         if call.layout.prompts:  # a generated token is not reported
             trace.log(attended, ffn.lengths, kv_only, lookahead)

@@ -13,6 +13,7 @@ from deltahalt.engine.call import DecoderCall, prepare
 from deltahalt.engine.handover import WANTED
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.layout import Layout
+from deltahalt.engine.pieces import check_piece_tokens, in_pieces, piece_size
 from deltahalt.engine.prefill import halting_stages, last_columns, refuse_halted_kv, run_call
 from deltahalt.engine.question import Question
 from deltahalt.engine.report import Report
@@ -56,6 +57,7 @@ class Halted:
         sees_images: bool = False,
         tower: Tower | None = None,
         question: Question | None = None,
+        piece_tokens: int | None = None,
     ) -> None:
         self.host = HostDecoder.of(decoder)
         refuse_unknown_host(decoder)
@@ -66,6 +68,7 @@ class Halted:
         if not isinstance(shortest, int) or shortest < 0:
             raise InputError(f"min_prompt_tokens is {shortest!r}; give a number of tokens, 0 or more")
         self.min_prompt_tokens, self.timed, self.depth = min_prompt_tokens, timed, depth
+        self.piece_tokens = check_piece_tokens(piece_tokens)
         self._report: Report | None = None
 
     @property
@@ -128,6 +131,7 @@ class Halted:
         as_tuple = arguments.pop("return_dict", None) is False
         arguments["past_key_values"] = arguments.pop(CACHE, None)
         stream, call = prepare(self.host, shortest=self.min_prompt_tokens, **arguments)
+        call = replace(call, piece=piece_size(self.piece_tokens, stream, call))
         layout, held = call.layout, isinstance(call.cache, HaltedCache)
         may_halt = bool(layout.prompts) and (not layout.later_turn or (wanted is not None and wanted.columns == 1))
         stages = halting_stages(self.stages, stream, call) if may_halt else ()
@@ -141,7 +145,7 @@ class Halted:
             call.masks.refuse_flash_window(stages[0].last + 1 if stages and not layout.dropped and not held else 0)
         cached = cache_entries(call.cache) if layout.later_turn and call.cache is not None else ()
         stream, trace = self._run(stages, stream, call)
-        stream = stream.advance(self.host.norm(stream.hidden))
+        stream = stream.advance(in_pieces(self.host.norm, stream.hidden, call.piece))
         hidden = stream.spread(layout.seen, layout.width) if compacted else stream.hidden
         if layout.prompts:
             self._note(self._write_report(call, trace, begin, cached, may_halt=may_halt), layout)

@@ -11,8 +11,10 @@ from transformers import DynamicCache
 from deltahalt.engine.backends import backend
 from deltahalt.engine.cache import Segment, segment_of
 from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.engine.keys import Keys
 from deltahalt.engine.layout import Layout
 from deltahalt.engine.mask import attention_mask
+from deltahalt.engine.piece_masks import PieceMasks
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import UnsupportedError
@@ -30,6 +32,7 @@ class Masks:
     def __init__(self, host: HostDecoder, layout: Layout, past: list[Segment], cache: DynamicCache | None) -> None:
         self.host, self.layout, self.past, self.cache = host, layout, past, cache
         self._made: dict[tuple[int, int, int | None], Attention] = {}  # by first layers of both runs, and window
+        self._in_pieces: dict[tuple[int, int, int | None], PieceMasks] = {}
 
     def of(self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None) -> Attention:
         """The mask of a layer about to run on `stream`, and the context to run its attention in.
@@ -37,30 +40,32 @@ class Masks:
         layers_per_plan: the number of layers, itself included, that share its tokens and window; None where all layers
         run on the same tokens.
         """
-        window, layout = self.host.windows[layer], self.layout
-        if window is not None and layout.seen + layout.width < window:
-            window = None
-        before, held = segment_of(self.past, layer), segment_of(trace.segments, layer)
-        key = (before.start, held.start, window)
-        if key not in self._made:
-            past = before.slots[:, -self._stored(layer) :] if layout.seen else before.slots
-            parts = (*(readable.halted for readable in trace.readable), stream)
-            keys = torch.cat([past, *(part.slots for part in parts)], dim=1)
+        run = self._run(layer, trace)
+        if run not in self._made:
+            keys = self._keys(layer, stream, trace)
             mask = attention_mask(
                 stream.slots,
-                keys,
-                padded=any(part.padded for part in parts) or before.padded,
-                window=window,
+                keys.slots,
+                padded=keys.padded,
+                window=keys.window,
                 attention=self.host.attention,
                 dtype=stream.hidden.dtype,
-                block_of=None if layout.blocks is None else self._block_of,
+                block_of=None if self.layout.blocks is None else self._block_of,
             )
             around: AbstractContextManager[object] = nullcontext()
             if layers_per_plan is not None:
-                pairs = layers_per_plan * self.host.shape.heads * stream.slots.numel() * keys.shape[1]
+                pairs = layers_per_plan * self.host.shape.heads * stream.slots.numel() * keys.slots.shape[1]
                 around = backend(pairs, masked=mask is not None)
-            self._made[key] = mask, around
-        return self._made[key]
+            self._made[run] = mask, around
+        return self._made[run]
+
+    def in_pieces(self, layer: int, stream: TokenStream, trace: Trace) -> PieceMasks:
+        """The masks of a layer about to run on `stream` in pieces."""
+        run = self._run(layer, trace)
+        if run not in self._in_pieces:
+            keys, dtype = self._keys(layer, stream, trace), stream.hidden.dtype
+            self._in_pieces[run] = PieceMasks(keys, stream.width, attention=self.host.attention, dtype=dtype)
+        return self._in_pieces[run]
 
     def layers_per_plan(self, stages: Iterable[Stage]) -> list[int | None]:
         """For each layer, the number of layers (itself included) that share its tokens and window.
@@ -83,6 +88,27 @@ class Masks:
                 "FlashAttention measures a sliding window over the kept tokens, not over the prompt: load the model "
                 'with attn_implementation="sdpa" to halt prompts longer than its window'
             )
+
+    def _run(self, layer: int, trace: Trace) -> tuple[int, int, int | None]:
+        """What layers share that read the same keys: the first layers of both runs, and the window."""
+        return segment_of(self.past, layer).start, segment_of(trace.segments, layer).start, self._window(layer)
+
+    def _window(self, layer: int) -> int | None:
+        """The layer's window; None where all tokens so far fit into it."""
+        window, layout = self.host.windows[layer], self.layout
+        return None if window is not None and layout.seen + layout.width < window else window
+
+    def _keys(self, layer: int, stream: TokenStream, trace: Trace) -> Keys:
+        """What the tokens of `stream` read in the layer."""
+        before = segment_of(self.past, layer)
+        past = before.slots[:, -self._stored(layer) :] if self.layout.seen else before.slots
+        parts = (*(readable.halted for readable in trace.readable), stream)
+        return Keys(
+            slots=torch.cat([past, *(part.slots for part in parts)], dim=1),
+            padded=any(part.padded for part in parts) or before.padded,
+            window=self._window(layer),
+            in_order=all(readable.in_order for readable in trace.readable),
+        )
 
     def _block_of(self, slots: torch.Tensor) -> torch.Tensor:
         """The block of the tokens at `slots` [B, n]; -1 for none, and for tokens of earlier calls."""

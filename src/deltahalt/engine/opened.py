@@ -6,56 +6,52 @@ from typing import Any
 
 import torch
 
-from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.decision import Decision
+from deltahalt.engine.host_layer import HostLayer
 from deltahalt.engine.readable import Readable
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.engine.views import view_layer
-from deltahalt.host.families.base import Module
 from deltahalt.host.stand_in import within_hook
 
 
 @dataclass
 class OpenedLayer:
-    """Layer number `index` of the host, about to run on `stream`.
+    """A layer of the host, about to run on its stream.
 
     decision: observes the layer and, if it is the stage's last, chooses who stays active. trace: notes who halted.
     after, ffn: once run, the tokens that leave the layer, and those that went through its FFN.
     """
 
-    index: int
-    layer: Module
-    stream: TokenStream
-    call: DecoderCall
+    layer: HostLayer
     decision: Decision
     trace: Trace
     after: TokenStream = field(init=False)
     ffn: TokenStream = field(init=False)
 
-    def run(self, inputs: dict[str, Any]) -> tuple[TokenStream, TokenStream]:
+    def run(self) -> tuple[TokenStream, TokenStream]:
         """Returns the tokens that leave the layer, and those that went through its FFN.
 
         Runs a shallow copy of the layer, so that hooks on it fire and no other thread sees the change.
         """
-        hidden = within_hook(self.layer, self._halves)(self.stream.hidden, **inputs)
+        hidden = within_hook(self.layer.layer, self._halves)(self.layer.stream.hidden, **self.layer.inputs)
         return self.after.advance(hidden), self.ffn
 
     def _halves(self, hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        family, decision = self.call.host.family, self.decision
-        before = self.stream.advance(hidden)
-        update = family.attention(self.layer, hidden, **inputs)
-        stream = before.advance(family.add_attention(self.layer, hidden, update))
-        inside = decision.halts_inside(self.index)
+        layer, decision = self.layer, self.decision
+        before, call = layer.stream.advance(hidden), layer.call
+        update = layer.attention(hidden, **inputs)
+        stream = before.advance(call.host.family.add_attention(layer.layer, hidden, update))
+        inside = decision.halts_inside(layer.index)
         if not inside:
-            stream = stream.advance(family.feed_forward(self.layer, stream.hidden))
+            stream = stream.advance(layer.feed_forward(stream.hidden))
         self.ffn = stream
         output = None if inside else stream.hidden
-        decision.observe(partial(view_layer, self.index, self.call, before.prompt, update, output, stream.hidden))
-        if self.index == decision.stage.last:
+        decision.observe(partial(view_layer, layer.index, call, before.prompt, update, output, stream.hidden))
+        if layer.index == decision.stage.last:
             stream = self._halt(stream)
         if inside:
-            stream = self.ffn = stream.advance(family.feed_forward(self.layer, stream.hidden))
+            stream = self.ffn = stream.advance(layer.feed_forward(stream.hidden))
         self.after = stream
         return stream.hidden
 
@@ -67,7 +63,7 @@ class OpenedLayer:
         if states is not None:
             halted = prompts.keep([_complement(kept, n) for kept, n in zip(active, prompts.lengths, strict=True)])
             self.trace.readable.append(Readable(halted, stream.prompt.last(decision.stage.running), states))
-        self.trace.halt(self.index, stream, decision.row_scores())
+        self.trace.halt(self.layer.index, stream, decision.row_scores())
         self.trace.nan_checks += decision.nan_checks()
         return stream
 

@@ -8,11 +8,11 @@ class Readable:
     """Tokens halted at one stage that deeper layers still read, and how their states follow the running tokens.
 
     halted, running: the tokens where the former stop; `running` are the last of each row, which no stage halts.
-    states: the rule that gives the states of deeper layers.
+    states: the rule that gives the states of deeper layers. in_order: whether they come before all active tokens.
     """
 
     def __init__(self, halted: TokenStream, running: TokenStream, states: LastState) -> None:
-        self.halted, self.running = halted, running
+        self.halted, self.running, self.in_order = halted, running, states.in_order
         rows = range(len(halted.lengths))
         weights = [
             states.weights(running.hidden[row, running.row(row)], halted.hidden[row, halted.row(row)]) for row in rows

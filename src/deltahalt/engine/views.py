@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from deltahalt.engine.call import DecoderCall
+from deltahalt.engine.pieces import joined, pieces
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import UnsupportedError
 from deltahalt.host.families.base import Family, Module, Rotary
@@ -44,7 +45,7 @@ def view_layer(
         update=update[row, own],
         hidden_out=None if after is None else after[row, own],
         queries=lambda last: family.queries(layer, hidden[None, -last:], _last(rotary, last))[0],
-        keys=lambda: family.keys(layer, hidden[None], rotary)[0],
+        keys=lambda: _keys(call, layer, hidden[None], rotary)[0],
         scaling=family.scaling(layer),
         window=call.host.windows[index],
     )
@@ -83,6 +84,16 @@ def look_ahead(
             visible[span] = (read <= reader) if span is None else (read <= reader) & (read > reader - span)
         update = _attend(queries, keys, values, visible[span].to(keys.device), family.scaling(layer))
         last = family.feed_forward(layer, family.add_attention(layer, last, family.output(layer, update)))
+
+
+def _keys(call: DecoderCall, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Keys [1, kv_heads, n, d] of the states [1, n, D] of a row."""
+    tokens, (cos, sin) = hidden.shape[1], rotary
+    parts = (
+        call.host.family.keys(layer, hidden[:, piece], (cos[:, piece], sin[:, piece]))
+        for piece in pieces(tokens, call.piece)
+    )
+    return joined(parts, tokens, dim=2)
 
 
 def _beside(family: Family, layer: Module, states: torch.Tensor, index: int) -> torch.Tensor:

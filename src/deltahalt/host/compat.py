@@ -119,6 +119,18 @@ def decoder_output(hidden: torch.Tensor, cache: Any) -> BaseModelOutputWithPast:
     return BaseModelOutputWithPast(**fields)
 
 
+def fill_cache_layer(layer: Any, keys: torch.Tensor, values: torch.Tensor, added: int) -> None:
+    """Put keys and values [B, kv_heads, entries, d] into a layer of the host's cache, in place of its own.
+
+    added: how many of the last entries are new. A layer that is sliding drops those outside of its window.
+    """
+    if layer.is_sliding:
+        layer.cumulative_length += added
+        if not getattr(layer, "record_past", False):  # newer versions can postpone this until the next crop
+            keys, values = (part[..., 1 - layer.sliding_window :, :].contiguous() for part in (keys, values))
+    layer.keys, layer.values = keys, values
+
+
 def layer_output(output: Any) -> torch.Tensor:
     """Return the hidden states in a decoder layer's output. Raises UnsupportedError for an unknown form of output."""
     # In older versions, vision-language models return them in a tuple.

@@ -9,6 +9,7 @@ import torch
 from deltahalt.engine import attach
 from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.engine.halted import Halted
+from deltahalt.engine.pieces import check_piece_tokens
 from deltahalt.engine.question import question_of
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.methods.base import Asked, Ends, Method, Prompts
@@ -31,6 +32,7 @@ def halting(
     min_prompt_tokens: int = 0,
     timed: bool = False,
     vision: VisionPolicy | str | None = None,
+    piece_tokens: int | None = None,
 ) -> AbstractContextManager[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
 
@@ -47,6 +49,8 @@ def halting(
         min_prompt_tokens: No token halts in a prompt of fewer tokens; 0 for no limit.
         timed: Measure the seconds of each prefill, which waits for the device.
         vision: A policy of the ViT, or its text: visual tokens also halt inside the ViT. None: they do not.
+        piece_tokens: Number of prompt tokens that run through a layer at once, which bounds the memory of its inner
+            tensors; results stay the same. None: 16,384 in prompts of more than 32,768 tokens, and all in shorter ones.
 
     Returns:
         A context that yields a `Halted`. Its `report` describes the latest prefill, and its `vision_report` the latest
@@ -74,7 +78,15 @@ def halting(
         chosen = override(require_policy(policy), **options)
     tower = None if vision is None else halted_tower(model, vision)
     asked = None if question is None else question_of(question, tokenizer)
-    return attach.halting(model, chosen, min_prompt_tokens=min_prompt_tokens, timed=timed, tower=tower, question=asked)
+    return attach.halting(
+        model,
+        chosen,
+        min_prompt_tokens=min_prompt_tokens,
+        timed=timed,
+        tower=tower,
+        question=asked,
+        piece_tokens=piece_tokens,
+    )
 
 
 def resolve_on(model: Any, text: str, options: Mapping[str, Any] = {}) -> Resolved:
@@ -153,6 +165,7 @@ def applying(
     min_prompt_tokens: int = 0,
     question: Asked | None = None,
     timed: bool = False,
+    piece_tokens: int | None = None,
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
 
@@ -165,6 +178,7 @@ def applying(
         min_prompt_tokens: No token halts in a prompt of fewer tokens; for policies only.
         question: What is asked, as in `halting`; for policies that read it. Its text needs the tokenizer.
         timed: Measure the seconds of each prefill, which waits for the device.
+        piece_tokens: Number of prompt tokens that run through a layer at once, as in `halting`.
 
     Yields:
         The model under the method. When the block is left, the model is as before.
@@ -184,7 +198,7 @@ def applying(
     """
     chosen = method_of(method)
     with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens, question=question) as halted:
-        halted.timed = timed
+        halted.timed, halted.piece_tokens = timed, check_piece_tokens(piece_tokens)
         yield Applied(halted, model, chosen, tokenizer)
 
 

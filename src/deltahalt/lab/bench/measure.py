@@ -105,18 +105,23 @@ def runs(policies: int, repeats: int) -> int:
 
 def run_once(model: Any, context: RunContext, prompts: Prompts, new_tokens: int) -> Cost:
     """Run the prompts once in `context` and return the cost. Raises InputError if the GPU's memory is too small."""
-    on_gpu = model.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(model.device)
     try:
-        with context() as applied:
-            begin = clock()
-            inputs = prompts.read()
-            reading = clock() - begin if prompts.is_text else 0.0
-            done = generate_timed(model, inputs, new_tokens, forced=True, applied=applied)
+        return cost_of(model, context, prompts, new_tokens)
     except torch.OutOfMemoryError as error:
         many = f"{prompts.batch} prompts of {prompts.length:,} tokens"
         raise InputError(f"{many} do not fit into the GPU's memory: measure fewer at once, or shorter ones") from error
+
+
+def cost_of(model: Any, context: RunContext, prompts: Prompts, new_tokens: int) -> Cost:
+    """As `run_once`. Raises torch.OutOfMemoryError if the GPU's memory is too small."""
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    with context() as applied:
+        begin = clock()
+        inputs = prompts.read()
+        reading = clock() - begin if prompts.is_text else 0.0
+        done = generate_timed(model, inputs, new_tokens, forced=True, applied=applied)
     generation = done.decode_seconds if new_tokens > 1 else None
     return Cost(
         first_token=reading + done.prefill_seconds if prompts.is_text else None,

@@ -1,0 +1,109 @@
+"""Causal attention of queries that are the last of the keys: the diagonal ends in the lower right corner."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
+from torch.nn.attention.bias import causal_lower_right
+from torch.overrides import TorchFunctionMode
+
+from deltahalt.host.compat import version_error
+
+MASKED_ROWS = 1024  # rows of a mask at once, where no kernel aligns to the lower right by itself
+
+
+class LowerRight(TorchFunctionMode):
+    """Makes `scaled_dot_product_attention` causal to the lower right in a `with` block, in this thread.
+
+    The host's function for "sdpa" aligns its causal mask to the upper left, or needs a mask of queries and keys. In the
+    block it is called without either (`attention_mask=None, is_causal=False`).
+
+    starts: by row, the number of padding keys at its start, which nobody reads; empty for none. When the block ends,
+    UnsupportedError is raised if the host has not called the function.
+    """
+
+    def __init__(self, starts: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.starts, self.called = starts, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.called = True
+        return self._attend(*args, **(kwargs or {}))
+
+    def __exit__(self, error: Any, *rest: Any) -> None:
+        leave: Any = super().__exit__  # not typed in every version of torch
+        leave(error, *rest)
+        if error is None and not self.called:
+            raise version_error("the host's sdpa attention did not call scaled_dot_product_attention")
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if attn_mask is not None or is_causal:
+            raise version_error("the host's sdpa attention masks what it was told not to")
+        if not self.starts:
+            return attend_lower_right(query, key, value, scale, dropout_p)
+        output = query.new_zeros(*query.shape[:-1], value.shape[-1])
+        for row, start in enumerate(self.starts):
+            own = slice(row, row + 1)
+            first = max(0, start - (key.shape[2] - query.shape[2]))  # queries before it are padding
+            if first < query.shape[2]:
+                read = key[own, :, start:], value[own, :, start:]
+                output[own, :, first:] = attend_lower_right(query[own, :, first:], *read, scale, dropout_p)
+        return output
+
+
+def attend_lower_right(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None, dropout: float = 0.0
+) -> torch.Tensor:
+    """What queries [B, heads, q, d] read from keys and values [B, kv_heads, k, d]: [B, heads, q, d].
+
+    The last q of the k keys are the queries' own, and each query reads keys up to its own.
+    """
+    queries, keys, shared = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
+    options: dict[str, Any] = {"scale": scale, "dropout_p": dropout, "enable_gqa": shared}
+    if queries in (1, keys):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1, **options)
+    if can_use_flash_attention(SDPAParams(query, key, value, None, dropout, False, shared)):
+        mask = causal_lower_right(queries, keys)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+    return _attend_by_masks(query, key, value, scale, dropout)
+
+
+def _attend_by_masks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
+) -> torch.Tensor:
+    """As `attend_lower_right`, with a small mask for a few queries at once.
+
+    The heads that share a key head are rows of one query, so that no key is copied and any kernel takes them.
+    """
+    group, before = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]
+    shared = query.unflatten(1, (-1, group))  # [B, kv_heads, group, q, d]
+    output = shared.new_empty(*shared.shape[:-1], value.shape[-1])
+    place = torch.arange(key.shape[2], device=query.device)
+    few = max(1, MASKED_ROWS // group)
+    for begin in range(0, query.shape[2], few):
+        end = min(begin + few, query.shape[2])
+        read = before + end
+        visible = place[:read] <= place[before + begin : read, None]
+        output[..., begin:end, :] = F.scaled_dot_product_attention(
+            shared[..., begin:end, :].flatten(2, 3),  # [B, kv_heads, group * few, d]
+            key[:, :, :read],
+            value[:, :, :read],
+            attn_mask=visible.repeat(group, 1),
+            scale=scale,
+            dropout_p=dropout,
+        ).unflatten(2, (group, -1))
+    return output.flatten(1, 2)
