@@ -1,6 +1,7 @@
 """The engine on CUDA devices; the same ideas as the tests on the CPU, which CI runs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import import_utils
 
 from deltahalt import Dash, Dense, Forecast, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
+from deltahalt.engine.backends import WITHOUT_CUDNN
+from deltahalt.host.lower_right import attend_lower_right
 from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.vision import UniformGroups
@@ -93,6 +96,19 @@ def test_pieces_run_on_flash_attention(padded: bool) -> None:
     inputs = {"input_ids": IDS.cuda(), "attention_mask": (MASK if padded else torch.ones_like(IDS)).cuda()}
     with torch.no_grad(), halting(model, Dense(), piece_tokens=32), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         assert model(**inputs, logits_to_keep=1).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("cudnn", [True, False], ids=["cudnn", "no cudnn"])
+@pytest.mark.parametrize(("queries", "keys", "size"), [(300, 1000, 64), (64, 65, 128), (512, 4096, 128)])
+def test_attention_to_the_lower_right_is_near_to_float32(queries: int, keys: int, size: int, cudnn: bool) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    query = torch.randn(2, 4, queries, size, device="cuda", generator=generator)
+    key, value = torch.randn(2, 2, 2, keys, size, device="cuda", generator=generator)
+    expected = attend_lower_right(query.cpu(), key.cpu(), value.cpu())
+    half = (part.bfloat16() for part in (query, key, value))
+    with nullcontext() if cudnn else WITHOUT_CUDNN:
+        found = attend_lower_right(*half)
+    assert torch.allclose(found.float().cpu(), expected, atol=0.02)
 
 
 def test_the_memory_of_a_layer_does_not_grow_with_the_width_of_its_mlp() -> None:

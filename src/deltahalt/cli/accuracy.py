@@ -135,7 +135,7 @@ def calibrate(
     query_free: QueryFreeOption = False,
     data: Annotated[
         str | None,
-        typer.Option(help="As for sweep; by default generated:36+shapes:50, on a CPU generated:12+shapes:25."),
+        typer.Option(help="As for sweep; by default generated:24+shapes:25, on a CPU generated:12+shapes:25."),
     ] = None,
     characters: Annotated[
         int | None,

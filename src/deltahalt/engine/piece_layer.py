@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.engine.backends import WITHOUT_CUDNN
+from deltahalt.engine.backends import WITHOUT_CUDNN, backend
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.host_layer import HostLayer
 from deltahalt.engine.layer_kv import LayerKV
@@ -32,9 +32,13 @@ class PieceLayer(HostLayer):
     def on(
         cls, stream: TokenStream, index: int, layer: Module, call: DecoderCall, trace: Trace, per_plan: int | None
     ) -> "PieceLayer":
-        inputs = call.layer_inputs(index, stream, None)
-        # cuDNN would compile a plan for every piece: each reads another number of keys.
-        return cls(index, layer, stream, call, inputs, WITHOUT_CUDNN, trace)
+        host, inputs = call.host, call.layer_inputs(index, stream, None)
+        if host.windows[index] is not None:
+            return cls(index, layer, stream, call, inputs, WITHOUT_CUDNN, trace)
+        # Every piece reads another number of keys, half of all on average, so cuDNN compiles a plan for each.
+        layers = host.shape.layers if per_plan is None else per_plan
+        pairs = layers * host.shape.heads * len(stream.lengths) * call.piece * stream.width // 2
+        return cls(index, layer, stream, call, inputs, backend(pairs, masked=False), trace)
 
     def run(self) -> torch.Tensor:
         return within_hook(self.layer, self._block)(self.stream.hidden, **self.inputs)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
 from torch.overrides import TorchFunctionMode
 
@@ -76,10 +77,29 @@ def attend_lower_right(
     options: dict[str, Any] = {"scale": scale, "dropout_p": dropout, "enable_gqa": shared}
     if queries in (1, keys):
         return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1, **options)
+    if not dropout and torch._fused_sdp_choice(query, key, value, **options) == SDPBackend.CUDNN_ATTENTION.value:
+        return _attend_in_two_parts(query, key, value, scale)
     if can_use_flash_attention(SDPAParams(query, key, value, None, dropout, False, shared)):
         mask = causal_lower_right(queries, keys)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
     return _attend_by_masks(query, key, value, scale, dropout)
+
+
+def _attend_in_two_parts(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """As `attend_lower_right`, by cuDNN, which aligns a causal mask to the upper left only.
+
+    The keys before the queries, which every query reads, and the queries' own are attended to apart. The outputs are
+    then weighted by the sums of their softmax, of which cuDNN gives the logarithms: [B, heads, q, 1].
+    """
+    attend, before = torch.ops.aten._scaled_dot_product_cudnn_attention, key.shape[2] - query.shape[2]
+    earlier, own = (
+        attend(query, key[:, :, part], value[:, :, part], None, True, 0.0, causal, False, scale=scale)[:2]
+        for part, causal in ((slice(before), False), (slice(before, None), True))
+    )
+    share = torch.sigmoid(earlier[1] - own[1])
+    return torch.lerp(own[0].float(), earlier[0].float(), share).to(query.dtype)
 
 
 def _attend_by_masks(

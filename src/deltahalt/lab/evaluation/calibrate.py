@@ -191,7 +191,7 @@ def default_samples(device: str, *, query_free: bool) -> tuple[str, int]:
     if query_free:
         data = "generated:24" if on_cpu else "generated:108"
     else:
-        data = "generated:12+shapes:25" if on_cpu else "generated:36+shapes:50"
+        data = "generated:12+shapes:25" if on_cpu else "generated:24+shapes:25"
     return data, 4_000 if on_cpu else 12_000
 
 
