@@ -5,8 +5,9 @@ usage: python -m tools.page_tables
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
 `.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation, sweep or `embed`; `frontier`, those of a
 sweep that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a
-bench; `adr`, `pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration
-chose; `auto` and `choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
+bench; `shapes`, right answers by shape and policy; `real`, NLL by policy and place of the question; `embeddings`, what
+embeddings lose, without times; `adr`, `pictures` and `images`, of methods on images. `profiles`, of no file, is what
+calibration chose in the shipped profiles.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.lab.evaluation.readout.row import EmbedRow
+from deltahalt.lab.evaluation.readout.summary import summarize
+from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
 from deltahalt.lab.figures.comparison import on_frontier
 from deltahalt.lab.figures.tables import markdown
@@ -34,9 +37,9 @@ from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
 from tools.briefly import brief
 from tools.paper_tables import PAPER
-from tools.reached import auto_table, choices_table, reached_table
 from tools.results_page import FULL, by_method, rows_of
 from tools.rows_files import rows_file
+from tools.shapes_table import real_table, shapes_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -136,6 +139,21 @@ def speed_table(name: str) -> str:
     )
 
 
+def embeddings_table(name: str) -> str:
+    """What embeddings lose by policy, from a file of `embed` on a machine too busy to time it."""
+    lines = summarize(read_rows(rows_file(RESULTS, name), EmbedRow))
+    shown = table(
+        {
+            "policy": [f"`{line.policy}`" for line in lines],
+            "bound": [f"{line.speedup:.2f}x" for line in lines],
+            "cosine": [f"{line.cosine:.4f}" for line in lines],
+            "top-10 overlap": [f"{100 * line.overlap:.1f} %" for line in lines],
+            "NDCG@10": [f"{line.ndcg:.3f}" for line in lines],
+        }
+    )
+    return brief(shown, (line.policy for line in lines))
+
+
 def adr_table(name: str) -> str:
     """What methods on images keep of the full model's accuracy, by share of visual tokens."""
     return vision_tables(read_rows(rows_file(RESULTS, name), VisionRow)).split("\n\n")[0]
@@ -183,13 +201,13 @@ TABLES: dict[str, Callable[[str], str]] = {
     "frontier": frontier_table,
     "means": means_table,
     "profiles": lambda _: profiles_table(),
-    "auto": lambda _: auto_table(),
-    "choices": lambda _: choices_table(),
+    "embeddings": embeddings_table,
+    "real": lambda name: real_table(read_sweep(rows_file(RESULTS, name))),
+    "shapes": lambda name: shapes_table(read_rows(rows_file(RESULTS, name), ShapeRow)),
     "speed": speed_table,
     "adr": adr_table,
     "pictures": pictures_table,
     "images": images_table,
-    "reached": lambda _: reached_table(),
 }
 
 

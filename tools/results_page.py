@@ -26,6 +26,7 @@ from tools.paper_tables import PAPER
 
 RESULTS = Path(__file__).parents[1] / "results"
 FULL = "full model"
+FORMER = {"former auto": "max-sim"}  # what profiles chose when its rows were measured
 HEAD = """# Results
 
 `make results` writes this page from the rows in `results/` and from the paper's numbers in `tools/paper.json`.
@@ -44,7 +45,8 @@ Qwen2.5-7B-Instruct-1M; the others were measured with the same methods on the mo
 - LLMLingua2 ran with a stand-in encoder, which is named after the model
   ([baselines](../baselines.md#an-encoder-without-a-hub)). BERTScore uses a small encoder, all-MiniLM-L6-v2, so its
   values do not compare with the paper's.
-- FastKV, GemFilter and `auto`, which is what the model's profile chooses, are not in the paper's tables."""
+- FastKV, GemFilter and `auto`, which is what the model's profile chooses, are not in the paper's tables. `former auto`
+  is `max-sim`, which the profiles chose when its rows were measured."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ def by_method(rows: Iterable[EvalRow]) -> list[Measured]:
         found.setdefault((policy, model), {})[task, row.metric] = row
     return [
         Measured(method, model, own)
-        for method, wanted in (PAPER["methods"] | PAPER["beside"]).items()
+        for method, wanted in (PAPER["methods"] | PAPER["beside"] | FORMER).items()
         for (policy, model), own in found.items()
-        if policy == wanted or policy.startswith(f"{wanted}:encoder=")
+        if policy == wanted or policy.startswith((f"{wanted}:encoder=", f"{FORMER.get(method)}:"))
     ]
 
 

@@ -17,7 +17,7 @@ def test_the_streaming_example_runs(tiny_folder: Path, capsys: pytest.CaptureFix
     (example,) = re.findall(r"```python\n(from threading.*?)```", PAGE, re.DOTALL)
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    inputs = tokenizer("It was signed in the spring, by the harbour master. " * 9, return_tensors="pt")
+    inputs = tokenizer("It was signed in the spring, by the harbour master. " * 12, return_tensors="pt")
     names: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "inputs": inputs, "halting": halting}
     exec(compile(example, "docs/block.md", "exec"), names)
     assert capsys.readouterr().out

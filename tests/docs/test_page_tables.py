@@ -2,18 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deltahalt.lab.evaluation.sweep import SweepRow
+from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.profile import Choice
 from helpers.eval_rows import scored
 from helpers.sweep_rows import row
-from tools import page_tables
-from tools import reached as reached_tool
+from tools import page_tables, shapes_table
 from tools.briefly import brief
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +36,7 @@ def test_the_tables_of_the_other_pages_are_those_of_the_committed_rows() -> None
         "methods",
         "query-free",
         "readout",
+        "real",
         "resembling",
         "signals",
         "variants",
@@ -125,91 +125,70 @@ def test_what_long_policies_share_is_written_once() -> None:
         assert brief(cells[1], policies) == cells[1]
 
 
-FAST, FASTER = "random:start=2", "random:start=1"
-
-
-def sweep_rows(policy: str, *losses: float, exact: str, speedup: float) -> list[SweepRow]:
-    """A needle for each of `exact`, "1" where it is found (the full model finds all), then a document for each loss."""
-    plain = row(policy, task="needle", reference_speedup=speedup)
-    needles = [replace(plain, sample=f"needle {n}", exact=found == "1") for n, found in enumerate(exact)]
-    return needles + [
-        replace(plain, sample=str(n), task=("loogle_summ", "multi_news")[n % 2], nll=1 + loss)
-        for n, loss in enumerate(losses)
+def shape_rows(
+    policy: str, speedup: float, *scores: float, full: float = 1.0, shape: str = "question-last"
+) -> list[ShapeRow]:
+    """A row for each score, of prompts that the full model rates `full`."""
+    return [
+        ShapeRow(
+            shape=shape,
+            seed=number,
+            held_out=True,
+            model="small",
+            policy=policy,
+            sample=f"{shape} {number}",
+            prompt=900,
+            answer_tokens=9,
+            score=score,
+            full_score=full,
+            said="",
+            nll=1.5,
+            full_nll=1.0,
+            speedup=speedup,
+            reference_speedup=speedup,
+            dtype="float32",
+            attention="sdpa",
+            machine="",
+            deltahalt="",
+            transformers="",
+            torch="",
+        )
+        for number, score in enumerate(scores)
     ]
 
 
-@pytest.fixture
-def reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The tool, over rows of the model `small` and a profile of its own."""
-    module = reached_tool
-    few = [
-        *sweep_rows("dense", 0.0, 0.0, exact="11", speedup=1.0),
-        *sweep_rows(FAST, 0.1, 0.3, exact="11", speedup=1.704),
-        *sweep_rows("uniform", 0.0, 0.0, exact="10", speedup=1.9),
-        *sweep_rows("dash", 0.0, 0.2, exact="11", speedup=1.696),
-        *sweep_rows("key-norm", -1.0, 0.0, exact="11", speedup=1.69),
+def test_right_answers_stand_by_shape_and_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = [Choice("random:start=2", 1.7, 0.0, 1.0), Choice("random:start=1", 2.5, 0.0, 1.0)]
+    profiles = [SimpleNamespace(model="small", choices=choices, query_free=False)]
+    monkeypatch.setattr(shapes_table, "shipped", lambda: profiles)
+    rows = shape_rows("random:start=1", 2.5, 0.5, 1.0) + shape_rows("dash", 1.7, 0.0, 1.0)
+    rows += shape_rows("random:start=1", 2.5, 1.0, full=0.0, shape="counting")
+    rows += shape_rows("dash", 1.7, 0.0, full=0.0, shape="counting")
+    assert shapes_table.shapes_table(rows).splitlines() == [
+        "| shape | prompts | full model | `auto:2.5` 2.5x | `dash` 1.7x |",
+        "|---|---|---|---|---|",
+        "| question-last | 2 | 2 | 1.5 | 1 |",
+        "| (counting) | 1 | 0 | 1 | 0 |",
+        "| **right answers** | 3 | 100 % | 75 % | 50 % |",
+        "| **change** |  |  | -25.0 \u00b1 25.0 | -50.0 \u00b1 50.0 |",
+        "| **NLL change** |  |  | +0.50 \u00b1 0.00 | +0.50 \u00b1 0.00 |",
     ]
-    append_rows(tmp_path / "frontier-small.jsonl", few)
-    append_rows(tmp_path / "heldout-small.jsonl", sweep_rows(FASTER, 0.4, 0.6, exact="1", speedup=2.5))
-    choices = [Choice(FAST, 1.7, 0.0, 1.0), Choice(FASTER, 2.5, 0.0, 1.0)]
-    profile = SimpleNamespace(model="small", choices=choices, choose={1.7: FAST, 2.5: FASTER}.get, query_free=False)
-    slow = [Choice("dash-layer", 1.5, 0.0, 1.0)]
-    blind = SimpleNamespace(model="small", choices=slow, choose={1.5: "dash-layer"}.get, query_free=True)
-    append_rows(tmp_path / "query-free-small.jsonl", sweep_rows("dash-layer", 0.4, 0.6, exact="10", speedup=1.5))
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(module, "shipped", lambda: [profile, blind])
-    return module
 
 
-def test_the_best_policy_is_fast_enough_finds_most_and_then_loses_least(reached: ModuleType) -> None:
-    assert reached.best(reached.Aim("small", 1.7, 0.0)).policy == "dash"
-    assert reached.best(reached.Aim("small", 1.9, 0.0)).policy == "uniform"
-
-
-@pytest.mark.parametrize(
-    ("needles", "nll", "met"),
-    [(0.0, 0.21, "needles, NLL"), (0.1, 0.21, "NLL"), (0.0, 0.1, "needles"), (0.1, 0.1, "nothing")],
-)
-def test_what_is_reached_stands_beside_what_was_aimed_at(
-    needles: float, nll: float, met: str, reached: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    aims = [reached.Aim("small", 1.7, needles, nll), reached.Aim("small", 2.5, 0.0, 0.4)]
-    monkeypatch.setattr(reached, "AIMS", aims)
-    profile, best, both = reached.reached_table().splitlines()[2:]
-    figures = "4 | 2 of 2 (2) | +0.20 \u00b1 0.10, median +0.20"
-    assert (
-        profile == f"| small | 1.7x | profile | `{FAST}` | {figures} | needles {needles:+.2f}, NLL {nll:+.2f} | {met} |"
+def test_nll_stands_by_policy_and_place_of_the_question() -> None:
+    tasks = ("exam/last", "exam/last", "exam/first", "exam/first", "exam/tail", "exam/tail", "lb-code", "lb-code")
+    rows = [
+        replace(row(policy, task=task, reference_speedup=speedup), sample=str(number), nll=1 + change, full_nll=1.0)
+        for policy, speedup, change in (("dash", 2.5, 0.5), ("bm25", 1.7, 0.25))
+        for number, task in enumerate(tasks)
+    ]
+    head, _, bm25, dash = shapes_table.real_table(rows).splitlines()
+    assert head == (
+        "| policy | all prompts (8) | question last (2) | question first (2) | instructions after it (2) "
+        "| MiniLongBench (2) |"
     )
-    assert best.startswith(
-        "| small | 1.7x | best measured | `dash` | 4 | 2 of 2 (2) | +0.10 \u00b1 0.10, median +0.10 |"
-    )
-    assert both == (
-        f"| small | 2.5x | profile, best measured | `{FASTER}` | 3 | 1 of 1 (1) | +0.50 \u00b1 0.10, median +0.50 "
-        "| needles +0.00, NLL +0.40 | needles |"
-    )
-    monkeypatch.setattr(reached, "AIMS", [reached.Aim("small", 1.5, -0.1, query_free=True)])
-    assert reached.reached_table().splitlines()[-1] == (
-        "| small, query-free | 1.5x | profile, best measured | `dash-layer` | 4 | 1 of 2 (2) "
-        "| +0.50 \u00b1 0.10, median +0.50 | needles -0.10 | nothing |"
-    )
-
-
-def test_what_auto_keeps_stands_beside_what_dash_keeps(reached: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reached, "DASH", ("dash:none", "dash"))
-    figures = "4 | 2 of 2 (2) | +0.20 \u00b1 0.10, median +0.20"
-    auto, dash = reached.auto_table().splitlines()[2:]
-    assert auto == f"| small | `auto` | 1.70x | {figures} |"
-    assert dash.startswith("| small | `dash` | 1.70x | 4 | 2 of 2 (2) | +0.10")
-    fast, faster, dash, blind = reached.choices_table().splitlines()[2:]
-    assert fast == auto
-    assert faster.startswith("| small | `auto:2.5` | 2.50x | 3 | 1 of 1 (1) | +0.50")
-    assert blind.startswith("| small | `auto-query-free` | 1.50x | 4 | 1 of 2 (2) | +0.50")
-
-
-def test_a_choice_that_was_not_measured_says_so(reached: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = SimpleNamespace(model="small", choices=[Choice("random:start=7", 1.7, 0.0, 1.0)], query_free=False)
-    monkeypatch.setattr(reached, "shipped", lambda: [profile])
-    assert reached.auto_table().splitlines()[2] == "| small | `auto` |  | not measured |  |  |"
+    assert bm25 == "| `bm25` 1.7x |" + " +0.25 \u00b1 0.00 |" * 5
+    assert dash == "| `dash` 2.5x |" + " +0.50 \u00b1 0.00 |" * 5
 
 
 def test_the_short_table_of_speed_has_long_prompts_of_two_methods() -> None:

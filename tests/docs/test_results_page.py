@@ -67,6 +67,11 @@ def test_what_a_profile_chooses_stands_beside_the_methods(paper: dict[str, Any])
     assert "tiny" not in "".join(lines)
 
 
+def test_rows_of_the_former_default_are_named(paper: dict[str, Any]) -> None:
+    measured = results_page.by_method(rows("max-sim:start=2,pruning_ratio=0.425", 0.5, "qasper"))
+    assert [one.method for one in measured] == ["former auto"]
+
+
 def test_longbench_in_place_of_longbench_e_is_named(paper: dict[str, Any]) -> None:
     other = [replace(row, task=row.task.removesuffix("_e")) for row in rows("dash", 0.5, "qasper", "multifieldqa_en")]
     measured = results_page.by_method([*other, *rows("dash", 0.25, "qasper")])

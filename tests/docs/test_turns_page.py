@@ -18,7 +18,7 @@ def test_the_example_of_a_cached_prefix_runs(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("report.txt").write_text("It was signed in the spring, by the harbour master. " * 9)
+    Path("report.txt").write_text("It was signed in the spring, by the harbour master. " * 12)
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
