@@ -5,8 +5,9 @@ usage: python -m tools.page_tables
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
 `.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation, sweep or `embed`; `frontier`, those of a
 sweep that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a
-bench; `adr`, `pictures` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what calibration
-chose; `auto` and `choices`, what the first or all of its choices keep; `reached`, the same beside what was aimed at.
+bench; `adr`, `pictures`, `beside` and `images`, of methods on images. Kinds of shipped profiles: `profiles`, what
+calibration chose; `auto` and `choices`, what the first or all of its choices keep; `reached`, the same beside what was
+aimed at.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
+from deltahalt.lab.evaluation.pictures.table import beside
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.lab.evaluation.readout.row import EmbedRow
 from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
@@ -146,6 +148,11 @@ def pictures_table(name: str) -> str:
     return vision_tables(read_rows(rows_file(RESULTS, name), VisionRow)).split("\n\n")[1]
 
 
+def beside_table(name: str) -> str:
+    """What methods on images change, question by question."""
+    return beside(read_rows(rows_file(RESULTS, name), VisionRow))
+
+
 def images_table(name: str) -> str:
     """What a method on images saves. A script that has left the tree wrote the rows, so they have no type."""
     rows = [row for _, row in read_jsonl(rows_file(RESULTS, name))]
@@ -188,6 +195,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "speed": speed_table,
     "adr": adr_table,
     "pictures": pictures_table,
+    "beside": beside_table,
     "images": images_table,
     "reached": lambda _: reached_table(),
 }

@@ -22,6 +22,7 @@ from deltahalt import (
     parse_policy,
 )
 from deltahalt.answering.picture_inputs import picture_inputs
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.evaluation.pictures import sweep
 from deltahalt.lab.evaluation.pictures.combinations import FULL, combinations
 from deltahalt.lab.evaluation.pictures.questions import ASKED
@@ -187,7 +188,9 @@ def test_the_nll_is_that_of_the_right_answers_after_the_halted_prompt(
     full, halted = vision_sweep(small, chosen, 3, tmp_path / "rows.jsonl")
     assert sum(halted.by_picture) == sum(halted.right.values()) < sum(full.by_picture)
     for row in (full, halted):
-        assert row.nll == pytest.approx([nll_one_by_one(small, picture, row.policy) for picture in held_out_pictures(3)])
+        assert row.nll == pytest.approx(
+            [nll_one_by_one(small, picture, row.policy) for picture in held_out_pictures(3)]
+        )
     assert read_rows(tmp_path / "rows.jsonl", VisionRow) == [full, halted]
 
 
@@ -202,7 +205,7 @@ def nll_one_by_one(loaded: LoadedVisionModel, picture: Picture, policy: str | No
             out = model(**inputs, use_cache=True, logits_to_keep=1)
             logits = [out.logits[0, -1]]
             for token in answer[:-1]:
-                out = model(input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values)
+                out = model(input_ids=torch.tensor([[token]]), **{CACHE: out[CACHE]})
                 logits.append(out.logits[0, -1])
         losses.append(float(torch.nn.functional.cross_entropy(torch.stack(logits), torch.tensor(answer))))
     return sum(losses) / len(losses)
@@ -313,7 +316,7 @@ def test_nothing_is_compared_with_a_model_that_answers_nothing() -> None:
 
 def test_a_place_of_the_question_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert deltahalt("vision-sweep", "--model", "m", "--rows", "r", "--question", "first") == 2
-    assert "--question is 'first': give before or after" in capsys.readouterr().err
+    assert "'first' is not one of 'before', 'after'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("retains", ["0", "1.5", "half"])

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,7 +36,9 @@ def vision_sweep(
     skip: Annotated[
         int, typer.Option(min=0, max=MOST_SAMPLES, help="Leave out the first held-out pictures, seen before.")
     ] = 0,
-    question: Annotated[str, typer.Option(help="Where the question stands: before or after the picture.")] = "after",
+    question: Annotated[
+        Literal["before", "after"], typer.Option(help="Where the question stands, beside the picture.")
+    ] = "after",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto for that of the weights.")
     ] = "float32",
@@ -51,8 +53,6 @@ def vision_sweep(
     from deltahalt.policies import parse_policy
     from deltahalt.vision.policies import parse_vision_policy
 
-    if question not in ("before", "after"):
-        raise InputError(f"--question is {question!r}: give before or after")
     try:
         from deltahalt.lab.evaluation.pictures.sweep import vision_sweep as run_sweep
     except ModuleNotFoundError as error:

@@ -48,10 +48,11 @@ def split_stages(text: str) -> tuple[str | None, str | None]:
 def combinations(names: Sequence[str], retains: Sequence[float]) -> list[Combination]:
     """Return each method at each share of visual tokens: `dash`, `tome`, or `vision-dash/dash` for ViT and decoder.
 
-    Options that a method sets itself stay. A method whose own options leave no share to set is returned once, and so is
-    a profile such as `auto`, which stands in place of an LLM-stage policy. Several stages, of a `Cascade` or joined by `+`, each keep the same share of
-    the tokens before them: of three stages with a final share r, they keep r^(1/3), r^(2/3) and r of all tokens. Raises
-    PolicyError for a method that acts neither in the ViT nor in the decoder, and for options that it does not have.
+    Options that a method sets itself stay. A method that leaves no share to set is returned once; so is a profile such
+    as `auto`, in place of an LLM-stage policy. Several stages, of a `Cascade` or joined by `+`, each keep the same
+    share of the tokens before them: of three stages with a final share r, they keep r^(1/3), r^(2/3) and r of all
+    tokens. Raises PolicyError for a method that acts neither in the ViT nor in the decoder, and for options that it
+    does not have.
     """
     return list(dict.fromkeys(_combination(name, retain) for retain in retains for name in names))
 

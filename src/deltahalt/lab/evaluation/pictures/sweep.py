@@ -150,7 +150,7 @@ def measure(
     )
 
 
-class Forced(LogitsProcessor):  # type: ignore[misc]
+class Forced(LogitsProcessor):
     """Makes `generate` write given tokens [B, n] after prompts of `prompt` tokens."""
 
     def __init__(self, tokens: torch.Tensor, prompt: int) -> None:

@@ -84,9 +84,7 @@ def _exact(row: VisionRow) -> list[float]:
     return [100 * right / questions for right in row.by_picture]
 
 
-def _change(
-    row: VisionRow, full: VisionRow, by_picture: Callable[[VisionRow], Sequence[float]], digits: int
-) -> str:
+def _change(row: VisionRow, full: VisionRow, by_picture: Callable[[VisionRow], Sequence[float]], digits: int) -> str:
     """Return the mean difference over pictures and its standard error; nothing for the full model itself."""
     if row is full:
         return ""
