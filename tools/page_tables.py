@@ -150,7 +150,8 @@ def pictures_table(name: str) -> str:
 
 def beside_table(name: str) -> str:
     """What methods on images change, question by question."""
-    return beside(read_rows(rows_file(RESULTS, name), VisionRow))
+    rows = read_rows(rows_file(RESULTS, name), VisionRow)
+    return brief(beside(rows), (row.method for row in rows if row.policy))
 
 
 def images_table(name: str) -> str:
