@@ -6,8 +6,8 @@ A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`
 `.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation, sweep or `embed`; `frontier`, those of a
 sweep that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a
 bench; `shapes`, right answers by shape and policy; `real`, NLL by policy and place of the question; `embeddings`, what
-embeddings lose, without times; `adr`, `pictures` and `images`, of methods on images. `profiles`, of no file, is what
-calibration chose in the shipped profiles.
+embeddings lose, without times; `adr`, `pictures`, `beside` and `images`, of methods on images. `profiles`, of no file,
+is what calibration chose in the shipped profiles.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
+from deltahalt.lab.evaluation.pictures.table import beside
 from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.lab.evaluation.readout.row import EmbedRow
 from deltahalt.lab.evaluation.readout.summary import summarize
@@ -164,6 +165,12 @@ def pictures_table(name: str) -> str:
     return vision_tables(read_rows(rows_file(RESULTS, name), VisionRow)).split("\n\n")[1]
 
 
+def beside_table(name: str) -> str:
+    """What methods on images change, question by question."""
+    rows = read_rows(rows_file(RESULTS, name), VisionRow)
+    return brief(beside(rows), (row.method for row in rows if row.policy))
+
+
 def images_table(name: str) -> str:
     """What a method on images saves. A script that has left the tree wrote the rows, so they have no type."""
     rows = [row for _, row in read_jsonl(rows_file(RESULTS, name))]
@@ -207,6 +214,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "speed": speed_table,
     "adr": adr_table,
     "pictures": pictures_table,
+    "beside": beside_table,
     "images": images_table,
 }
 

@@ -169,6 +169,17 @@ def test_what_images_keep_is_what_the_committed_rows_say(page: str, heading: str
         assert {f"{adr(own[share], full_of(own[share], rows)):.1f}" for share in (0.25, 0.111)} <= written
 
 
+def test_what_auto_answers_about_pictures_is_what_the_committed_rows_say() -> None:
+    written, _, _ = section("docs/vision-accuracy.md", "## `auto` on pictures").partition("<!-- table")
+    tried = read_rows(ROOT / "results" / "vision-budget-small-vlm.jsonl", VisionRow)
+    rows = read_rows(ROOT / "results" / "vision-auto-small-vlm.jsonl.gz", VisionRow)
+    chunks = "window-attention:heads=max,boundary=attention,start=1,ahead=10,chunk=64,"
+    told = [row for row in rows if row.method in ("full model", "auto", f"{chunks}pruning_ratio=0.385")]
+    told += [row for row in tried if row.method.startswith(chunks)]
+    assert {f"{100 * sum(row.by_picture) / sum(row.asked.values()):.1f}" for row in told} - {"0.0"} <= numbers(written)
+    assert all(f"{100 * row.flops:.0f} % of the FLOPs" in written for row in told if row.flops < 1)
+
+
 def test_what_a_look_ahead_costs_is_what_the_committed_rows_say() -> None:
     page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
     rows = read_rows(ROOT / "results" / "bench-ahead-h100.jsonl", BenchRow)

@@ -10,16 +10,28 @@ import pytest
 import torch
 from PIL import Image
 
-from deltahalt import Dash, Dense, InputError, ModelError, PolicyError, UnsupportedError, halting, parse_policy
+from deltahalt import (
+    Dash,
+    Dense,
+    InputError,
+    ModelError,
+    PolicyError,
+    UnsupportedError,
+    format_policy,
+    halting,
+    parse_policy,
+)
 from deltahalt.answering.picture_inputs import picture_inputs
+from deltahalt.host.compat import CACHE
 from deltahalt.lab.evaluation.pictures import sweep
 from deltahalt.lab.evaluation.pictures.combinations import FULL, combinations
 from deltahalt.lab.evaluation.pictures.questions import ASKED
 from deltahalt.lab.evaluation.pictures.row import VisionRow
-from deltahalt.lab.evaluation.pictures.samples import SIDE, held_out_pictures
+from deltahalt.lab.evaluation.pictures.samples import SIDE, Picture, held_out_pictures
 from deltahalt.lab.evaluation.pictures.sweep import measure, rounds, seeing_once, vision_sweep
-from deltahalt.lab.evaluation.pictures.table import adr, markdown
+from deltahalt.lab.evaluation.pictures.table import adr, beside, markdown
 from deltahalt.lab.figures.tables import markdown as report
+from deltahalt.lab.rows.base import read_rows
 from deltahalt.loading.models import LoadedVisionModel, load_vision
 from deltahalt.policies import POLICIES
 from deltahalt.vision import VISION_POLICIES, VisionDash, halting_vision, parse_vision_policy
@@ -97,6 +109,13 @@ def test_a_share_becomes_the_option_of_each_stage() -> None:
     ]
 
 
+def test_a_method_with_its_own_share_is_measured_once() -> None:
+    texts = [(one.method, one.retain) for one in combinations(["auto", "dash:pruning_ratio=0.4", "dash"], [0.5, 0.25])]
+    own = [("auto", None), ("dash:pruning_ratio=0.4", None)]
+    assert texts == [*own, ("dash", 0.5), ("dash", 0.25)]
+    assert [one.policy for one in combinations(["visionzip/auto"], [0.5])] == ["auto"]
+
+
 def test_shares_of_several_stages_fall_evenly_and_own_options_win() -> None:
     v2drop, joined, own = combinations(["v2drop", "dash:start=2+fastv:start=5", "vision-dash:retain=0.7"], [0.064])
     assert v2drop.policy == "v2drop:scope=visual,pruning_ratio=0.6,second_ratio=0.84,third_ratio=0.936"
@@ -160,6 +179,66 @@ def test_rows_are_what_one_question_at_a_time_gives(
     assert both.vision_flops == pytest.approx(1 / halted.vision_report.speedup_bound)
 
 
+@torch.inference_mode()
+def test_the_nll_is_that_of_the_right_answers_after_the_halted_prompt(
+    small: LoadedVisionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 2)
+    chosen = combinations(["random:start=1"], [0.1])
+    full, halted = vision_sweep(small, chosen, 3, tmp_path / "rows.jsonl")
+    assert sum(halted.by_picture) == sum(halted.right.values()) < sum(full.by_picture)
+    for row in (full, halted):
+        assert row.nll == pytest.approx(
+            [nll_one_by_one(small, picture, row.policy) for picture in held_out_pictures(3)]
+        )
+    assert read_rows(tmp_path / "rows.jsonl", VisionRow) == [full, halted]
+
+
+def nll_one_by_one(loaded: LoadedVisionModel, picture: Picture, policy: str | None) -> float:
+    """NLL of the right answers, their ends included, by a prefill and single tokens; the mean over the questions."""
+    model: Any = loaded.model
+    image, losses = Image.fromarray(picture.pixels), []
+    for question in picture.questions:
+        inputs = picture_inputs(model, loaded.tokenizer, loaded.image_processor, [[image]], [question.text])
+        answer = loaded.tokenizer(question.answer)["input_ids"] + [loaded.tokenizer.eos_token_id]
+        with halting(model, policy or "dense"):
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
+            logits = [out.logits[0, -1]]
+            for token in answer[:-1]:
+                out = model(input_ids=torch.tensor([[token]]), **{CACHE: out[CACHE]})
+                logits.append(out.logits[0, -1])
+        losses.append(float(torch.nn.functional.cross_entropy(torch.stack(logits), torch.tensor(answer))))
+    return sum(losses) / len(losses)
+
+
+def test_pictures_that_were_seen_are_left_out(small: LoadedVisionModel, tmp_path: Path) -> None:
+    (row,) = vision_sweep(small, [], 2, tmp_path / "rows.jsonl", skip=1)
+    assert (row.pictures, row.skip) == (2, 1)
+    assert set(row.asked) == {question.kind for picture in held_out_pictures(3)[1:] for question in picture.questions}
+
+
+def test_the_question_may_stand_before_the_picture(small: LoadedVisionModel, tmp_path: Path) -> None:
+    (first,) = rounds(small, held_out_pictures(1), "before")[:1]
+    ids = first.inputs["input_ids"][0].tolist()
+    image = ids.index(small.model.config.image_token_id)
+    assert small.tokenizer.decode(ids[:image]).endswith(f"{first.questions[0].text}<|vision_start|>")
+    file = tmp_path / "rows.jsonl"
+    with pytest.raises(InputError, match="no question right when it stands before the picture"):
+        list(vision_sweep(small, combinations(["dash"], [0.5]), 2, file, question="before"))
+    (full,) = read_rows(file, VisionRow)
+    assert (full.question, sum(full.by_picture)) == ("before", 0)
+    assert [row.question for row in vision_sweep(small, [], 2, file)] == ["after"]
+
+
+def test_auto_is_the_policy_that_halting_gives(small: LoadedVisionModel, tmp_path: Path) -> None:
+    _, row = vision_sweep(small, combinations(["auto"], [0.5]), 2, tmp_path / "rows.jsonl")
+    assert (row.method, row.retain) == ("auto", None)
+    with halting(small.model, "auto") as halted:
+        assert row.policy == format_policy(halted.policy)
+    assert len(list(vision_sweep(small, combinations(["auto"], [0.5]), 2, tmp_path / "rows.jsonl"))) == 2
+    assert len(read_rows(tmp_path / "rows.jsonl", VisionRow)) == 2
+
+
 def test_the_vit_runs_once_on_each_batch(small: LoadedVisionModel) -> None:
     asked = rounds(small, held_out_pictures(2))
     with seeing_once(small.model, "vision-dash:retain=0.25") as seen:
@@ -213,15 +292,31 @@ def test_adr_is_the_mean_over_kinds_of_what_is_left_of_the_full_model() -> None:
     assert details.splitlines()[-1] == "| m | `dash` | 25 % | 25.0 % | 100 % | 50 % | 100 | 50 | 0 | 50.0 | 81.2 |"
 
 
-@pytest.mark.parametrize("other", [{"pictures": 8}, {"model": "n"}])
+def test_answers_beside_the_full_model_have_standard_errors_over_pictures() -> None:
+    asked: dict[str, Any] = {"asked": {"word": 20}, "right": {"word": 19}}
+    whole = row(FULL.method, retain=1.0, flops=1.0, kept=1.0, by_picture=(5, 5, 4, 5), nll=(0.0,) * 4, **asked)
+    own = row(retain=None, by_picture=(5, 4, 4, 3), nll=(0.1, 0.3, 0.1, 0.3), **asked)
+    lines = beside([whole, own, row("tome")]).splitlines()[2:]
+    assert lines == [
+        "| after | `full model` | 100 % | 100 % | 20 | 95.0 |  |  |",
+        "| after | `dash` | 50 % | 25 % | 20 | 80.0 | -15.0 ± 9.6 | +0.200 ± 0.058 |",
+    ]
+
+
+@pytest.mark.parametrize("other", [{"pictures": 8}, {"model": "n"}, {"skip": 4}, {"question": "before"}])
 def test_a_full_model_of_another_run_is_no_reference(other: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="no row of the full m on 4 pictures"):
+    with pytest.raises(InputError, match="no row of the full m on these 4 pictures"):
         markdown([row(FULL.method, **other), row()])
 
 
 def test_nothing_is_compared_with_a_model_that_answers_nothing() -> None:
     with pytest.raises(InputError, match="answers no question"):
         markdown([row(FULL.method, right={"word": 0, "count": 0, "chart": 0})])
+
+
+def test_a_place_of_the_question_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deltahalt("vision-sweep", "--model", "m", "--rows", "r", "--question", "first") == 2
+    assert "'first' is not one of 'before', 'after'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("retains", ["0", "1.5", "half"])

@@ -36,7 +36,7 @@ from deltahalt.profile import (
 )
 from deltahalt.profile_names import names_profile
 from helpers.tiny import VOCAB, tiny
-from helpers.tiny_vision import tiny_vision
+from helpers.tiny_vision import IMAGE, tiny_vision, vision_prompts
 
 CHOICES = (Choice("dash:start=2", 1.7, 0.0, 1.0), Choice("random:start=1", 2.5, 0.1, 1.0))
 
@@ -214,20 +214,36 @@ def test_the_default_leaves_short_prompts_whole() -> None:
     assert (policy.kept(SHORTEST - 1), policy.kept(SHORTEST)) == (SHORTEST - 1, SHORTEST - round(0.35 * 128))
 
 
-def test_where_there_are_pictures_attention_decides_after_a_look_ahead() -> None:
-    policy = safe_default([None] * 20, vision=True)
-    assert isinstance(policy, WindowAttention)
-    assert (policy.start, policy.layers_ahead) == (2, AHEAD)
-    with halting(tiny_vision("qwen2_vl"), "auto") as halted:
-        assert isinstance(halted.policy, WindowAttention)
+def test_where_there_are_pictures_text_and_pictures_halt_by_attention_each_in_its_layer() -> None:
+    text, images = safe_default([None] * 20, vision=True).stages
+    assert isinstance(text, WindowAttention)
+    assert isinstance(images, WindowAttention)
+    assert (text.scope, text.start, text.layers_ahead, text.pruning_ratio) == ("text", 2, AHEAD, 0.35)
+    assert (images.scope, images.start, images.layers_ahead, images.pruning_ratio) == ("visual", 6, 0, 0.5)
+    assert (images.chunk, images.kernel) == (1, 1)
+
+
+@pytest.mark.parametrize("variant", ["qwen2_vl", "llava"])
+def test_auto_halts_half_of_a_picture_and_text_beside_it_as_without_one(variant: str) -> None:
+    model = tiny_vision(variant)
+    call = vision_prompts(model, variant, ((10, (4, 4), 500),)).call()
+    with halting(model, "auto") as halted:
+        model(**call, logits_to_keep=1)
+    visual = int((call["input_ids"] == IMAGE).sum())
+    text = call["input_ids"].shape[1] - 256 - 128
+    (kept,) = halted.report.kept
+    assert int((call["input_ids"][0, kept] == IMAGE).sum()) == visual - visual // 2
+    assert call["input_ids"].shape[1] - len(kept) == visual // 2 + round(0.35 * text)
 
 
 def test_where_layers_are_offloaded_the_default_looks_at_none_of_them() -> None:
     decoder = tiny("llama").get_decoder()
     decoder.layers[4].to("meta")
-    (stage,) = place(parse_policy(policy_text("auto", decoder, vision=True)), 6)
-    (policy,) = stage.policies
-    assert (stage.last, stage.ahead(policy, stage.last, 6)) == (3, 0)
+    stages = place(parse_policy(policy_text("auto", decoder, vision=True)), 6, vision=True)
+    assert [(stage.last, stage.policies[0].scope, stage.policies[0].layers_ahead) for stage in stages] == [
+        (2, "visual", 0),
+        (3, "text", 0),
+    ]
 
 
 def test_where_no_layer_sees_the_whole_prompt_there_is_no_default_for_pictures() -> None:

@@ -5,7 +5,7 @@ The processors that Hugging Face provides for this family need torchvision, for 
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +15,8 @@ from deltahalt.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+
+Place = Literal["before", "after"]  # where a question stands: before its pictures or after them
 
 ROOM = "give fewer or smaller pictures, or less text"
 SLIMMEST = 200  # largest ratio of a picture's sides that the image processors of this family take
@@ -45,8 +47,9 @@ def picture_inputs(
     image_processor: Any,
     pictures: Sequence[Sequence["Image"]],
     questions: Sequence[str],
+    place: Place = "after",
 ) -> BatchFeature:
-    """Return inputs of `generate`: one left-padded row per question, with the question's pictures before it.
+    """Return inputs of `generate`: one left-padded row per question, with its pictures. place: of the question.
 
     Raises UnsupportedError for a model that takes pictures in another form. Raises InputError if a question has no
     pictures or is not valid Unicode, a picture is too slim, the chat template lacks a placeholder for a picture, or a
@@ -65,7 +68,7 @@ def picture_inputs(
     inputs = image_processor([picture for own in pictures for picture in own], return_tensors="pt")
     counts = iter((inputs["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist())
     prompts = [
-        _prompt(model, tokenizer, text, [next(counts) for _ in own])
+        _prompt(model, tokenizer, text, [next(counts) for _ in own], place)
         for own, text in zip(pictures, questions, strict=True)
     ]
     inputs.update(tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False))
@@ -76,9 +79,12 @@ def picture_inputs(
     return inputs.to(model.device)
 
 
-def _prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, counts: list[int]) -> str:
+def _prompt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, counts: list[int], place: Place
+) -> str:
     """Return the chat, with one placeholder for each visual token of each picture."""
-    content = [*({"type": "image"} for _ in counts), {"type": "text", "text": question}]
+    images, text = [{"type": "image"} for _ in counts], {"type": "text", "text": question}
+    content = [text, *images] if place == "before" else [*images, text]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     chat = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     placeholder = str(tokenizer.convert_ids_to_tokens(model.config.image_token_id))

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from deltahalt.cli.base import MOST_SAMPLES, DeviceOption, measured
 from deltahalt.cli.common import load_vision_model, parse_names, parse_shares
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
+from deltahalt.profile_names import names_profile
 
 EVERY = (
     "dash dash-layer fastv dart v2drop sparsevlm random uniform window-attention key-norm "
@@ -25,12 +26,19 @@ def vision_sweep(
     ],
     rows: Annotated[Path, typer.Option(help="JSONL file that rows go to; those already in it are not run again.")],
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by blanks; A/B runs A in the ViT and B in the decoder.")
+        str,
+        typer.Option(help="Methods, separated by blanks, or auto; A/B runs A in the ViT and B in the decoder."),
     ] = EVERY,
     retains: Annotated[str, typer.Option(help="Shares of visual tokens to keep.")] = "0.5,0.35,0.25,0.111,0.0625",
     pictures: Annotated[
         int, typer.Option(min=2, max=MOST_SAMPLES, help="Held-out pictures, with five questions each.")
     ] = 40,
+    skip: Annotated[
+        int, typer.Option(min=0, max=MOST_SAMPLES, help="Leave out the first held-out pictures, seen before.")
+    ] = 0,
+    question: Annotated[
+        Literal["before", "after"], typer.Option(help="Where the question stands, beside the picture.")
+    ] = "after",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto for that of the weights.")
     ] = "float32",
@@ -55,7 +63,7 @@ def vision_sweep(
     require_rows(rows, VisionRow)
     stages = [
         (
-            None if each.policy is None else parse_policy(each.policy),
+            None if each.policy is None or names_profile(each.policy) else parse_policy(each.policy),
             None if each.vision_policy is None else parse_vision_policy(each.vision_policy),
         )
         for each in chosen
@@ -63,5 +71,5 @@ def vision_sweep(
     check_vision_model(model, stages, device=device)
     loaded = load_vision_model(model, dtype=dtype, device=device)
     what = f"{len(chosen)} combinations on {pictures} pictures"
-    run = partial(run_sweep, loaded, chosen, pictures, rows)
+    run = partial(run_sweep, loaded, chosen, pictures, rows, question=question, skip=skip)
     measured(what, len(chosen) + 1, run, lambda found: typer.echo(markdown(found)))

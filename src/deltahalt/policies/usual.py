@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from deltahalt.errors import UnsupportedError
-from deltahalt.policies.base import Policy
+from deltahalt.policies.base import AnyPolicy, Policy, Progressive
 from deltahalt.policies.both_ends import BothEnds
 from deltahalt.policies.dash_layer import DashLayer
 from deltahalt.policies.forecast import Forecast
@@ -21,26 +21,37 @@ FINDING = {"window": 16, "kernel": 193, "power": 3, "standardize": True}
 PROTECTED = {"chunk": 64, "keep_first": 256, "keep_last": 128}
 
 
-def safe_default(windows: Sequence[int | None], *, vision: bool = False, offloaded: bool = False) -> Policy:
+def safe_default(windows: Sequence[int | None], *, vision: bool = False, offloaded: bool = False) -> AnyPolicy:
     """The default for a model without a profile: by late interaction, a third of the tokens halts in a shallow layer.
 
     The query tokens are both ends of the prompt, so that its question may stand at either end. With `vision`, attention
-    with a look-ahead decides instead, since states of words and images are not similar. Where layers are offloaded, no
-    look-ahead is possible: then half of the tokens halts after half of the layers.
+    decides instead, since states of words and images are not similar, and each kind of token has its own stage. Half of
+    the visual tokens halts after a third of the layers, one by one. A third of the text halts in a shallow layer, after
+    a look-ahead. Where layers are offloaded, no look-ahead is possible: then half of the text halts after half of the
+    layers.
 
     windows: for each layer, the number of tokens that a query attends to; None for all. Raises UnsupportedError for a
     vision-language model in which no layer that may decide sees the whole prompt.
     """
+    depth = len(windows)
     if not vision:
-        return matched(len(windows) // EARLY, 0.35)
-    first = len(windows) // (2 if offloaded else 7)
+        return matched(depth // EARLY, 0.35)
+    images = seen(_whole(windows, depth // 3), 0.5)
+    start = _whole(windows, depth // (2 if offloaded else 7))
+    ahead = 0 if offloaded else min(AHEAD, depth - 1 - start)
+    text = attended(start, 0.5 if offloaded else 0.35, scope="text", ahead=ahead)
+    return Progressive([images, text] if offloaded else [text, images])
+
+
+def _whole(windows: Sequence[int | None], first: int) -> int:
+    """The first layer from `first` on that sees the whole prompt and is not the last; UnsupportedError without one."""
     start = next((layer for layer in range(first, len(windows) - 1) if windows[layer] is None), None)
     if start is None:
         raise UnsupportedError(
             f"no layer of this model from {first} on attends to the whole prompt, so there is no default policy: "
             "name one, such as max-sim"
         )
-    return attended(start, 0.5) if offloaded else attended(start, 0.35, ahead=min(AHEAD, len(windows) - 1 - start))
+    return start
 
 
 def blind_default(windows: Sequence[int | None]) -> Policy:
@@ -85,6 +96,12 @@ def attended(start: int, pruning_ratio: float, **options: Any) -> Policy:
     """
     policy = WindowAttention(start=start, pruning_ratio=pruning_ratio, boundary="attention", heads="max")
     return _in_chunks(policy, **options)
+
+
+def seen(start: int, pruning_ratio: float) -> Policy:
+    """Visual tokens halt by window attention, each by its own score: what a question is about may be one of them."""
+    options: dict[str, Any] = {"scope": "visual", "boundary": "attention", "heads": "max", "kernel": 1}
+    return WindowAttention(start=start, pruning_ratio=pruning_ratio, **options)
 
 
 def _in_chunks(policy: Policy, **options: Any) -> Policy:

@@ -8,6 +8,8 @@ from deltahalt.errors import PolicyError
 from deltahalt.policies.cascade import Cascade
 from deltahalt.policies.dense import Dense
 from deltahalt.policies.text import Written, known_policies, parse_policy, read, write
+from deltahalt.profile import check_profile
+from deltahalt.profile_names import names_profile
 from deltahalt.vision.policies import known_vision_policies, parse_vision_policy
 
 
@@ -15,12 +17,12 @@ from deltahalt.vision.policies import known_vision_policies, parse_vision_policy
 class Combination:
     """A method in the ViT, in the decoder, or in both.
 
-    method: its text as the user wrote it. retain: share of visual tokens that stay. vision_policy, policy: the texts in
-    rows of the ViT-stage and the LLM-stage policy; None if there is none.
+    method: its text as the user wrote it. retain: share of visual tokens that stay; None for the method's own.
+    vision_policy, policy: the texts in rows of the ViT-stage and the LLM-stage policy; None if there is none.
     """
 
     method: str
-    retain: float
+    retain: float | None
     vision_policy: str | None
     policy: str | None
 
@@ -46,20 +48,26 @@ def split_stages(text: str) -> tuple[str | None, str | None]:
 def combinations(names: Sequence[str], retains: Sequence[float]) -> list[Combination]:
     """Return each method at each share of visual tokens: `dash`, `tome`, or `vision-dash/dash` for ViT and decoder.
 
-    Options that a method sets itself stay. Several stages, of a `Cascade` or joined by `+`, each keep the same share of
-    the tokens before them: of three stages with a final share r, they keep r^(1/3), r^(2/3) and r of all tokens. Raises
-    PolicyError for a method that acts neither in the ViT nor in the decoder, and for options that it does not have.
+    Options that a method sets itself stay. A method that leaves no share to set is returned once; so is a profile such
+    as `auto`, in place of an LLM-stage policy. Several stages, of a `Cascade` or joined by `+`, each keep the same
+    share of the tokens before them: of three stages with a final share r, they keep r^(1/3), r^(2/3) and r of all
+    tokens. Raises PolicyError for a method that acts neither in the ViT nor in the decoder, and for options that it
+    does not have.
     """
-    return [_combination(name, retain) for retain in retains for name in names]
+    return list(dict.fromkeys(_combination(name, retain) for retain in retains for name in names))
 
 
 def _combination(name: str, retain: float) -> Combination:
+    stages = _stages(name, retain)
+    return Combination(name, None if stages == _stages(name, retain / 2) else retain, *stages)
+
+
+def _stages(name: str, retain: float) -> tuple[str | None, str | None]:
+    """Return the texts in rows of the ViT-stage and the LLM-stage policy."""
     vision, policy = split_stages(name)
-    return Combination(
-        method=name,
-        retain=retain,
-        vision_policy=None if vision is None else _vision_policy(vision, retain),
-        policy=None if policy is None else _policy(policy, retain),
+    return (
+        None if vision is None else _vision_policy(vision, retain),
+        None if policy is None else _policy(policy, retain),
     )
 
 
@@ -70,6 +78,9 @@ def _vision_policy(text: str, retain: float) -> str:
 
 
 def _policy(text: str, retain: float) -> str:
+    if names_profile(text):
+        check_profile(text, {})
+        return text
     stages = read(text)
     whole = write(_stage(stage, retain ** (number / len(stages))) for number, stage in enumerate(stages, 1))
     parse_policy(whole)
@@ -90,4 +101,4 @@ def _with(stage: Written, settings: Mapping[str, Any]) -> Written:
 
 
 def _acts_in_vit(text: str) -> bool:
-    return read(text)[0].name in known_vision_policies()
+    return not names_profile(text) and read(text)[0].name in known_vision_policies()

@@ -1,7 +1,7 @@
 """A row of `vision-sweep`: one method on all pictures."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from deltahalt.lab.rows.base import Row
 
@@ -13,14 +13,19 @@ class VisionRow(Row):
     method, retain, vision_policy, policy: see `Combination`. pictures: number of pictures. asked, right: number of
     questions of each kind, and of those answered word for word. kept: share of the visual tokens that are active in the
     decoder's last layer. vision_flops, flops: FLOPs of the ViT and of the prefill, as a share of the full model's.
-    dtype, machine: the number format and the device of the model.
+    dtype, machine: the number format and the device of the model. question: whether it stands "before" or "after" the
+    picture. skip: number of held-out pictures before the first one. by_picture: number of questions about each picture
+    that are answered word for word. nll: negative log-likelihood of the right answers, nats, mean over the tokens of an
+    answer and then over the questions about each picture.
+
+    Older rows do not store the last four: their questions stand after the picture, and they skip no picture.
     """
 
     kind: ClassVar[str] = "vision"
 
     model: str
     method: str
-    retain: float
+    retain: float | None
     vision_policy: str | None
     policy: str | None
     pictures: int
@@ -31,3 +36,12 @@ class VisionRow(Row):
     flops: float
     dtype: str
     machine: str
+    question: str = "after"
+    skip: int = 0
+    by_picture: tuple[int, ...] = ()
+    nll: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "VisionRow":
+        lists = {name: tuple(fields.get(name, ())) for name in ("by_picture", "nll")}
+        return cls(**fields | lists)

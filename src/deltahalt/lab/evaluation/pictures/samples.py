@@ -7,7 +7,7 @@ from itertools import count
 import numpy as np
 
 from deltahalt.lab.evaluation.pictures.questions import ASKED, ask
-from deltahalt.lab.evaluation.pictures.scenes import HELD_OUT, make_scene, render
+from deltahalt.lab.evaluation.pictures.scenes import HELD_OUT, Scene, make_scene, render
 
 SIDE = 256  # side of a picture in pixels
 HALVES = ASKED[::2], ASKED[1::2]  # kinds of questions: pictures get one half or the other in turn
@@ -30,18 +30,18 @@ class Picture:
     questions: tuple[Question, ...]
 
 
-def held_out_pictures(number: int) -> list[Picture]:
-    """Return the first `number` pictures that were never trained on; an even number has all kinds equally often.
+def held_out_pictures(number: int, *, skip: int = 0) -> list[Picture]:
+    """Return pictures that were never trained on, after the first `skip`; an even number has all kinds equally often.
 
     Scenes that do not have a question of every kind in their half are skipped.
     """
-    pictures: list[Picture] = []
+    found: list[tuple[Scene, tuple[Question, ...]]] = []
     for seed in count(HELD_OUT):
-        if len(pictures) == number:
+        if len(found) == skip + number:
             break
         scene, draw = make_scene(seed, SIDE, SIDE, held_out=True), random.Random(~seed)
-        pairs = [(kind, ask(scene, kind, draw)) for kind in HALVES[len(pictures) % 2]]
+        pairs = [(kind, ask(scene, kind, draw)) for kind in HALVES[len(found) % 2]]
         questions = tuple(Question(kind, *pair) for kind, pair in pairs if pair)
         if len(questions) == len(pairs):
-            pictures.append(Picture(render(scene), questions))
-    return pictures
+            found.append((scene, questions))
+    return [Picture(render(scene), questions) for scene, questions in found[skip:]]
