@@ -33,10 +33,11 @@ def shapes_table(rows: Sequence[ShapeRow]) -> str:
     first = [by_place[shape, policies[0]] for shape in shapes]
     total = [by_place[ALL, policy] for policy in policies]
     names = [line.shape if line.counts else f"({line.shape})" for line in first]
+    counted = sum(line.prompts for line in first if line.counts)
     ends = ["**right answers**", "**change**", "**NLL change**"]
     columns = {
         "shape": names + ends,
-        "prompts": [f"{line.prompts}" for line in first] + [f"{total[0].prompts}", "", ""],
+        "prompts": [f"{line.prompts}" for line in first] + [f"{counted}", "", ""],
     }
     columns[FULL] = [_right(line.full, line) for line in first] + [_percent(total[0].full), "", ""]
     heads = _heads(rows[0].model, ((line.policy, line.reference_speedup) for line in total))

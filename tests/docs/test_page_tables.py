@@ -169,7 +169,7 @@ def test_right_answers_stand_by_shape_and_policy(monkeypatch: pytest.MonkeyPatch
         "|---|---|---|---|---|",
         "| question-last | 2 | 2 | 1.5 | 1 |",
         "| (counting) | 1 | 0 | 1 | 0 |",
-        "| **right answers** | 3 | 100 % | 75 % | 50 % |",
+        "| **right answers** | 2 | 100 % | 75 % | 50 % |",
         "| **change** |  |  | -25.0 \u00b1 25.0 | -50.0 \u00b1 50.0 |",
         "| **NLL change** |  |  | +0.50 \u00b1 0.00 | +0.50 \u00b1 0.00 |",
     ]
