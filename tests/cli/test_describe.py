@@ -85,6 +85,6 @@ def test_flops_of_a_model_takes_what_auto_stands_for_there(
     options = ["--model", str(tiny_folder), "--lengths", "2000", "--json"]
     assert deltahalt("flops", *options, "--policy", "auto") == 0
     shown = capsys.readouterr()
-    assert "auto: max-sim:" in shown.err
+    assert "auto: both-ends:" in shown.err
     (row,) = json.loads(shown.out)
     assert row["kept"] < 2000
