@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 
 from deltahalt import (
@@ -179,6 +181,10 @@ def test_rows_are_what_one_question_at_a_time_gives(
     assert both.vision_flops == pytest.approx(1 / halted.vision_report.speedup_bound)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.3"),
+    reason="in transformers 5.2 Qwen2-VL needs positions with single tokens, which the reference does not pass",
+)
 @torch.inference_mode()
 def test_the_nll_is_that_of_the_right_answers_after_the_halted_prompt(
     small: LoadedVisionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
