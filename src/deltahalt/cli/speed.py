@@ -69,7 +69,7 @@ def bench(
         typer.Option(
             min=1,
             max=MOST_TOKENS,
-            help="Run policies in pieces of so many prompt tokens; where memory is too small, note it and go on.",
+            help="Run policies in pieces of this number of prompt tokens. Where memory is too small, the row says so.",
         ),
     ] = None,
 ) -> None:

@@ -52,7 +52,7 @@ class LayerKV:
 
 
 def _with_room(held: torch.Tensor, tokens: int) -> torch.Tensor:
-    """`held` [B, kv_heads, m, d], and room for so many more tokens."""
+    """A tensor [B, kv_heads, m + tokens, d] that begins with `held` [B, kv_heads, m, d]."""
     whole = held.new_empty(*held.shape[:-2], held.shape[-2] + tokens, held.shape[-1])
     whole[..., : held.shape[-2], :] = held
     return whole

@@ -10,7 +10,7 @@ from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, UnsupportedError
 
 LONGEST_WHOLE = 32_768  # a longer prompt runs in pieces by default,
-PIECE = 16_384  # of so many tokens, which keep the matrix units of a GPU full
+PIECE = 16_384  # tokens in each piece, which keep the matrix units of a GPU full
 
 
 def check_piece_tokens(given: Any) -> int | None:

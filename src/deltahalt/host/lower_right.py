@@ -53,7 +53,7 @@ class LowerRight(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if attn_mask is not None or is_causal:
-            raise version_error("the host's sdpa attention masks what it was told not to")
+            raise version_error("the host's sdpa attention passed a mask, though it was given none")
         if not self.starts:
             return attend_lower_right(query, key, value, scale, dropout_p)
         output = query.new_zeros(*query.shape[:-1], value.shape[-1])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain, zip_longest
+from itertools import chain
 from math import ceil, inf
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +28,7 @@ from deltahalt.lab.evaluation.candidates import (
 )
 from deltahalt.lab.evaluation.progress import Share, Tick
 from deltahalt.lab.evaluation.rating import Rated, choose, evidence, rate
-from deltahalt.lab.evaluation.samples import Sample
+from deltahalt.lab.evaluation.samples import Sample, taking_turns
 from deltahalt.lab.evaluation.sweep import SweepSettings, digest, sweep
 from deltahalt.loading.models import LoadedModel
 from deltahalt.policies.base import AnyPolicy
@@ -209,5 +209,4 @@ def in_turn(samples: Sequence[Sample]) -> list[Sample]:
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
-    turns = zip_longest(*by_task.values())
-    return [sample for turn in turns for sample in turn if sample is not None]
+    return taking_turns(by_task.values())

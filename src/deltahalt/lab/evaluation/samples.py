@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -61,8 +61,7 @@ def load_samples(data: str, *, characters: int | None = None, seed: int | None =
     """
     parts = data.split("+")
     if len(parts) > 1 and all(part.partition(":")[0] in ("generated", *SHAPED) for part in parts):
-        turns = zip_longest(*(load_samples(part, characters=characters, seed=seed) for part in parts))
-        return [sample for turn in turns for sample in turn if sample is not None]
+        return taking_turns(load_samples(part, characters=characters, seed=seed) for part in parts)
     kind, _, rest = data.partition(":")
     if kind not in ("generated", *SHAPED):
         if characters is not None or seed is not None:
@@ -85,6 +84,11 @@ def load_samples(data: str, *, characters: int | None = None, seed: int | None =
         return generate_samples(int(count), length, seed or 0)
     texts = Path(folder) if folder else None
     return shape_samples(int(count), length, 2 * (seed or 0) + SHAPED.index(kind), texts)
+
+
+def taking_turns(groups: Iterable[Sequence[Sample]]) -> list[Sample]:
+    """Return the first sample of each group, then the second of each that has one, and so on."""
+    return [sample for turn in zip_longest(*groups) for sample in turn if sample is not None]
 
 
 def shape_samples(count: int, characters: int, seed: int = 0, folder: Path | None = None) -> list[Sample]:

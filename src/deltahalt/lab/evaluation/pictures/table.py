@@ -57,7 +57,7 @@ def markdown(rows: Sequence[VisionRow]) -> str:
 
 
 def beside(rows: Sequence[VisionRow]) -> str:
-    """Return a Markdown table of what each method changes, question by question; of rows that tell pictures apart.
+    """Return a Markdown table of what each method changes, from the rows that have results by picture.
 
     A change is the mean over pictures, with its standard error. A line without one is the full model's.
     """
