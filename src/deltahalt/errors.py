@@ -37,5 +37,9 @@ class UnhaltedCallWarning(DeltahaltWarning):
     """A model ran only in threads outside the `with` block that makes it halt, so it ran in full."""
 
 
+class UnrecordedWarning(DeltahaltWarning):
+    """Generated tokens could not be recorded as a CUDA graph, so they run layer by layer."""
+
+
 class RowsWarning(DeltahaltWarning):
     """A file of rows ends in an incomplete line, which an interrupted write left."""

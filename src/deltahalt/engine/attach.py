@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -44,14 +45,16 @@ def halting(
     tower: Tower | None = None,
     question: Question | None = None,
     piece_tokens: int | None = None,
+    decode_graphs: bool | None = None,
 ) -> Iterator[Halted]:
-    """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
+    """Halt prompt tokens in every prefill of `model` inside the `with` block.
 
     policy: a Policy or Progressive; `deltahalt.halting` takes its text, too. min_prompt_tokens: shorter prompts stay
     whole. timed: measure the seconds of each prefill, which waits for the device. depth: the layers that run generated
     token number i, given i and the number of layers; None for all. tower: drops visual tokens before the decoder, and
     marks them as NaN. question: finds the question in each prompt, for policies that read it.
     piece_tokens: the number of prompt tokens that run through a layer at once; None for the default, by length.
+    decode_graphs: whether generated tokens run as CUDA graphs (see `Decoding.want`).
 
     Yields the Halted model, whose `report` describes the latest prefill. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
@@ -77,11 +80,15 @@ def halting(
         tower=tower,
         question=question,
         piece_tokens=piece_tokens,
+        decode_graphs=decode_graphs,
     )
     answers = {} if tower is None else dict(tower.places)
     halted.block = Block(_places(model, base, halted) | answers, marks=None if tower is None else base)
-    with halted.block.opened():
-        yield halted
+    try:
+        with halted.block.opened():
+            yield halted
+    finally:
+        halted.decoding.forget()
     if halted.block.missed and not halted.ran:
         warnings.warn(
             "nothing halted in this block, but the model ran in another thread, which has no part in it: start it with "
@@ -102,7 +109,7 @@ def _places(model: Module, base: Module, halted: Halted) -> dict[Place, Answer]:
     if model is not base:
         places[forward_of(model)] = through_model(model)
     if callable(getattr(model, "generate", None)):
-        places[model, "generate"] = _generate
+        places[model, "generate"] = partial(_generate, halted)
     return places
 
 
@@ -142,7 +149,7 @@ def sees_images(model: Module, decoder: Module) -> bool:
     return find_base(model, decoder) is not decoder
 
 
-def _generate(_: Block, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _generate(halted: Halted, _: Block, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`generate` that refuses to call the decoder in pieces or with tokens that are not of the prompt."""
     given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
     given = given.pop("kwargs", {}) | given
@@ -153,5 +160,6 @@ def _generate(_: Block, original: Callable[..., Any], *args: Any, **kwargs: Any)
             shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
             advice = REFUSED_IN_GENERATE[name]
             raise UnsupportedError(f"generate({name}={shown}) is not supported with halting: {advice}")
+    halted.decoding.refuse_beams(given.get("num_beams", getattr(config, "num_beams", None)))
     with kept_open():
         return original(*args, **kwargs)

@@ -15,7 +15,7 @@ from deltahalt.engine.masks import Masks
 from deltahalt.engine.question import Question
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, UnsupportedError
-from deltahalt.host.compat import CACHE, version_error
+from deltahalt.host.compat import version_error
 from deltahalt.host.families.base import Module
 from deltahalt.kinds import DROPPED, TEXT
 
@@ -52,13 +52,7 @@ class DecoderCall:
 
     def layer_inputs(self, layer: int, stream: TokenStream, mask: torch.Tensor | None) -> dict[str, Any]:
         """Keyword arguments for the host's layer."""
-        return {
-            "attention_mask": mask,
-            "position_embeddings": self.host.family.for_layer(self._rotary(layer, stream)),
-            "position_ids": None,  # the host would read gaps in them as packed sequences
-            CACHE: self.cache,
-            "use_cache": self.use_cache,
-        }
+        return self.host.layer_inputs(layer, stream.rotary, mask, self.cache, use_cache=self.use_cache)
 
     def after_layer(self, layer: int, stream: TokenStream) -> TokenStream:
         """The tokens as they enter the next layer."""
@@ -70,10 +64,8 @@ class DecoderCall:
     def store(self, layer: Module, index: int, tokens: TokenStream) -> None:
         """Put K and V that the layer computes from the states of `tokens` into its cache."""
         assert self.cache is not None  # a policy that needs this is refused without a cache
-        self.cache.update(*self.host.family.keys_values(layer, tokens.hidden, self._rotary(index, tokens)), index)
-
-    def _rotary(self, layer: int, stream: TokenStream) -> Any:
-        return stream.rotary[self.host.family.rotary_kind(self.host.config, layer)]
+        rotary = self.host.rotary_of(index, tokens.rotary)
+        self.cache.update(*self.host.family.keys_values(layer, tokens.hidden, rotary), index)
 
 
 def prepare(

@@ -1,7 +1,6 @@
 """A model under halting: the function that replaces its decoder's forward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from deltahalt.clock import clock
 from deltahalt.engine.cache import HaltedCache, cache_bytes, cache_entries, untouched_on_error
 from deltahalt.engine.call import DecoderCall, prepare
+from deltahalt.engine.decoding import Decoding
 from deltahalt.engine.handover import WANTED
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.layout import Layout
@@ -58,6 +58,7 @@ class Halted:
         tower: Tower | None = None,
         question: Question | None = None,
         piece_tokens: int | None = None,
+        decode_graphs: bool | None = None,
     ) -> None:
         self.host = HostDecoder.of(decoder)
         refuse_unknown_host(decoder)
@@ -69,6 +70,8 @@ class Halted:
             raise InputError(f"min_prompt_tokens is {shortest!r}; give a number of tokens, 0 or more")
         self.min_prompt_tokens, self.timed, self.depth = min_prompt_tokens, timed, depth
         self.piece_tokens = check_piece_tokens(piece_tokens)
+        self.decoding = Decoding(self.host, counted=depth is not None)
+        self.decoding.want(decode_graphs)
         self._report: Report | None = None
 
     @property
@@ -155,8 +158,15 @@ class Halted:
     def _run(self, stages: tuple[Stage, ...], stream: TokenStream, call: DecoderCall) -> tuple[TokenStream, Trace]:
         skipped = self._skipped(call)
         layers = [(index, layer) for index, layer in enumerate(self.host.layers) if index not in skipped]
-        with untouched_on_error(call.cache) if call.layout.prompts else nullcontext():
-            return run_call(layers, stages, stream, call, counted=self.depth is not None, skipped=skipped)
+        options: dict[str, Any] = {"counted": self.depth is not None, "skipped": skipped}
+        if call.layout.prompts:
+            with untouched_on_error(call.cache):
+                return run_call(layers, stages, stream, call, **options)
+        recorded = self.decoding.recorded(stream, call)
+        result = run_call(layers, stages, stream, call, recorded=recorded, **options)
+        if recorded is None:
+            self.decoding.note(call)
+        return result
 
     def _skipped(self, call: DecoderCall) -> set[int]:
         """The layers that a generated token does not run through; none for a prompt."""

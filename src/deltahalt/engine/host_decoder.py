@@ -1,14 +1,15 @@
 """A host's decoder with the facts of it that no call changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from deltahalt.flops import ModelShape
+from deltahalt.host.compat import CACHE
 from deltahalt.host.families import family_of
-from deltahalt.host.families.base import Family, Module
+from deltahalt.host.families.base import Family, Module, Rotary
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,19 @@ class HostDecoder:
         """Hidden states [B, n, D] after the decoder's final norm."""
         out: torch.Tensor = self.family.final_norm(self.module)(hidden)
         return out
+
+    def rotary_of(self, layer: int, rotary: Mapping[str, Rotary]) -> Rotary:
+        """cos and sin of a layer. rotary: of all kinds of layers."""
+        return rotary[self.family.rotary_kind(self.config, layer)]
+
+    def layer_inputs(
+        self, layer: int, rotary: Mapping[str, Rotary], mask: torch.Tensor | None, cache: Any, *, use_cache: bool
+    ) -> dict[str, Any]:
+        """Keyword arguments for the host's layer. cache: the host's, or what stands in for it."""
+        return {
+            "attention_mask": mask,
+            "position_embeddings": self.family.for_layer(self.rotary_of(layer, rotary)),
+            "position_ids": None,  # the host would read gaps in them as packed sequences
+            CACHE: cache,
+            "use_cache": use_cache,
+        }

@@ -6,6 +6,7 @@ from deltahalt.engine.cache import HaltedCache, refuse_unfilled
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.decision import decide
 from deltahalt.engine.decoder import run_layers
+from deltahalt.engine.decoding import Recorded
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import UnsupportedError
@@ -50,17 +51,22 @@ def run_call(
     *,
     counted: bool = False,
     skipped: Collection[int] = (),
+    recorded: Recorded | None = None,
 ) -> tuple[TokenStream, Trace]:
     """Run numbered layers of the host, halting at `stages`; the cache then knows which tokens its layers hold.
 
     counted: the cache must count the tokens that are generated later, even if nothing was halted. skipped: the layers
-    that are left out. Returns the active tokens as they leave the last layer, before the final norm, and the trace of
-    the run. Raises PolicyError for scores that are NaN, and UnsupportedError for a host whose layers do not fill the
-    cache.
+    that are left out. recorded: the step that runs generated tokens; None where layers run one by one. Returns the
+    active tokens as they leave the last layer, before the final norm, and the trace of the run. Raises PolicyError for
+    scores that are NaN, and UnsupportedError for a host whose layers do not fill the cache.
     """
-    layers = list(layers)
-    stream, trace = run_layers(layers, stages, stream, call)
-    cache, layout = call.cache, call.layout
+    layers, cache, layout = list(layers), call.cache, call.layout
+    if recorded is None:
+        stream, trace = run_layers(layers, stages, stream, call)
+    else:
+        assert cache is not None  # a generated token has one
+        trace = Trace.begin(stream, dropped=False)
+        stream = recorded.run(stream, cache)
     if cache is not None:
         refuse_unfilled(cache, (index for index, _ in layers))
     trace.refuse_nan()

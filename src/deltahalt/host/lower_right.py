@@ -8,61 +8,36 @@ import torch.nn.functional as F
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
-from torch.overrides import TorchFunctionMode
 
-from deltahalt.host.compat import version_error
+from deltahalt.host.caught import CaughtAttention
 
 MASKED_ROWS = 1024  # rows of a mask at once, where no kernel aligns to the lower right by itself
 
 
-class LowerRight(TorchFunctionMode):
+class LowerRight(CaughtAttention):
     """Makes `scaled_dot_product_attention` causal to the lower right in a `with` block, in this thread.
 
-    The host's function for "sdpa" aligns its causal mask to the upper left, or needs a mask of queries and keys. In the
-    block it is called without either (`attention_mask=None, is_causal=False`).
+    The host's function for "sdpa" aligns its causal mask to the upper left, or needs a mask of queries and keys.
 
-    starts: by row, the number of padding keys at its start, which nobody reads; empty for none. When the block ends,
-    UnsupportedError is raised if the host has not called the function.
+    starts: by row, the number of padding keys at its start, which nobody reads; empty for none.
     """
 
     def __init__(self, starts: Sequence[int] = ()) -> None:
         super().__init__()
-        self.starts, self.called = starts, False
+        self.starts = starts
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        self.called = True
-        return self._attend(*args, **(kwargs or {}))
-
-    def __exit__(self, error: Any, *rest: Any) -> None:
-        leave: Any = super().__exit__  # not typed in every version of torch
-        leave(error, *rest)
-        if error is None and not self.called:
-            raise version_error("the host's sdpa attention did not call scaled_dot_product_attention")
-
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
     ) -> torch.Tensor:
-        if attn_mask is not None or is_causal:
-            raise version_error("the host's sdpa attention passed a mask, though it was given none")
         if not self.starts:
-            return attend_lower_right(query, key, value, scale, dropout_p)
+            return attend_lower_right(query, key, value, scale, dropout)
         output = query.new_zeros(*query.shape[:-1], value.shape[-1])
         for row, start in enumerate(self.starts):
             own = slice(row, row + 1)
             first = max(0, start - (key.shape[2] - query.shape[2]))  # queries before it are padding
             if first < query.shape[2]:
                 read = key[own, :, start:], value[own, :, start:]
-                output[own, :, first:] = attend_lower_right(query[own, :, first:], *read, scale, dropout_p)
+                output[own, :, first:] = attend_lower_right(query[own, :, first:], *read, scale, dropout)
         return output
 
 

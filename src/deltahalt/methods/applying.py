@@ -33,8 +33,9 @@ def halting(
     timed: bool = False,
     vision: VisionPolicy | str | None = None,
     piece_tokens: int | None = None,
+    decode_graphs: bool | None = None,
 ) -> AbstractContextManager[Halted]:
-    """Halt prompt tokens in every prefill of `model` inside the `with` block; decoding stays as it is.
+    """Halt prompt tokens in every prefill of `model` inside the `with` block.
 
     Args:
         model: A Hugging Face causal language model, vision-language model, base model or sequence classifier of a known
@@ -51,13 +52,16 @@ def halting(
         vision: A policy of the ViT, or its text: visual tokens also halt inside the ViT. None: they do not.
         piece_tokens: Number of prompt tokens that run through a layer at once, which bounds the memory of its inner
             tensors; results stay the same. None: 16,384 in prompts of more than 32,768 tokens, and all in shorter ones.
+        decode_graphs: Whether generated tokens run as CUDA graphs, which equal the full model's decoding up to
+            rounding. None: where it is possible; False: never; True: always, with an error where it is not possible.
 
     Returns:
         A context that yields a `Halted`. Its `report` describes the latest prefill, and its `vision_report` the latest
         run of the ViT. When the block is left, the model is as before.
 
     Raises:
-        UnsupportedError: For a model that deltahalt does not support.
+        UnsupportedError: For a model that deltahalt does not support, or for decode_graphs=True where it is not
+            possible.
         PolicyError: For an object that is not a policy, or a policy that does not fit the model or does not read the
             question. A method of another stage needs `applying`.
         InputError: For a profile that does not exist, is of another model, or has no policy of the wanted speed.
@@ -86,6 +90,7 @@ def halting(
         tower=tower,
         question=asked,
         piece_tokens=piece_tokens,
+        decode_graphs=decode_graphs,
     )
 
 
@@ -166,6 +171,7 @@ def applying(
     question: Asked | None = None,
     timed: bool = False,
     piece_tokens: int | None = None,
+    decode_graphs: bool | None = None,
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
 
@@ -179,6 +185,7 @@ def applying(
         question: What is asked, as in `halting`; for policies that read it. Its text needs the tokenizer.
         timed: Measure the seconds of each prefill, which waits for the device.
         piece_tokens: Number of prompt tokens that run through a layer at once, as in `halting`.
+        decode_graphs: Whether generated tokens run as CUDA graphs, as in `halting`.
 
     Yields:
         The model under the method. When the block is left, the model is as before.
@@ -199,6 +206,7 @@ def applying(
     chosen = method_of(method)
     with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens, question=question) as halted:
         halted.timed, halted.piece_tokens = timed, check_piece_tokens(piece_tokens)
+        halted.decoding.want(decode_graphs)
         yield Applied(halted, model, chosen, tokenizer)
 
 

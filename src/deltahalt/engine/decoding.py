@@ -1,0 +1,141 @@
+"""Which generated tokens run as a recorded step, and the steps of the caches that they continue."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
+
+import torch
+from transformers import DynamicCache
+
+from deltahalt.engine.call import DecoderCall
+from deltahalt.engine.decode_graph import record
+from deltahalt.engine.decode_step import DecodeStep
+from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.engine.recordable import obstacle_in_call, obstacle_in_model
+from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.wiring import Wiring
+from deltahalt.errors import InputError, UnrecordedWarning, UnsupportedError
+
+ROOM = 512  # tokens that K/V get room for at first; when it is used up, they get twice as much
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A step of decoding, the function that repeats it on the GPU, and what it depends on in the model."""
+
+    step: DecodeStep
+    repeat: Callable[[], torch.Tensor]
+    wiring: Wiring
+
+    def run(self, stream: TokenStream, cache: DynamicCache) -> TokenStream:
+        """Run the next token of each row through all layers; `cache` then holds it. Its states last until the next."""
+        self.step.take(stream.hidden, stream.rotary)
+        hidden = self.repeat()
+        self.step.show(cache)
+        return stream.advance(hidden)
+
+
+class Decoding:
+    """The generated tokens of a block: each runs as a recorded step where that is possible, else layer by layer.
+
+    counted: whether generated tokens run through some of the layers only. The first token after a prompt, and after any
+    other change of the cache, runs layer by layer: so beam search, which reorders the cache at each token, never
+    records.
+    """
+
+    def __init__(self, host: HostDecoder, *, counted: bool) -> None:
+        self.host, self.counted = host, counted
+        self.wanted: bool | None = None
+        self._left: WeakKeyDictionary[DynamicCache, ReferenceType[torch.Tensor]] = WeakKeyDictionary()
+        self._recorded: WeakKeyDictionary[DynamicCache, Recorded] = WeakKeyDictionary()
+        self._given_up: WeakSet[DynamicCache] = WeakSet()  # so that layers are not searched again at each token
+
+    def want(self, wanted: Any) -> None:
+        """Record generated tokens where that is possible (None), never (False), or always (True).
+
+        Raises InputError for another value, and UnsupportedError for True and a model that cannot be recorded.
+        """
+        if wanted is not None and not isinstance(wanted, bool):
+            raise InputError(f"decode_graphs is {wanted!r}; give True, False or None")
+        self.wanted = wanted
+        if wanted:
+            self._refuse(self._skipping() or obstacle_in_model(self.host))
+
+    def refuse_beams(self, beams: int | None) -> None:
+        """Raise UnsupportedError if tokens must be recorded, and `beams` of them in each row are generated at once."""
+        if beams is not None and beams > 1:
+            self._refuse(f"{beams} beams reorder the cache at every token: set num_beams=1")
+
+    def recorded(self, stream: TokenStream, call: DecoderCall) -> Recorded | None:
+        """The recorded step of this call; None if it runs layer by layer. Raises UnsupportedError as `want` does."""
+        cache = call.cache
+        if self.wanted is False or call.layout.prompts or cache is None:
+            return None
+        obstacle = self._skipping() or obstacle_in_call(self.host, call)
+        if obstacle is not None:
+            self._refuse(obstacle)
+            return None
+        before, left = self._recorded.pop(cache, None), self._left.pop(cache, None)
+        if before is None:
+            next_one = left is not None and left() is _keys(cache)
+            made = self._record(stream, call, ROOM) if next_one else None
+        elif before.wiring.stale or not before.step.goes_on(cache, call.masks.past, stream):
+            made = None
+        else:
+            made = self._record(stream, call, 2 * before.step.room) if before.step.full else before
+        if made is not None:
+            self._recorded[cache] = made
+        return made
+
+    def note(self, call: DecoderCall) -> None:
+        """Note what a generated token that ran layer by layer has left in the cache."""
+        cache = call.cache
+        if self.wanted is not False and cache is not None and cache not in self._given_up:
+            self._left[cache] = ref(_keys(cache))
+
+    def forget(self) -> None:
+        """Free the memory of all recordings."""
+        self._left.clear()
+        self._recorded.clear()
+
+    def _record(self, stream: TokenStream, call: DecoderCall, room: int) -> Recorded | None:
+        """A new step, recorded on this token. K/V of the cache move to where there is room."""
+        assert call.cache is not None
+        wiring = Wiring(self.host.layers)
+        obstacle = wiring.obstacle(stream.hidden.device)
+        if obstacle is not None:
+            self._refuse(obstacle)
+            self._given_up.add(call.cache)
+            return None
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # so that calls outside of inference mode can go on
+                step = DecodeStep(self.host, call.cache, call.masks.past, stream, room)
+                step.take(stream.hidden, stream.rotary)
+                return Recorded(step, record(step.compute, stream.hidden.device), wiring)
+        except RuntimeError as error:
+            if self.wanted:
+                raise UnsupportedError(f"recording a CUDA graph failed ({error}): leave decode_graphs out") from error
+            self.wanted = False
+            warnings.warn(
+                f"generated tokens run layer by layer, since recording them as a CUDA graph failed: {error}. Give "
+                "decode_graphs=False to leave it out",
+                UnrecordedWarning,
+                stacklevel=2,
+            )
+            return None
+
+    def _skipping(self) -> str | None:
+        return "generated tokens run through some of the layers only: choose another method" if self.counted else None
+
+    def _refuse(self, obstacle: str | None) -> None:
+        if self.wanted and obstacle is not None:
+            raise UnsupportedError(f"decode_graphs=True is not supported here: {obstacle}, or leave decode_graphs out")
+
+
+def _keys(cache: DynamicCache) -> torch.Tensor:
+    """Keys of the first layer, which any change of the cache replaces."""
+    layers: list[Any] = cache.layers
+    keys: torch.Tensor = layers[0].keys
+    return keys
