@@ -1,6 +1,5 @@
 """Generated tokens that run as one recorded step equal those that run layer by layer."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,13 @@ from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, Forecast, KeyNorm, Policy, Progressive, SingleInputKV, halting
 from deltahalt.engine import decode_step, decoding
-from deltahalt.engine.cache import HaltedCache, fork
+from deltahalt.engine.cache import HaltedCache
 from deltahalt.host import one_query
 from deltahalt.host.compat import CACHE
 from helpers.frozen import frozen
 from helpers.oracle import Feed
-from helpers.recording import recorded_steps
-from helpers.tiny import FULL_VARIANTS, VOCAB, prompts, tiny
+from helpers.recording import conversation, recorded_steps
+from helpers.tiny import FULL_VARIANTS, prompts, tiny
 
 TOLERANCE = 1e-5
 DASH = Dash(start=1, pruning_ratio=0.6, keep_first=2, keep_last=3)
@@ -106,42 +105,10 @@ def test_room_that_is_used_up_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({id(step) for step in ran}) == 4
 
 
-def conversation(model: Any, *, graphs: bool) -> list[torch.Tensor]:
-    """Logits of single tokens and of turns, between which the cache is cropped, copied, reordered and repeated."""
-    more = torch.randint(1, VOCAB, (2, 40), generator=torch.Generator().manual_seed(1))
-    logits = []
-
-    def decode(feed: Feed, tokens: int = 4) -> None:
-        logits.extend(feed(more[: len(feed.mask), step : step + 1]) for step in range(tokens))
-
-    with halting(model, DASH, decode_graphs=None if graphs else False):
-        feed = Feed(model)
-        logits.append(feed(*prompts(40, 29), logits_to_keep=1))
-        decode(feed)
-        logits.append(feed(*prompts(24, 17, seed=2), logits_to_keep=1))
-        decode(feed)
-        twin, deep = Feed(model, fork(feed.cache)), Feed(model, copy.deepcopy(feed.cache))
-        twin.mask = deep.mask = feed.mask
-        feed.cache.crop(-2)
-        feed.mask = feed.mask[:, :-2]
-        decode(feed)
-        for other in (twin, deep):  # neither sees what the first has written since
-            decode(other)
-        order = torch.tensor([1, 0])
-        for each in (feed, twin):
-            each.cache.reorder_cache(order)
-            each.mask = each.mask[order]
-            decode(each, 5)
-        feed.cache.batch_select_indices(torch.tensor([1]))
-        feed.mask = feed.mask[1:]
-        decode(feed)
-    return logits
-
-
 def test_all_that_can_happen_to_a_cache_between_tokens() -> None:
-    theirs = conversation(tiny(), graphs=False)
+    theirs = conversation(tiny(), DASH, graphs=False)
     with recorded_steps() as ran:
-        ours = conversation(tiny(), graphs=True)
+        ours = conversation(tiny(), DASH, graphs=True)
     assert len({id(step) for step in ran}) > 5
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 

@@ -20,14 +20,16 @@ def record(compute: Callable[[], torch.Tensor], device: torch.device) -> Callabl
             _streams[device] = torch.cuda.Stream(device)
         aside, here, graph = _streams[device], torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            compute()  # libraries allocate what they need on their first call, which a recording must not
-            graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the GPU meanwhile
-            try:
-                output = compute()
-            finally:
-                graph.capture_end()
-        here.wait_stream(aside)
+        try:
+            with torch.cuda.stream(aside):
+                compute()  # libraries allocate what they need on their first call, which a recording must not
+                graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the GPU meanwhile
+                try:
+                    output = compute()
+                finally:
+                    graph.capture_end()
+        finally:
+            here.wait_stream(aside)
 
     def repeat() -> torch.Tensor:
         graph.replay()

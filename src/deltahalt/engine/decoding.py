@@ -29,13 +29,6 @@ class Recorded:
     repeat: Callable[[], torch.Tensor]
     wiring: Wiring
 
-    def run(self, stream: TokenStream, cache: DynamicCache) -> TokenStream:
-        """Run the next token of each row through all layers; `cache` then holds it. Its states last until the next."""
-        self.step.take(stream.hidden, stream.rotary)
-        hidden = self.repeat()
-        self.step.show(cache)
-        return stream.advance(hidden)
-
 
 class Decoding:
     """The generated tokens of a block: each runs as a recorded step where that is possible, else layer by layer.
@@ -68,26 +61,22 @@ class Decoding:
         if beams is not None and beams > 1:
             self._refuse(f"{beams} beams reorder the cache at every token: set num_beams=1")
 
-    def recorded(self, stream: TokenStream, call: DecoderCall) -> Recorded | None:
-        """The recorded step of this call; None if it runs layer by layer. Raises UnsupportedError as `want` does."""
-        cache = call.cache
-        if self.wanted is False or call.layout.prompts or cache is None:
+    def run(self, stream: TokenStream, call: DecoderCall) -> TokenStream | None:
+        """Run a generated token of each row through all layers; the cache then holds it.
+
+        Returns the tokens as they leave the last layer, whose states last until the next token; None where they have
+        yet to run layer by layer. Raises UnsupportedError as `want` does.
+        """
+        recorded, cache = self._recorded_for(stream, call), call.cache
+        if recorded is None or cache is None:
             return None
-        obstacle = self._skipping() or obstacle_in_call(self.host, call)
-        if obstacle is not None:
-            self._refuse(obstacle)
+        recorded.step.take(stream.hidden, stream.rotary)
+        hidden = recorded.repeat()
+        if recorded.wiring.stale:  # looked at while the GPU is at work; nobody has seen the result yet
             return None
-        before, left = self._recorded.pop(cache, None), self._left.pop(cache, None)
-        if before is None:
-            next_one = left is not None and left() is _keys(cache)
-            made = self._record(stream, call, ROOM) if next_one else None
-        elif before.wiring.stale or not before.step.goes_on(cache, call.masks.past, stream):
-            made = None
-        else:
-            made = self._record(stream, call, 2 * before.step.room) if before.step.full else before
-        if made is not None:
-            self._recorded[cache] = made
-        return made
+        recorded.step.show(cache)
+        self._recorded[cache] = recorded
+        return stream.advance(hidden)
 
     def note(self, call: DecoderCall) -> None:
         """Note what a generated token that ran layer by layer has left in the cache."""
@@ -99,6 +88,23 @@ class Decoding:
         """Free the memory of all recordings."""
         self._left.clear()
         self._recorded.clear()
+
+    def _recorded_for(self, stream: TokenStream, call: DecoderCall) -> Recorded | None:
+        """The recorded step that runs these tokens; None if there is none."""
+        cache = call.cache
+        if self.wanted is False or cache is None:
+            return None
+        before, left = self._recorded.pop(cache, None), self._left.pop(cache, None)
+        obstacle = self._skipping() or obstacle_in_call(self.host, call)
+        if obstacle is not None:
+            self._refuse(obstacle)
+            return None
+        if before is None:
+            next_one = left is not None and left() is _keys(cache)
+            return self._record(stream, call, ROOM) if next_one else None
+        if not before.step.goes_on(cache, call.masks.past, stream):
+            return None
+        return self._record(stream, call, 2 * before.step.room) if before.step.full else before
 
     def _record(self, stream: TokenStream, call: DecoderCall, room: int) -> Recorded | None:
         """A new step, recorded on this token. K/V of the cache move to where there is room."""

@@ -162,9 +162,9 @@ class Halted:
         if call.layout.prompts:
             with untouched_on_error(call.cache):
                 return run_call(layers, stages, stream, call, **options)
-        recorded = self.decoding.recorded(stream, call)
-        result = run_call(layers, stages, stream, call, recorded=recorded, **options)
-        if recorded is None:
+        done = self.decoding.run(stream, call)
+        result = run_call(layers, stages, stream, call, done=done, **options)
+        if done is None:
             self.decoding.note(call)
         return result
 

@@ -6,7 +6,6 @@ from deltahalt.engine.cache import HaltedCache, refuse_unfilled
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.decision import decide
 from deltahalt.engine.decoder import run_layers
-from deltahalt.engine.decoding import Recorded
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import UnsupportedError
@@ -51,22 +50,20 @@ def run_call(
     *,
     counted: bool = False,
     skipped: Collection[int] = (),
-    recorded: Recorded | None = None,
+    done: TokenStream | None = None,
 ) -> tuple[TokenStream, Trace]:
     """Run numbered layers of the host, halting at `stages`; the cache then knows which tokens its layers hold.
 
     counted: the cache must count the tokens that are generated later, even if nothing was halted. skipped: the layers
-    that are left out. recorded: the step that runs generated tokens; None where layers run one by one. Returns the
-    active tokens as they leave the last layer, before the final norm, and the trace of the run. Raises PolicyError for
+    that are left out. done: generated tokens as they leave the last layer, where they have run. Returns the active
+    tokens as they leave the last layer, before the final norm, and the trace of the run. Raises PolicyError for
     scores that are NaN, and UnsupportedError for a host whose layers do not fill the cache.
     """
     layers, cache, layout = list(layers), call.cache, call.layout
-    if recorded is None:
+    if done is None:
         stream, trace = run_layers(layers, stages, stream, call)
     else:
-        assert cache is not None  # a generated token has one
-        trace = Trace.begin(stream, dropped=False)
-        stream = recorded.run(stream, cache)
+        stream, trace = done, Trace.begin(done, dropped=False)
     if cache is not None:
         refuse_unfilled(cache, (index for index, _ in layers))
     trace.refuse_nan()

@@ -18,6 +18,7 @@ class Wiring:
     def __init__(self, layers: Iterable[Module]) -> None:
         self.modules: list[Module] = [module for layer in layers for module in layer.modules()]
         self.parts, self.addresses = self._parts(), self._addresses()
+        self.held = [weight.detach() for weight in self._weights()]  # a recording may run once after they are replaced
 
     @property
     def stale(self) -> bool:
