@@ -19,6 +19,7 @@ from deltahalt.cli.base import (
     progress,
 )
 from deltahalt.cli.common import load_model, parse_names, parse_numbers, resolve_methods
+from deltahalt.cli.decode_speed import bench_decode
 from deltahalt.cli.tables import of_policies, side_by_side
 from deltahalt.errors import InputError
 from deltahalt.files import require_apart
@@ -64,6 +65,10 @@ def bench(
             "--readout", help="Documents per second of an embedder: of half of each length to all of it, no new tokens."
         ),
     ] = False,
+    decode: Annotated[
+        bool,
+        typer.Option("--decode", help="Time generated tokens, with CUDA graphs and without."),
+    ] = False,
     piece_tokens: Annotated[
         int | None,
         typer.Option(
@@ -76,8 +81,7 @@ def bench(
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     from deltahalt.answering.documents import read_document
     from deltahalt.cli.before import check_text_model
-    from deltahalt.lab.bench.measure import measure, require_room, runs
-    from deltahalt.lab.bench.prompts import random_prompts, text_prompts
+    from deltahalt.lab.bench.measure import require_room
     from deltahalt.lab.figures.tables import KINDS
     from deltahalt.lab.rows.base import require_rows
 
@@ -89,10 +93,10 @@ def bench(
         require_rows(rows, *KINDS)
     sizes, batches = parse_numbers(lengths), parse_numbers(batch_sizes, MOST_BATCH)
     longest = max(sizes)
-    if piece_tokens is not None:
-        _refuse_with_pieces(text, batches, new_lengths=new_lengths, readout=readout)
+    modes = {"new_lengths": new_lengths, "readout": readout, "pieces": piece_tokens is not None, "decode": decode}
+    _refuse_modes(text, batches, **modes)
     if readout:
-        new_tokens = _no_new_tokens(text, new_lengths=new_lengths)
+        new_tokens = 0
     if new_lengths:
         longest += _new_lengths_room(sizes, batches, text, policies=len(named), runs=repeats, new_tokens=new_tokens)
     words = None if text is None else read_document(str(text))
@@ -113,12 +117,39 @@ def bench(
     if readout:
         _bench_readout(network, name, chosen, sizes, batches, rows, tokenizer=tokenizer, repeats=repeats, seed=seed)
         return
+    if decode:
+        options = {"tokenizer": tokenizer, "new_tokens": new_tokens, "repeats": repeats, "seed": seed}
+        bench_decode(network, name, chosen, sizes, batches, rows, **options)
+        return
     if piece_tokens is not None:
         options = {"piece_tokens": piece_tokens, "new_tokens": new_tokens, "runs": repeats, "seed": seed}
         _bench_long_prompts(network, name, chosen, sizes, rows, tokenizer=tokenizer, **options)
         return
+    options = {"tokenizer": tokenizer, "new_tokens": new_tokens, "repeats": repeats, "seed": seed}
+    _bench_policies(network, name, chosen, sizes, batches, rows, words=words, **options)
+
+
+def _bench_policies(
+    network: Any,
+    name: str,
+    chosen: dict[str, Any],
+    sizes: list[int],
+    batches: list[int],
+    rows: Path | None,
+    *,
+    words: str | None,
+    tokenizer: Any,
+    repeats: int,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Measure policies in turn with the full model, and show and keep the rows of each kind of batch as it is done."""
+    from deltahalt.lab.bench.measure import measure, runs
+    from deltahalt.lab.bench.prompts import random_prompts, text_prompts
+
     with progress() as bar:
         task = bar.add_task(name, total=runs(len(chosen), repeats) * len(sizes) * len(batches))
+        options |= {"tokenizer": tokenizer, "repeats": repeats, "seed": seed, "tick": lambda: bar.advance(task)}
         for batch, size in product(batches, sizes):
             bar.update(task, description=f"{name}, {batch} x {size:,} tokens")
             prompts = (
@@ -126,18 +157,7 @@ def bench(
                 if words is None
                 else text_prompts(network, tokenizer, words, size, batch)
             )
-            rounds = measure(
-                network,
-                name,
-                chosen,
-                prompts,
-                tokenizer=tokenizer,
-                new_tokens=new_tokens,
-                repeats=repeats,
-                seed=seed,
-                tick=lambda: bar.advance(task),
-            )
-            measured = _show_and_keep(rounds, rows)
+            measured = _show_and_keep(measure(network, name, chosen, prompts, **options), rows)
     out.print(f"{measured[0].machine}; {measured[0].dtype}; medians of {repeats} runs in turn")
 
 
@@ -219,20 +239,22 @@ def _bench_long_prompts(
         out.print(of_policies([row.policy for row in shown], cells(shown), caption=f"{prompt:,} tokens"))
 
 
-def _refuse_with_pieces(text: Path | None, batches: list[int], *, new_lengths: bool, readout: bool) -> None:
-    """Raise InputError for what --piece-tokens cannot measure."""
-    if text is not None or new_lengths or readout or batches != [1]:
+def _refuse_modes(
+    text: Path | None, batches: list[int], *, new_lengths: bool, readout: bool, pieces: bool, decode: bool
+) -> None:
+    """Raise InputError for what --piece-tokens, --decode or --readout cannot measure."""
+    if decode and (text is not None or new_lengths or readout or pieces):
+        raise InputError(
+            "--decode measures tokens after random prompts: leave --text, --new-lengths, --readout and --piece-tokens "
+            "out"
+        )
+    if pieces and (text is not None or new_lengths or readout or batches != [1]):
         raise InputError(
             "--piece-tokens measures single prompts of random tokens: leave --text, --new-lengths, --readout and "
             "--batch-sizes out"
         )
-
-
-def _no_new_tokens(text: Path | None, *, new_lengths: bool) -> int:
-    """The number of new tokens after a readout. Raises InputError for what --readout cannot measure."""
-    if text is not None or new_lengths:
+    if readout and (text is not None or new_lengths):
         raise InputError("--readout measures documents of random tokens: leave --text and --new-lengths out")
-    return 0
 
 
 def _bench_readout(

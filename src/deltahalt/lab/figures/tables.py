@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deltahalt.lab.bench.decode import DecodeRow
+from deltahalt.lab.bench.decode import markdown as decode_table
 from deltahalt.lab.bench.long_prompts import LongPromptRow
 from deltahalt.lab.bench.long_prompts import markdown as long_prompts_table
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
@@ -28,6 +30,7 @@ from deltahalt.lab.rows.eval import EvalRow
 KINDS: dict[type[Row], Callable[[Any], str]] = {
     BenchRow: bench_table,
     NewLengthsRow: new_lengths_table,
+    DecodeRow: decode_table,
     LongPromptRow: long_prompts_table,
     ReadoutRow: readout_table,
     SweepRow: sweep_table,
