@@ -99,12 +99,15 @@ class Decoding:
         if obstacle is not None:
             self._refuse(obstacle)
             return None
+        room = None
         if before is None:
-            next_one = left is not None and left() is _keys(cache)
-            return self._record(stream, call, ROOM) if next_one else None
-        if not before.step.goes_on(cache, call.masks.past, stream):
-            return None
-        return self._record(stream, call, 2 * before.step.room) if before.step.full else before
+            room = ROOM if left is not None and left() is _keys(cache) else None
+        elif before.step.goes_on(cache, call.masks.past, stream):
+            if not before.step.full:
+                return before
+            room = 2 * before.step.room
+        del before  # so that its K/V are free, layer by layer, as they move
+        return None if room is None else self._record(stream, call, room)
 
     def _record(self, stream: TokenStream, call: DecoderCall, room: int) -> Recorded | None:
         """A new step, recorded on this token. K/V of the cache move to where there is room."""
