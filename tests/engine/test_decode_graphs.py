@@ -1,5 +1,6 @@
 """Where generated tokens cannot run as a recorded step, they run layer by layer, or True is refused."""
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +12,7 @@ from torch import nn
 
 from deltahalt import D3, Dash, InputError, UnsupportedError, applying, halting
 from deltahalt.engine import decoding
+from deltahalt.engine.decode_graph import alone, generating
 from deltahalt.errors import UnrecordedWarning
 from deltahalt.host.compat import CACHE
 from helpers.oracle import Feed
@@ -141,6 +143,49 @@ def test_a_recording_that_fails(graphs: bool | None, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(decoding, "record", fail)
         assert torch.equal(tokens(tiny(), graphs), expected)
     assert ran == []
+
+
+def test_while_another_thread_generates_none_records() -> None:
+    expected = tokens(tiny(), False)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with generating():
+            inside.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    try:
+        with recorded_steps() as ran:
+            assert torch.equal(tokens(tiny(), None), expected)
+            assert ran == []
+            with generating():  # in this thread
+                assert torch.equal(tokens(tiny(), None), expected)
+            assert ran == []
+    finally:
+        go_on.set()
+        thread.join()
+    with recorded_steps() as ran, generating():
+        assert torch.equal(tokens(tiny(), None), expected)
+    assert len(ran) == 4
+
+
+def test_a_thread_that_begins_to_generate_waits_for_a_recording() -> None:
+    began = threading.Event()
+
+    def other() -> None:
+        with generating():
+            began.set()
+
+    with alone() as may_record:
+        assert may_record
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not began.wait(timeout=0.1)
+    thread.join()
+    assert began.is_set()
 
 
 def test_off() -> None:

@@ -109,20 +109,23 @@ def test_a_call_outside_of_inference_mode_goes_on_where_one_inside_it_ended() ->
     assert (logits[0] - logits[1]).abs().max() < TOLERANCE
 
 
-def test_threads_record_at_the_same_time() -> None:
-    model = tiny("qwen2").cuda()
-    prompt, options = prompts(150)[0].cuda(), {"max_new_tokens": 40, "do_sample": False}
-    found: list[torch.Tensor] = []
-    with halting(model, DASH, decode_graphs=False) as halted:
-        expected = halted.generate(prompt, **options)
+def test_threads_that_sample_do_not_meet_a_recording(repeated: list[DecodeStep]) -> None:
+    model, prompt = tiny("qwen2").cuda(), prompts(150)[0].cuda()
+    lengths = (10, 40, 20, 60)  # threads end one after another, until one is alone
+    found: dict[int, torch.Tensor] = {}
+
+    def generate(tokens: int) -> None:
+        found[tokens] = halted.generate(prompt, max_new_tokens=tokens, do_sample=True)
+
     with halting(model, DASH, decode_graphs=True) as halted:
-        threads = [threading.Thread(target=lambda: found.append(halted.generate(prompt, **options))) for _ in range(3)]
+        threads = [threading.Thread(target=generate, args=(tokens,)) for tokens in lengths]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert len(found) == 3
-    assert all(torch.equal(own, expected) for own in found)
+        halted.generate(prompt, max_new_tokens=6, do_sample=True)
+    assert {tokens: own.shape[1] - 150 for tokens, own in found.items()} == {tokens: tokens for tokens in lengths}
+    assert repeated
 
 
 def test_memory_of_graphs_is_free_after_the_block() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from deltahalt.engine.decode_graph import generating
 from deltahalt.engine.halted import Depth, Halted, Tower
 from deltahalt.engine.handover import finding, through_base, through_model
 from deltahalt.engine.question import Question
@@ -161,5 +162,5 @@ def _generate(halted: Halted, _: Block, original: Callable[..., Any], *args: Any
             advice = REFUSED_IN_GENERATE[name]
             raise UnsupportedError(f"generate({name}={shown}) is not supported with halting: {advice}")
     halted.decoding.refuse_beams(given.get("num_beams", getattr(config, "num_beams", None)))
-    with kept_open():
+    with kept_open(), generating():
         return original(*args, **kwargs)

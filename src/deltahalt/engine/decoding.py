@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt.engine.call import DecoderCall
-from deltahalt.engine.decode_graph import record
+from deltahalt.engine.decode_graph import alone, record
 from deltahalt.engine.decode_step import DecodeStep
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.recordable import obstacle_in_call, obstacle_in_model
@@ -35,7 +35,7 @@ class Decoding:
 
     counted: whether generated tokens run through some of the layers only. The first token after a prompt, and after any
     other change of the cache, runs layer by layer: so beam search, which reorders the cache at each token, never
-    records.
+    records. While several threads generate, none begins to record.
     """
 
     def __init__(self, host: HostDecoder, *, counted: bool) -> None:
@@ -107,7 +107,10 @@ class Decoding:
                 return before
             room = 2 * before.step.room
         del before  # so that its K/V are free, layer by layer, as they move
-        return None if room is None else self._record(stream, call, room)
+        if room is None:
+            return None
+        with alone() as may_record:
+            return self._record(stream, call, room) if may_record else None
 
     def _record(self, stream: TokenStream, call: DecoderCall, room: int) -> Recorded | None:
         """A new step, recorded on this token. K/V of the cache move to where there is room."""
