@@ -1,5 +1,6 @@
 """CUDA graphs of generated tokens: the same tokens as layer by layer, at every moment in the life of a cache."""
 
+import gc
 import threading
 from typing import Any
 
@@ -11,7 +12,7 @@ from deltahalt import Dash, Dense, Policy, Progressive, SingleInputKV, WindowAtt
 from deltahalt.engine import decoding
 from deltahalt.engine.decode_step import DecodeStep
 from deltahalt.host.compat import CACHE
-from helpers.recording import conversation
+from helpers.recording import conversation, decoded
 from helpers.tiny import FULL_VARIANTS, prompts, tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -71,8 +72,7 @@ def test_every_kind_of_policy(policy: str, lengths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_as_near_to_float32_as_without_graphs(dtype: torch.dtype) -> None:
     def logits(dtype: torch.dtype, *, graphs: bool) -> torch.Tensor:
-        model = tiny("qwen2", dtype=dtype).cuda()
-        return torch.stack(generated(model, Dense(), 150, 130, graphs=graphs, max_new_tokens=5).logits)[:4]
+        return decoded(tiny("qwen2", dtype=dtype).cuda(), Dense(), 150, 130, graphs=graphs)
 
     exact = logits(torch.float32, graphs=False)
     errors = [(logits(dtype, graphs=graphs) - exact).norm() for graphs in (False, True)]
@@ -81,9 +81,9 @@ def test_half_precision_is_as_near_to_float32_as_without_graphs(dtype: torch.dty
 
 def test_room_that_is_used_up_grows(monkeypatch: pytest.MonkeyPatch, repeated: list[DecodeStep]) -> None:
     model = tiny("qwen2").cuda()
-    theirs = generated(model, DASH, 150, 130, graphs=False, max_new_tokens=700)
+    theirs = generated(model, DASH, 150, 130, graphs=False, max_new_tokens=300)
     monkeypatch.setattr(decoding, "ROOM", 8)
-    same(generated(model, DASH, 150, 130, graphs=True, max_new_tokens=700), theirs)
+    same(generated(model, DASH, 150, 130, graphs=True, max_new_tokens=300), theirs)
     assert len({id(step) for step in repeated}) > 1
 
 
@@ -130,8 +130,9 @@ def test_threads_that_sample_do_not_meet_a_recording(repeated: list[DecodeStep])
 
 def test_memory_of_graphs_is_free_after_the_block() -> None:
     model = tiny("qwen2").cuda()
-    generated(model, DASH, 150, graphs=True)
-    before = torch.cuda.memory_allocated()
-    for _ in range(3):
+    held = []
+    for _ in range(4):
         generated(model, DASH, 150, graphs=True)
-    assert torch.cuda.memory_allocated() == before
+        gc.collect()
+        held.append(torch.cuda.memory_allocated())
+    assert held[1:] == held[:1] * 3  # the first time, libraries allocate what they keep

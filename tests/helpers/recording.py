@@ -36,6 +36,17 @@ def recorded_steps() -> Iterator[list[DecodeStep]]:
         yield ran
 
 
+def decoded(model: Any, policy: Policy, *lengths: int, graphs: bool | None) -> torch.Tensor:
+    """Logits [B, 7, V] of prompts of these lengths, and of six given tokens after them."""
+    more = torch.randint(1, VOCAB, (len(lengths), 6), generator=torch.Generator().manual_seed(1)).to(model.device)
+    ids, mask = prompts(*lengths)
+    with halting(model, policy, decode_graphs=graphs):
+        feed = Feed(model)
+        logits = [feed(ids.to(model.device), mask.to(model.device), logits_to_keep=1)]
+        logits += [feed(more[:, step : step + 1]) for step in range(6)]
+    return torch.cat(logits, dim=1)
+
+
 def conversation(model: Any, policy: Policy, *, graphs: bool) -> list[torch.Tensor]:
     """Logits of single tokens and of turns, between which the cache is cropped, copied, reordered and repeated."""
     more = torch.randint(1, VOCAB, (2, 5), generator=torch.Generator().manual_seed(1)).to(model.device)
