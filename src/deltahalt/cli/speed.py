@@ -81,6 +81,7 @@ def bench(
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     from deltahalt.answering.documents import read_document
     from deltahalt.cli.before import check_text_model
+    from deltahalt.lab.bench.decode import check_new_tokens
     from deltahalt.lab.bench.measure import require_room
     from deltahalt.lab.figures.tables import KINDS
     from deltahalt.lab.rows.base import require_rows
@@ -95,6 +96,8 @@ def bench(
     longest = max(sizes)
     modes = {"new_lengths": new_lengths, "readout": readout, "pieces": piece_tokens is not None, "decode": decode}
     _refuse_modes(text, batches, **modes)
+    if decode:
+        check_new_tokens(new_tokens)
     if readout:
         new_tokens = 0
     if new_lengths:

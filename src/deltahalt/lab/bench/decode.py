@@ -49,6 +49,12 @@ class DecodeRow(RanRow):
     peak_bytes: float | None
 
 
+def check_new_tokens(new_tokens: int) -> None:
+    """Raise InputError if answers have one token only."""
+    if new_tokens < 2:
+        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}), since tokens after the first are timed")
+
+
 def decode_ways(model: Any, policies: Mapping[str, AnyMethod], tokenizer: Any = None) -> dict[Way, RunContext]:
     """Return the plain model, the engine with nothing halted, and each policy, as contexts to measure.
 
@@ -87,8 +93,7 @@ def measure_decode(
     The warm-up generates as many tokens as a run does, so that every length has its plan of cuDNN's attention. Raises
     InputError for answers of one token, and if the GPU's memory is too small.
     """
-    if new_tokens < 2:
-        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}), since tokens after the first are timed")
+    check_new_tokens(new_tokens)
     prompts = random_prompts(model, length, batch, seed)
     costs: dict[Way, list[Cost]] = {way: [] for way in ways}
     for run in range(runs + 1):
