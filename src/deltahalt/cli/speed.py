@@ -81,8 +81,7 @@ def bench(
     """Measure time, memory and FLOPs of policies in turn with the full model (see docs/bench.md)."""
     from deltahalt.answering.documents import read_document
     from deltahalt.cli.before import check_text_model
-    from deltahalt.lab.bench.decode import check_new_tokens
-    from deltahalt.lab.bench.measure import require_room
+    from deltahalt.lab.bench.measure import check_new_tokens, require_room
     from deltahalt.lab.figures.tables import KINDS
     from deltahalt.lab.rows.base import require_rows
 

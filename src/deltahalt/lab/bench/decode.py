@@ -7,9 +7,9 @@ from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
-from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.errors import UnsupportedError
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, NOTHING_HALTED, RunContext, run_once
+from deltahalt.lab.bench.measure import FULL, NOTHING_HALTED, RunContext, check_new_tokens, run_once
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.bench.row import Cost, medians
 from deltahalt.lab.rows.base import RanRow
@@ -47,12 +47,6 @@ class DecodeRow(RanRow):
     gain: float
     kv_bytes: float
     peak_bytes: float | None
-
-
-def check_new_tokens(new_tokens: int) -> None:
-    """Raise InputError if answers have one token only."""
-    if new_tokens < 2:
-        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}), since tokens after the first are timed")
 
 
 def decode_ways(model: Any, policies: Mapping[str, AnyMethod], tokenizer: Any = None) -> dict[Way, RunContext]:

@@ -98,6 +98,12 @@ def require_room(config: Any, name: str, length: int, new_tokens: int) -> None:
         )
 
 
+def check_new_tokens(new_tokens: int) -> None:
+    """Raise InputError if answers have one token only."""
+    if new_tokens < 2:
+        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}), since tokens after the first are timed")
+
+
 def runs(policies: int, repeats: int) -> int:
     """Return the number of runs that `measure` makes."""
     return (policies + 2) * (repeats + 1)

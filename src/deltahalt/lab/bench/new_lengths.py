@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from deltahalt.engine.backends import WITHOUT_CUDNN
 from deltahalt.errors import InputError
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext, run_once
+from deltahalt.lab.bench.measure import FULL, RunContext, check_new_tokens, run_once
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.bench.row import Cost
 from deltahalt.lab.rows.base import RanRow
@@ -49,8 +49,7 @@ def spread(policies: int, runs: int, new_tokens: int) -> int:
 
 def check_lengths(lengths: Sequence[int], policies: int, runs: int, new_tokens: int) -> None:
     """Raise InputError if answers have one token only, or if two of `lengths` would have prompts of equal length."""
-    if new_tokens < 2:
-        raise InputError(f"--new-tokens must be at least 2 (got {new_tokens}), since tokens after the first are timed")
+    check_new_tokens(new_tokens)
     apart = spread(policies, runs, new_tokens)
     for shorter, longer in pairwise(sorted(lengths)):
         if longer - shorter < apart:
