@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicLayer
 
 from deltahalt import D3, Dash, InputError, UnsupportedError, applying, halting
 from deltahalt.engine import decoding
@@ -120,6 +121,39 @@ def test_contexts_of_a_call(kind: str) -> None:
     with recorded_steps() as ran:
         decode(None)
         with pytest.raises(UnsupportedError, match=kind):
+            decode(True)
+    assert ran == []
+
+
+class OtherLayer(DynamicLayer):
+    """A layer of a cache that may do anything."""
+
+
+def _other_layer(cache: Any) -> None:
+    cache.layers[3].__class__ = OtherLayer
+
+
+def _fewer_entries(cache: Any) -> None:
+    layer = cache.layers[3]
+    layer.keys, layer.values = layer.keys[..., 2:, :], layer.values[..., 2:, :]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(_other_layer, "layers of another kind"), (_fewer_entries, "as after a KV press")]
+)
+def test_caches_that_cannot_be_recorded(change: Callable[[Any], None], message: str) -> None:
+    def decode(graphs: bool | None) -> None:
+        model = tiny()
+        with halting(model, DASH, decode_graphs=graphs):
+            feed = Feed(model)
+            feed(*prompts(40), logits_to_keep=1)
+            change(feed.cache)
+            for step in range(4):
+                feed(prompts(1, seed=step)[0])
+
+    with recorded_steps() as ran:
+        decode(None)
+        with pytest.raises(UnsupportedError, match=message):
             decode(True)
     assert ran == []
 

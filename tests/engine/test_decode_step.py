@@ -126,6 +126,41 @@ def test_two_caches_take_turns() -> None:
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < TOLERANCE
 
 
+def _reorder(feed: Feed) -> None:
+    feed.cache.reorder_cache(torch.tensor([1, 0]))
+
+
+def _replace_values(feed: Feed) -> None:
+    layer: Any = feed.cache.layers[3]
+    layer.values = layer.values * 1.5
+
+
+def _hide_tokens(feed: Feed) -> None:
+    feed.mask = feed.mask.clone()
+    feed.mask[1, :20] = 0
+
+
+@pytest.mark.parametrize("change", [_reorder, _replace_values, _hide_tokens])
+@pytest.mark.parametrize("lengths", [(40, 40), (40, 29)], ids=str)
+def test_changes_that_leave_the_number_of_entries(lengths: tuple[int, ...], change: Callable[[Feed], None]) -> None:
+    def logits(*, graphs: bool | None) -> torch.Tensor:
+        model = tiny()
+        with halting(model, Dense(), decode_graphs=graphs):
+            feed = Feed(model)
+            found = [feed(*prompts(*lengths), logits_to_keep=1)]
+            for step in range(8):
+                if step == 4:
+                    change(feed)
+                found.append(feed(prompts(1, 1, seed=step)[0]))
+        return torch.cat(found)
+
+    theirs = logits(graphs=False)
+    with recorded_steps() as ran:
+        assert (logits(graphs=None) - theirs).abs().max() < TOLERANCE
+    assert len(ran) == 6
+    assert len(set(ran)) == 2
+
+
 def test_what_a_recording_depends_on_is_seen_when_it_changes() -> None:
     def logits(model: Any) -> list[torch.Tensor]:
         """Of four tokens before and after each change."""

@@ -68,7 +68,7 @@ class DecodeStep:
                 layer: Any = cache.layers[index]
                 self.kv.append((_roomy(layer.keys, run), _roomy(layer.values, run)))
                 self._show(layer, index, run)  # at once: the shorter tensors are free before the next layer's are made
-        self.shown = [layer.keys for layer in self._layers_of(cache)]
+        self.shown = _held_by(cache)
 
     @property
     def full(self) -> bool:
@@ -78,8 +78,8 @@ class DecodeStep:
     def goes_on(self, cache: DynamicCache, segments: Sequence[Segment], stream: TokenStream) -> bool:
         """Whether the next token is one of `stream`, on a cache that holds what this step has left in it."""
         return (
-            len(cache.layers) == len(self.shown)
-            and all(layer.keys is keys for layer, keys in zip(self._layers_of(cache), self.shown, strict=True))
+            len(cache.layers) == len(self.kv)
+            and all(one is other for one, other in zip(_held_by(cache), self.shown, strict=True))
             and _same_kind(self.hidden, stream.hidden)
             and self.rotary.keys() == stream.rotary.keys()
             and all(
@@ -126,7 +126,7 @@ class DecodeStep:
         for run in self.runs:
             for index in run.layers:
                 self._show(cache.layers[index], index, run)
-        self.shown = [layer.keys for layer in self._layers_of(cache)]
+        self.shown = _held_by(cache)
 
     def _show(self, layer: Any, index: int, run: Run) -> None:
         keys, values = (part[..., : run.held + self.filled, :] for part in self.kv[index])
@@ -141,9 +141,11 @@ class DecodeStep:
         real = run.real[:, :filled]
         return not run.padded or torch.equal(real, (segment.slots >= 0).to(real.device))
 
-    @staticmethod
-    def _layers_of(cache: DynamicCache) -> list[Any]:
-        return cache.layers
+
+def _held_by(cache: DynamicCache) -> list[torch.Tensor]:
+    """Keys and values of all layers."""
+    layers: list[Any] = cache.layers
+    return [part for layer in layers for part in (layer.keys, layer.values)]
 
 
 def _roomy(held: torch.Tensor, run: Run) -> torch.Tensor:
