@@ -211,6 +211,11 @@ def test_recordings_end_with_the_block_and_with_their_cache() -> None:
         for tokens in (40, 1, 1, 1):
             feed(*prompts(tokens), logits_to_keep=1)
         assert len(halted.decoding._recorded) == 1
+        feed(*prompts(9), logits_to_keep=1)  # a later turn
+        assert len(halted.decoding._recorded) == 0
+        for tokens in (1, 1, 1):
+            feed(*prompts(tokens), logits_to_keep=1)
+        assert len(halted.decoding._recorded) == 1
         del feed
         assert len(halted.decoding._recorded) == 0
         other = Feed(model)

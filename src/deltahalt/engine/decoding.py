@@ -84,6 +84,12 @@ class Decoding:
         if self.wanted is not False and cache is not None and cache not in self._given_up:
             self._left[cache] = ref(_keys(cache))
 
+    def drop(self, cache: DynamicCache | None) -> None:
+        """Free the memory of the recording that continues `cache`, which is about to receive a prompt."""
+        if cache is not None:
+            self._left.pop(cache, None)
+            self._recorded.pop(cache, None)
+
     def forget(self) -> None:
         """Free the memory of all recordings."""
         self._left.clear()

@@ -160,6 +160,7 @@ class Halted:
         layers = [(index, layer) for index, layer in enumerate(self.host.layers) if index not in skipped]
         options: dict[str, Any] = {"counted": self.depth is not None, "skipped": skipped}
         if call.layout.prompts:
+            self.decoding.drop(call.cache)
             with untouched_on_error(call.cache):
                 return run_call(layers, stages, stream, call, **options)
         done = self.decoding.run(stream, call)
