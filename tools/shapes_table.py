@@ -9,6 +9,7 @@ from deltahalt.lab.evaluation.shapes.summary import ALL, ShapeSummary, differenc
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.rows.markdown import table
 from deltahalt.profile import shipped
+from deltahalt.profile_names import AUTO, AUTO_QUERY_FREE
 
 FULL = "full model"
 # Where the question stands in prompts of recipes/real_prompts.py, by how the names of their tasks end or begin.
@@ -84,9 +85,9 @@ def _mean(values: Sequence[float]) -> str:
 def _heads(model: str, speeds: Iterable[tuple[str, float]]) -> Iterator[str]:
     """For each policy its name and speed; what a profile of the model chose is called by what a user writes."""
     chosen = {
-        choice.policy: f"auto:{choice.speedup:.1f}" if number else "auto"
+        choice.policy: (AUTO_QUERY_FREE if profile.query_free else AUTO) + (f":{choice.speedup:.1f}" if number else "")
         for profile in shipped()
-        if profile.model == model and not profile.query_free
+        if profile.model == model
         for number, choice in enumerate(profile.choices)
     }
     for policy, speedup in speeds:

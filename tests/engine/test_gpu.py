@@ -13,6 +13,7 @@ from transformers.utils import import_utils
 
 from deltahalt import Dash, Dense, Forecast, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
 from deltahalt.engine.backends import WITHOUT_CUDNN
+from deltahalt.host import flash_four
 from deltahalt.host.lower_right import attend_lower_right
 from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
@@ -109,6 +110,21 @@ def test_attention_to_the_lower_right_is_near_to_float32(queries: int, keys: int
     with nullcontext() if cudnn else WITHOUT_CUDNN:
         found = attend_lower_right(*half)
     assert torch.allclose(found.float().cpu(), expected, atol=0.02)
+
+
+@pytest.mark.skipif(flash_four.kernel() is None, reason="needs FlashAttention 4 and a GPU that it runs on")
+@pytest.mark.parametrize(("queries", "keys", "size"), [(300, 1000, 64), (64, 65, 128), (777, 777, 128)])
+def test_flash_attention_4_is_near_to_float32(
+    queries: int, keys: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash_four, "FEWEST_PAIRS", 0)
+    generator = torch.Generator("cuda").manual_seed(0)
+    query = torch.randn(2, 4, queries, size, device="cuda", generator=generator)
+    key, value = torch.randn(2, 2, 2, keys, size, device="cuda", generator=generator)
+    expected = attend_lower_right(query.cpu(), key.cpu(), value.cpu())
+    half = [part.bfloat16() for part in (query, key, value)]
+    assert flash_four.takes(*half)
+    assert torch.allclose(attend_lower_right(*half).float().cpu(), expected, atol=0.02)
 
 
 def test_the_memory_of_a_layer_does_not_grow_with_the_width_of_its_mlp() -> None:

@@ -1,11 +1,12 @@
 """Attention that is causal to the lower right."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
-from deltahalt import (
-    UnsupportedError,
-)
+from deltahalt import UnsupportedError
 from deltahalt.host import lower_right
 
 
@@ -26,6 +27,33 @@ def test_attention_to_the_lower_right(
     ours = lower_right.attend_lower_right(query, key, value, 0.3)
     theirs = weights @ value.repeat_interleave(groups, dim=1)
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 8, 22])
+def test_blocks_of_keys_have_few_sizes(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain reference stands in for cuDNN."""
+    seen = []
+
+    def attend(
+        query: Any, key: Any, value: Any, bias: None, log: bool, p: float, causal: bool, *_: Any, scale: Any
+    ) -> Any:
+        seen.append(key.shape[2])
+        scores = query @ key.mT * scale
+        if causal:
+            scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+        return scores.softmax(dim=-1) @ value, scores.logsumexp(dim=-1, keepdim=True)
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", attend, raising=False)
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_, **__: SDPBackend.CUDNN_ATTENTION.value)
+    query = torch.randn(2, 2, 5, 8)
+    key, value = torch.randn(2, 2, 2, 5 * pieces, 8)
+    found = lower_right.attend_lower_right(query, key, value, 0.3)
+    monkeypatch.undo()
+    assert torch.allclose(found, lower_right.attend_lower_right(query, key, value, 0.3), atol=1e-5)
+    assert sum(seen) == 5 * pieces
+    assert seen[-1] == 5
+    assert {size.bit_count() for size in (keys // 5 for keys in seen)} == {1}
+    assert len(seen) <= 1 + pieces.bit_length()
 
 
 def test_an_attention_that_is_not_caught_is_refused() -> None:

@@ -44,7 +44,7 @@ def test_a_span_outside_of_the_prompt_is_refused(span: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("given", [[], 5, [3, 4], [(1, 2, 3)], [(1.0, 2.0)], [("a", "b")], [(True, False)], object()])
 def test_what_is_neither_text_nor_spans_is_refused(given: Any) -> None:
-    with pytest.raises(InputError, match="give its text, or spans of tokens such as"):
+    with pytest.raises(InputError, match="give its text, a list of texts, or spans of tokens such as"):
         question_of(given)
 
 
@@ -53,6 +53,17 @@ def test_a_text_needs_a_tokenizer_and_words(tokenizer: Any) -> None:
         question_of(QUESTION)
     with pytest.raises(InputError, match="the question is empty"):
         question_of(" \n", tokenizer)
+
+
+def test_each_prompt_of_a_batch_has_one_of_several_questions(tokenizer: Any) -> None:
+    asked = question_of([QUESTION, "When was it sent?"], tokenizer)
+    for text in (QUESTION, "When was it sent?"):
+        ids = torch.tensor(tokenizer(f"The letter is long. {text} Thanks.", add_special_tokens=False)["input_ids"])
+        assert torch.equal(asked.positions(ids, len(ids)), question_of(text, tokenizer).positions(ids, len(ids)))
+    both = torch.tensor(tokenizer(f"{QUESTION} When was it sent?", add_special_tokens=False)["input_ids"])
+    assert len(asked.positions(both, len(both))) == len(both)
+    with pytest.raises(InputError, match="none of the 2 questions is in the prompt: give them word for word"):
+        asked.positions(ids[:6], 6)
 
 
 @pytest.mark.parametrize(

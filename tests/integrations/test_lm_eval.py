@@ -298,3 +298,34 @@ def test_a_policy_does_not_tokenize_its_prompts_again(make: Any, monkeypatch: py
     doc = {"context": LINES[1][:100], "question": "when"}
     (answer,) = lm.generate_until([Instance("generate_until", doc, arguments, 0, metadata=("a task", 0, 1))])
     assert answer
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_question_that_the_task_knows_is_looked_for(
+    batch_size: int, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    own = DeltahaltLM.applying
+
+    def watched(self: DeltahaltLM, asked: Any = None) -> Any:
+        given.append(asked)
+        return own(self, asked)
+
+    monkeypatch.setattr(DeltahaltLM, "applying", watched)
+    lm = make("both-ends:start=2,pruning_ratio=0.5,keep_first=4,keep_last=4,reach=8", batch_size=batch_size)
+    settings = {"until": [], "max_gen_toks": 2, "do_sample": False}
+    questions = ["Who wrote it all down?", "When did they write it down?"]
+    known = [
+        Instance("generate_until", {"question": one}, (f"{one} {line}", settings), 0, metadata=("a task", 0, 1))
+        for one, line in zip(questions, LINES, strict=False)
+    ]
+    lm.generate_until(known)
+    assert sorted({one for asked in given if asked for one in asked}) == sorted(questions)
+    given.clear()
+    endings = [Instance("loglikelihood", one.doc, (one.args[0], " yes"), 0, metadata=("a task", 0, 1)) for one in known]
+    lm.loglikelihood(endings)
+    assert sorted({one for asked in given if asked for one in asked}) == sorted(questions)
+    given.clear()
+    elsewhere = {"question": "What is not in the prompt at all?"}
+    lm.generate_until([Instance("generate_until", elsewhere, (LINES[0], settings), 0, metadata=("a task", 0, 1))])
+    assert not any(given)

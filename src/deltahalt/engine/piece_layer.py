@@ -35,10 +35,10 @@ class PieceLayer(HostLayer):
         host, inputs = call.host, call.layer_inputs(index, stream, None)
         if host.windows[index] is not None:
             return cls(index, layer, stream, call, inputs, WITHOUT_CUDNN, trace)
-        # Every piece reads another number of keys, half of all on average, so cuDNN compiles a plan for each.
         layers = host.shape.layers if per_plan is None else per_plan
-        pairs = layers * host.shape.heads * len(stream.lengths) * call.piece * stream.width // 2
-        return cls(index, layer, stream, call, inputs, backend(pairs, masked=False), trace)
+        pairs = layers * host.shape.heads * len(stream.lengths) * stream.width**2 // 2
+        plans = 1 + (stream.width // call.piece).bit_length()  # sizes of blocks, see `LowerRight`
+        return cls(index, layer, stream, call, inputs, backend(pairs // plans, masked=False), trace)
 
     def run(self) -> torch.Tensor:
         return within_hook(self.layer, self._block)(self.stream.hidden, **self.inputs)

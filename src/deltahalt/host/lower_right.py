@@ -1,6 +1,6 @@
 """Causal attention of queries that are the last of the keys: the diagonal ends in the lower right corner."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
 
+from deltahalt.host import flash_four
 from deltahalt.host.caught import CaughtAttention
 
 MASKED_ROWS = 1024  # rows of a mask at once, where no kernel aligns to the lower right by itself
@@ -50,31 +51,49 @@ def attend_lower_right(
     """
     queries, keys, shared = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"scale": scale, "dropout_p": dropout, "enable_gqa": shared}
+    if queries > 1 and flash_four.takes(query, key, value, dropout):
+        return flash_four.attend(query, key, value, scale)
     if queries in (1, keys):
         return F.scaled_dot_product_attention(query, key, value, is_causal=queries > 1, **options)
-    if not dropout and torch._fused_sdp_choice(query, key, value, **options) == SDPBackend.CUDNN_ATTENTION.value:
-        return _attend_in_two_parts(query, key, value, scale)
+    planned = not dropout and keys % queries == 0
+    if planned and torch._fused_sdp_choice(query, key, value, **options) == SDPBackend.CUDNN_ATTENTION.value:
+        return _attend_in_blocks(query, key, value, scale)
     if can_use_flash_attention(SDPAParams(query, key, value, None, dropout, False, shared)):
         mask = causal_lower_right(queries, keys)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
     return _attend_by_masks(query, key, value, scale, dropout)
 
 
-def _attend_in_two_parts(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-) -> torch.Tensor:
-    """As `attend_lower_right`, by cuDNN, which aligns a causal mask to the upper left only.
+def _attend_in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """As `attend_lower_right`, by cuDNN, which aligns causal masks to the upper left and compiles a plan for each size.
 
-    The keys before the queries, which every query reads, and the queries' own are attended to apart. The outputs are
-    then weighted by the sums of their softmax, of which cuDNN gives the logarithms: [B, heads, q, 1].
+    The queries' own keys are attended to apart from the earlier ones, and those in blocks of few sizes. The outputs are
+    weighted by the sums of their softmax, of which cuDNN gives the logarithms: [B, heads, q, 1].
     """
-    attend, before = torch.ops.aten._scaled_dot_product_cudnn_attention, key.shape[2] - query.shape[2]
-    earlier, own = (
-        attend(query, key[:, :, part], value[:, :, part], None, True, 0.0, causal, False, scale=scale)[:2]
-        for part, causal in ((slice(before), False), (slice(before, None), True))
-    )
-    share = torch.sigmoid(earlier[1] - own[1])
-    return torch.lerp(own[0].float(), earlier[0].float(), share).to(query.dtype)
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    output, total = None, None
+    for block, causal in _blocks(query.shape[2], key.shape[2]):
+        part = attend(query, key[:, :, block], value[:, :, block], None, True, 0.0, causal, False, scale=scale)
+        if output is None or total is None:
+            output, total = part[0].float(), part[1]
+        else:
+            output = torch.lerp(output, part[0].float(), torch.sigmoid(part[1] - total))
+            total = torch.logaddexp(total, part[1])
+    assert output is not None
+    return output.to(query.dtype)
+
+
+def _blocks(queries: int, keys: int) -> Iterator[tuple[slice, bool]]:
+    """Blocks of the keys, and whether they are the queries' own, which come last.
+
+    A block of earlier keys has as many as the queries, times a power of two: a million tokens have few such sizes.
+    """
+    begin, blocks = 0, keys // queries - 1
+    while blocks:
+        size = 1 << (blocks.bit_length() - 1)
+        yield slice(begin, begin + size * queries), False
+        begin, blocks = begin + size * queries, blocks - size
+    yield slice(begin, keys), True
 
 
 def _attend_by_masks(

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from deltahalt.answering.documents import context_ends
 from deltahalt.clock import clock
+from deltahalt.engine.question import Words
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.compat import CACHE
 from deltahalt.lab.rows.eval import Spent
@@ -120,6 +121,8 @@ class DeltahaltLM(HFLM):
         self.cold = True  # no prompt has run yet; the start-up of the first run is not measured
         self.cut: set[int] = set()  # hashes of the prompts so far whose beginning was cut
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
+        self.questions: dict[str, str] = {}  # by prompt, the question that it asks, where the task knows it
+        self.asked: list[str] | None = None  # the questions of the batch that `tok_batch_encode` made last
         with without_warnings(HFLM.__module__):  # it warns that a preloaded model means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
         if accelerator is not None:
@@ -128,9 +131,9 @@ class DeltahaltLM(HFLM):
         with self.applying():  # raises PolicyError for a policy that does not fit the model, before any sample runs
             pass
 
-    def applying(self) -> AbstractContextManager[Applied]:
-        """Return the context in which the model runs under the method."""
-        return applying(self.model, self.policy, self.tokenizer, timed=True, **self.settings)
+    def applying(self, asked: list[str] | None = None) -> AbstractContextManager[Applied]:
+        """Return the context in which the model runs under the method. asked: the prompts' questions, where known."""
+        return applying(self.model, self.policy, self.tokenizer, question=asked, timed=True, **self.settings)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._note_contexts(requests)
@@ -149,6 +152,7 @@ class DeltahaltLM(HFLM):
             self._note_cut(prompt, length, left_truncate_len)
         ids, mask = (tensor[:, -(left_truncate_len or 0) :] for tensor in (ids, mask))
         self.spent.prompt_tokens += int(mask.sum())
+        self.asked = self._asked(strings, [row[real.bool()] for row, real in zip(ids, mask, strict=True)])
         with self.applying() as applied:
             prompts = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
             ends = list(map(self._ends, strings, mask.sum(dim=1).tolist()))
@@ -161,6 +165,18 @@ class DeltahaltLM(HFLM):
 
     def _note_contexts(self, requests: list[Any]) -> None:
         self.contexts = {request.args[0]: context_of(request.doc) for request in requests}
+        self.questions = {request.args[0]: asked_in(request.doc) for request in requests}
+
+    def _asked(self, prompts: Sequence[str], rows: Sequence[torch.Tensor]) -> list[str] | None:
+        """The questions of prompts, for a policy that reads them; None where one is unknown or not in its prompt.
+
+        rows: the token ids [n] of each prompt, without padding, as the model gets them.
+        """
+        asked = [self.questions.get(prompt, "") for prompt in prompts] if self.policy.reads_question else []
+        for text, ids in zip(asked, rows, strict=False):
+            if not text or not Words.of(text, self.tokenizer).found(ids, len(ids)).any():
+                return None
+        return sorted(set(asked)) or None
 
     def _note_cut(self, prompt: Hashable, length: int, room: int | None) -> None:
         """Record and log a prompt of `length` tokens whose beginning is cut, if it has more than `room`."""
@@ -180,7 +196,7 @@ class DeltahaltLM(HFLM):
 
     @torch.inference_mode()
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.applying() as applied:
+        with self.applying(self.asked) as applied:
             if self.cold:
                 self.model(context, attention_mask=kwargs.get("attention_mask"), logits_to_keep=1)
                 self.cold = False
@@ -222,7 +238,9 @@ class DeltahaltLM(HFLM):
                     self._ends(text[0], len(ids)) if text else None
                     for (text, _, _), ids in zip(chunk, prompts, strict=True)
                 ]
-                with self.applying() as applied, torch.inference_mode():
+                texts = [text[0] if text else "" for text, _, _ in chunk]
+                asked = self._asked(texts, list(map(torch.tensor, prompts)))
+                with self.applying(asked) as applied, torch.inference_mode():
                     rows = continue_prompts(applied, prompts, [continuation for _, _, continuation in chunk], ends)
                 for (text, _, continuation), logits in zip(chunk, rows, strict=True):
                     answers.append(_judge(logits, continuation, self.softmax_dtype))
@@ -272,6 +290,11 @@ def context_of(doc: Any) -> str:
     """Return the document if a task separates it from the question, as LongBench and LooGLE do; else an empty text."""
     fields = doc if isinstance(doc, dict) else {}
     return str(fields.get("context") or (fields.get("input", "") if "question" in fields else ""))
+
+
+def asked_in(doc: Any) -> str:
+    """Return the question if a task gives it apart, as LongBench and LooGLE do; else an empty text."""
+    return str(doc.get("question") or "").strip() if isinstance(doc, dict) else ""
 
 
 def _judge(logits: torch.Tensor, continuation: list[int], dtype: torch.dtype | None) -> tuple[float, bool]:

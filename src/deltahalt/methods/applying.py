@@ -43,8 +43,9 @@ def halting(
         policy: A `Policy` or `Progressive`, or its text (see `parse_policy`). "auto" is the policy that calibration
             chose for this model, "auto-query-free" the one for prompts without their question; the path of a profile
             is the policy in that profile.
-        question: What is asked, where you know it: its text as it stands in the prompt, or spans of tokens
-            (begin, end). The policy looks for what it is about, wherever it stands; its tokens stay active.
+        question: What is asked, where you know it: its text as it stands in the prompt, several texts, of which each
+            prompt has one or more, or spans of tokens (begin, end). The policy looks for what it is about, wherever it
+            stands; its tokens stay active.
         tokenizer: The model's tokenizer, for a question given as text.
         keep: Number of tokens that stay active, in place of the policy's share; None for the policy's own.
         min_prompt_tokens: No token halts in a prompt of fewer tokens; 0 for no limit.

@@ -16,7 +16,7 @@ from deltahalt.policies.base import Stage
 from deltahalt.policies.options import check_types
 
 Ends = tuple[int, int]  # number of tokens of a prompt before its context, and after it
-Asked = str | Sequence[tuple[int, int]]  # a question: its text, or spans of tokens (begin, end)
+Asked = str | Sequence[str] | Sequence[tuple[int, int]]  # a question: its text, several texts, or spans of tokens
 Prompts = dict[str, torch.Tensor]  # input_ids and attention_mask, each [B, T], padded on the left
 Own = TypeVar("Own", bound="Method")
 

@@ -13,6 +13,7 @@ from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.options import require_at_least
 
 RUN = 8  # contiguous tokens that share their best match; divides COMPARED
+SHARPNESS = 3  # exponent on a group's scores: what one group finds clearly outweighs what all groups find a little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,9 @@ class BothEnds(Policy):
     ends: the first ones, their half, quarter and eighth; the last ones, their half, quarter, eighth and sixteenth. For
     each query token, the match of a token is the highest similarity to a state within `reach` tokens of it. A match
     counts by how far it exceeds the query token's average over the prompt, to the `power`. A token gets the sum of the
-    `best` highest of these in a group. Each group's sums are scaled to shares that add up to one, and the score is the
-    sum of the shares. So a question of few tokens counts as much as a long text around it, wherever in the two ends it
-    stands.
+    `best` highest of these in a group. Each group's sums are divided by their average over the prompt, and the score is
+    the sum of their cubes. So a question of few tokens counts as much as a long text around it, wherever in both ends
+    it stands, and what one group finds clearly outweighs what all groups find a little.
 
     Where the question is known (see `deltahalt.halting`), its tokens are the query tokens, in one group, and stay
     active.
@@ -91,8 +92,9 @@ class BothEnds(Policy):
         above = (best - usual).clamp(min=0).pow(self.power)
         for group in _groups(above, first) if question is None else [above]:
             found = group.topk(min(self.best, len(group)), dim=0).values.sum(dim=0)
-            share = found / (found * free).sum().clamp(min=torch.finfo(found.dtype).tiny)
-            scores += share.repeat_interleave(RUN)[: len(among)]
+            average = (found * free).sum() / free.sum()
+            clear = (found / average.clamp(min=torch.finfo(found.dtype).tiny)).pow(SHARPNESS)
+            scores += clear.repeat_interleave(RUN)[: len(among)]
         scores = scores.masked_fill(~among, 0)
         return scores if question is None else scores.index_fill(0, question, torch.inf)
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import deltahalt
+from deltahalt.host import flash_four
 
 
 def ran_on(model: Any) -> dict[str, Any]:
@@ -24,10 +25,17 @@ def ran_on(model: Any) -> dict[str, Any]:
 
 
 def attention_name(model: Any) -> str:
-    """Return transformers' name of the attention implementation; for sdpa on a GPU, also whether cuDNN comes last."""
+    """Return transformers' name of the attention implementation; for sdpa on a GPU, also which kernel halting uses.
+
+    That is FlashAttention 4 where it is installed, else what cuDNN takes, unless cuDNN comes last.
+    """
     name: str = model.config._attn_implementation
+    if name != "sdpa" or model.device.type != "cuda":
+        return name
+    if flash_four.kernel() is not None:
+        return f"{name}, FlashAttention 4"
     preferred = torch.backends.cuda.cudnn_sdp_enabled() and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
-    return f"{name}, cuDNN last" if name == "sdpa" and model.device.type == "cuda" and not preferred else name
+    return name if preferred else f"{name}, cuDNN last"
 
 
 def number_format(model: Any) -> str:
