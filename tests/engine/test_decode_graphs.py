@@ -29,6 +29,13 @@ def tokens(model: Any, graphs: bool | None, **options: Any) -> torch.Tensor:
         return model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
 
 
+def test_nothing_is_recorded_unless_it_is_wanted() -> None:
+    ids = prompts(40)[0]
+    with recorded_steps() as ran, halting(tiny(), DASH) as halted:
+        halted.generate(ids, max_new_tokens=6, do_sample=False)
+    assert not ran
+
+
 class Other(nn.Linear):
     """A module of another package."""
 

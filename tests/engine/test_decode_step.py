@@ -42,7 +42,7 @@ def generated(
     ids, mask = prompts(*lengths)
     options = {"max_new_tokens": 9, "do_sample": False, "output_logits": True} | options
     cache = DynamicCache(config=model.config) if cache is None else cache
-    with halting(model, policy):
+    with halting(model, policy, decode_graphs=None):
         return model.generate(ids, attention_mask=mask, **{CACHE: cache}, return_dict_in_generate=True, **options)
 
 
@@ -113,7 +113,7 @@ def test_all_that_can_happen_to_a_cache_between_tokens() -> None:
 
 def test_two_caches_take_turns() -> None:
     def logits(model: Any) -> list[torch.Tensor]:
-        with halting(model, DASH):
+        with halting(model, DASH, decode_graphs=None):
             feeds = [Feed(model), Feed(model)]
             for seed, feed in enumerate(feeds):
                 feed(*prompts(40, seed=seed), logits_to_keep=1)
@@ -170,7 +170,7 @@ def test_what_a_recording_depends_on_is_seen_when_it_changes() -> None:
             lambda: setattr(second.up_proj, "weight", torch.nn.Parameter(second.up_proj.weight * 2)),
             lambda: second.register_forward_hook(lambda *given: given[2] * 1.5),
         ]
-        with halting(model, DASH):
+        with halting(model, DASH, decode_graphs=None):
             feed = Feed(model)
             feed(*prompts(40), logits_to_keep=1)
             found = [feed(prompts(1, seed=step)[0]) for step in range(4)]
@@ -189,7 +189,7 @@ def test_what_a_recording_depends_on_is_seen_when_it_changes() -> None:
 
 def test_entries_that_the_cache_has_shown_stay_as_they_are() -> None:
     model = tiny()
-    with recorded_steps(), halting(model, DASH):
+    with recorded_steps(), halting(model, DASH, decode_graphs=None):
         feed = Feed(model)
         feed(*prompts(40), logits_to_keep=1)
         for step in range(4):
@@ -206,7 +206,7 @@ def test_entries_that_the_cache_has_shown_stay_as_they_are() -> None:
 
 def test_recordings_end_with_the_block_and_with_their_cache() -> None:
     model = tiny()
-    with recorded_steps(), halting(model, DASH) as halted:
+    with recorded_steps(), halting(model, DASH, decode_graphs=None) as halted:
         feed = Feed(model)
         for tokens in (40, 1, 1, 1):
             feed(*prompts(tokens), logits_to_keep=1)

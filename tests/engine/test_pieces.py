@@ -57,7 +57,7 @@ def same_reports(ours: Report, theirs: Report) -> bool:
         [scored for stage in ours.scores for scored in stage],
         [scored for stage in theirs.scores for scored in stage],
     )
-    return all(near(one, two) for one, two in zip(*scores, strict=True))
+    return all(torch.allclose(one, two, rtol=1e-4, atol=1e-5) for one, two in zip(*scores, strict=True))
 
 
 def assert_same(make: Callable[[], Any], policy: Policy | Progressive, lengths: tuple[int, ...], size: int = 5) -> None:

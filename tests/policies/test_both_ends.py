@@ -32,7 +32,7 @@ def score_naively(states: torch.Tensor, among: list[bool], ends: tuple[int, int]
             around = range(max(0, run * RUN - reach), min(n, run * RUN + RUN + reach))
             matches.append(max(-1.0 if j in query else float(rows[asker] @ rows[j]) for j in around))
         usual = sum(matches[i] for i in free) / len(free)
-        above[asker] = [max(0.0, value - usual) ** 3 for value in matches]
+        above[asker] = [max(0.0, value - usual - 0.001) ** 3 for value in matches]
     scores = [0.0] * n
     groups = [range(math.ceil(first / part)) for part in (8, 4, 2, 1)]
     groups += [range(n - math.ceil(last / part), n) for part in (16, 8, 4, 2, 1)]
@@ -112,6 +112,11 @@ def test_without_first_tokens_only_the_end_is_the_query() -> None:
     alone = BothEnds(**SMALL | {"keep_first": 0}).score(view)
     expected = score_naively(view.hidden_out, [i < 55 for i in range(60)], (0, 5), 2, 8)
     assert alone.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_a_group_that_finds_the_same_everywhere_adds_none_of_its_rounding() -> None:
+    """Matches count for all tokens of the prompt, so each token gets the same ones."""
+    assert BothEnds(**SMALL | {"reach": 64}).score(layer_view(61)).abs().max() == 0
 
 
 def test_a_prompt_of_equal_tokens_scores_nothing_and_still_halts() -> None:

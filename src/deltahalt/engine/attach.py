@@ -46,7 +46,7 @@ def halting(
     tower: Tower | None = None,
     question: Question | None = None,
     piece_tokens: int | None = None,
-    decode_graphs: bool | None = None,
+    decode_graphs: bool | None = False,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block.
 

@@ -40,7 +40,7 @@ class Decoding:
 
     def __init__(self, host: HostDecoder, *, counted: bool) -> None:
         self.host, self.counted = host, counted
-        self.wanted: bool | None = None
+        self.wanted: bool | None = False
         self._left: WeakKeyDictionary[DynamicCache, ReferenceType[torch.Tensor]] = WeakKeyDictionary()
         self._recorded: WeakKeyDictionary[DynamicCache, Recorded] = WeakKeyDictionary()
         self._given_up: WeakSet[DynamicCache] = WeakSet()  # so that layers are not searched again at each token

@@ -58,7 +58,7 @@ class Halted:
         tower: Tower | None = None,
         question: Question | None = None,
         piece_tokens: int | None = None,
-        decode_graphs: bool | None = None,
+        decode_graphs: bool | None = False,
     ) -> None:
         self.host = HostDecoder.of(decoder)
         refuse_unknown_host(decoder)

@@ -107,7 +107,7 @@ class Several:
 
 
 def question_of(given: Any, tokenizer: Any = None) -> Question:
-    """The Question of a text, several texts or spans. Raises InputError for others, and for text without a tokenizer."""
+    """The Question of a text, several texts or spans. Raises InputError for others, and for text without tokenizer."""
     if isinstance(given, list | tuple) and given and all(isinstance(one, str) for one in given):
         return Several(tuple(Words.of(one, tokenizer) for one in given))
     if isinstance(given, str):

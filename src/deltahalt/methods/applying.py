@@ -33,7 +33,7 @@ def halting(
     timed: bool = False,
     vision: VisionPolicy | str | None = None,
     piece_tokens: int | None = None,
-    decode_graphs: bool | None = None,
+    decode_graphs: bool | None = False,
 ) -> AbstractContextManager[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block.
 
@@ -54,7 +54,7 @@ def halting(
         piece_tokens: Number of prompt tokens that run through a layer at once, which bounds the memory of its inner
             tensors; results stay the same. None: 16,384 in prompts of more than 32,768 tokens, and all in shorter ones.
         decode_graphs: Whether generated tokens run as CUDA graphs, which equal the full model's decoding up to
-            rounding. None: where it is possible; False: never; True: always, with an error where it is not possible.
+            rounding. False: never; None: where it is possible; True: always, with an error where it is not possible.
 
     Returns:
         A context that yields a `Halted`. Its `report` describes the latest prefill, and its `vision_report` the latest
@@ -172,7 +172,7 @@ def applying(
     question: Asked | None = None,
     timed: bool = False,
     piece_tokens: int | None = None,
-    decode_graphs: bool | None = None,
+    decode_graphs: bool | None = False,
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
 

@@ -13,6 +13,7 @@ from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.options import require_at_least
 
 RUN = 8  # contiguous tokens that share their best match; divides COMPARED
+ROUNDING = 1e-3  # similarities that differ by less are equal: else a group that finds nothing would add its rounding
 SHARPNESS = 3  # exponent on a group's scores: what one group finds clearly outweighs what all groups find a little
 
 
@@ -89,7 +90,7 @@ class BothEnds(Policy):
         best = _best_matches(states_of(view), query, self.reach)  # [q, runs]
         free = _in_runs(among.float()).sum(dim=1)  # number of tokens in each run that may halt
         usual = (best * free).sum(dim=1, keepdim=True) / free.sum()
-        above = (best - usual).clamp(min=0).pow(self.power)
+        above = (best - usual - ROUNDING).clamp(min=0).pow(self.power)
         for group in _groups(above, first) if question is None else [above]:
             found = group.topk(min(self.best, len(group)), dim=0).values.sum(dim=0)
             average = (found * free).sum() / free.sum()
