@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from deltahalt.engine.pieces import joined, pieces
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import UnsupportedError
 from deltahalt.host.families.base import Family, Module, Rotary
+from deltahalt.host.ranks import of_all_ranks
 from deltahalt.policies.layer_view import LayerView
 
 
@@ -32,6 +32,7 @@ def view_layer(
     """
     own, layer, family, layout = before.row(row), call.host.layers[index], call.host.family, call.layout
     hidden, rotary = before.hidden[row, own], _rotary(index, call, before, row)  # [n, D]
+    shape = call.host.shape
     kinds = layout.prompt_kinds(row)
     view = LayerView(
         layer=index,
@@ -44,8 +45,10 @@ def view_layer(
         hidden_in=hidden,
         update=update[row, own],
         hidden_out=None if after is None else after[row, own],
-        queries=lambda last: family.queries(layer, hidden[None, -last:], _last(rotary, last))[0],
-        keys=lambda: _keys(call, layer, hidden[None], rotary)[0],
+        queries=lambda last: of_all_ranks(
+            family.queries(layer, hidden[None, -last:], _last(rotary, last))[0], layer, shape.heads
+        ),
+        keys=lambda: of_all_ranks(_keys(call, layer, hidden[None], rotary)[0], layer, shape.kv_heads),
         scaling=family.scaling(layer),
         window=call.host.windows[index],
     )
@@ -61,7 +64,7 @@ def look_ahead(
     their present states, so a layer costs two projections of n tokens, and attention of `window` queries.
     Raises UnsupportedError for a layer whose weights are not there: accelerate brings them for its own run alone.
     """
-    family, layers = call.host.family, call.host.layers
+    family, layers, shape = call.host.family, call.host.layers, call.host.shape
     others, last = states[None, :-window], states[None, -window:]
     visible: dict[int | None, torch.Tensor] = {}
     if view.hidden_out is None:  # tokens halt inside the layer: its FFN has not run
@@ -75,8 +78,8 @@ def look_ahead(
         yield replace(
             view,
             layer=index,
-            queries=partial(_tail, queries[0]),
-            keys=partial(itemgetter(0), keys),
+            queries=partial(_tail, of_all_ranks(queries[0], layer, shape.heads)),
+            keys=partial(of_all_ranks, keys[0], layer, shape.kv_heads),
             scaling=family.scaling(layer),
             window=span,
         )

@@ -12,6 +12,7 @@ from deltahalt.engine.decoder import run_layers
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.errors import PolicyError, UnsupportedError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
+from deltahalt.host.ranks import of_all_ranks
 from deltahalt.methods.prompt_stage import PromptMethod
 from deltahalt.policies.options import require_odd
 
@@ -100,8 +101,9 @@ class GemFilter(PromptMethod):
         stream, _ = run_layers(layers[:index], (), stream, call)
         cos, sin = stream.rotary[family.rotary_kind(host.config, index)]
         hidden = stream.hidden.to(family.device(layer))
-        queries = family.queries(layer, hidden[:, -1:], (cos[:, -1:], sin[:, -1:]))[0, :, 0]  # [heads, d]
-        keys = family.keys(layer, hidden, (cos, sin))[0]  # [kv_heads, n, d]
+        queries = family.queries(layer, hidden[:, -1:], (cos[:, -1:], sin[:, -1:]))[0]
+        queries = of_all_ranks(queries, layer, host.shape.heads)[:, 0]  # [heads, d]
+        keys = of_all_ranks(family.keys(layer, hidden, (cos, sin))[0], layer, host.shape.kv_heads)  # [kv_heads, n, d]
         # Queries of heads that share a key are summed before the product.
         summed = queries.float().view(len(keys), -1, queries.shape[-1]).sum(dim=1)  # [kv_heads, d]
         products = torch.einsum("hd,hnd->n", summed, keys.float())
