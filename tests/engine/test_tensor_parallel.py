@@ -17,19 +17,18 @@ from helpers.tiny import tiny
 
 SCRIPT = Path(two_ranks.__file__)
 TOLERANCE = 1e-5
+GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=GPUS)])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found, by policy."""
     folder = tmp_path_factory.mktemp("ranks")
     tiny("qwen2").save_pretrained(folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if request.param == "cpu" else {}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = os.environ | hidden | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     ran = subprocess.run(
         [*command, str(SCRIPT), str(folder), str(folder)], env=environment, capture_output=True, text=True, check=False
     )

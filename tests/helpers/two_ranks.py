@@ -35,6 +35,7 @@ POLICIES = {
 
 def answered(model: Any, policy: str, piece: int, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
     """Logits of two prompts, the tokens that stayed, and eight generated tokens of each."""
+    ids, mask = ids.to(model.device), mask.to(model.device)
     with torch.no_grad(), halting(model, parse_policy(policy), piece_tokens=piece or None) as halted:
         logits = model(ids, attention_mask=mask, logits_to_keep=1).logits
         kept = [[rows.tolist() for rows in stage[1]] for stage in halted.report.stages]
@@ -44,6 +45,7 @@ def answered(model: Any, policy: str, piece: int, ids: torch.Tensor, mask: torch
 
 def shortened(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     """What GemFilter leaves of a prompt."""
+    ids = ids.to(model.device)
     with torch.no_grad(), applying(model, GemFilter(start=2, pruning_ratio=0.5, keep_first=4, keep_last=8)) as applied:
         short = applied.shorten({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     return {"logits": [], "kept": [], "tokens": short["input_ids"].tolist()}
@@ -52,7 +54,7 @@ def shortened(model: Any, ids: torch.Tensor) -> dict[str, Any]:
 def main(folder: str, out: Path) -> None:
     """Write what this rank found, alone and with the other."""
     spread = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32).eval()
-    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(spread.device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, alone.config.vocab_size, (2, 80), generator=generator)
     mask = torch.ones_like(ids)

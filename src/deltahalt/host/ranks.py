@@ -17,14 +17,14 @@ def of_all_ranks(heads: torch.Tensor, layer: Module, count: int) -> torch.Tensor
     """
     if len(heads) == count:
         return heads
-    weight = layer.self_attn.o_proj.weight
-    if not isinstance(weight, DTensor) or weight.device_mesh.ndim != 1 or count % len(heads):
+    weight = layer.self_attn.o_proj.weight  # older versions keep plain tensors, spread over all processes
+    group = weight.device_mesh.get_group() if isinstance(weight, DTensor) and weight.device_mesh.ndim == 1 else None
+    if not dist.is_initialized() or len(heads) * dist.get_world_size(group) != count:
         raise UnsupportedError(
             f"layer weights hold {len(heads)} of {count} heads, and are not spread by tensor parallelism of "
             "transformers: load the model with tp_plan='auto', or choose a policy that reads states only, such as "
             "both-ends or dash"
         )
-    group = weight.device_mesh.get_group()
     parts = [torch.empty_like(heads) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, heads.contiguous(), group=group)
     return torch.cat(parts)
