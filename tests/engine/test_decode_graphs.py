@@ -12,8 +12,8 @@ from torch import nn
 from transformers.cache_utils import DynamicLayer
 
 from deltahalt import D3, Dash, InputError, UnsupportedError, applying, halting
-from deltahalt.engine import decoding
-from deltahalt.engine.decode_graph import alone, generating
+from deltahalt.engine.recorded import decoding
+from deltahalt.engine.recorded.graph import alone, generating
 from deltahalt.errors import UnrecordedWarning
 from deltahalt.host.compat import CACHE
 from helpers.oracle import Feed

@@ -8,8 +8,9 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, Forecast, KeyNorm, Policy, Progressive, SingleInputKV, halting
-from deltahalt.engine import decode_step, decoding
 from deltahalt.engine.cache import HaltedCache
+from deltahalt.engine.recorded import decoding
+from deltahalt.engine.recorded import step as decode_step
 from deltahalt.host import one_query
 from deltahalt.host.compat import CACHE
 from helpers.frozen import frozen

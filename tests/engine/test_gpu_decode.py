@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt import Dash, Dense, Policy, Progressive, SingleInputKV, WindowAttention, halting
-from deltahalt.engine import decoding
-from deltahalt.engine.decode_step import DecodeStep
+from deltahalt.engine.recorded import decoding
+from deltahalt.engine.recorded.step import DecodeStep
 from deltahalt.host.compat import CACHE
 from helpers.recording import conversation, decoded
 from helpers.tiny import FULL_VARIANTS, prompts, tiny

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from deltahalt import Policy, halting
-from deltahalt.engine import decoding, recordable
 from deltahalt.engine.cache import fork
-from deltahalt.engine.decode_step import DecodeStep
+from deltahalt.engine.recorded import decoding, obstacles
+from deltahalt.engine.recorded.step import DecodeStep
 from helpers.oracle import Feed
 from helpers.tiny import VOCAB, prompts
 
@@ -30,7 +30,7 @@ def recorded_steps() -> Iterator[list[DecodeStep]]:
         take(step, *args)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recordable, "DEVICE", "cpu")
+        patch.setattr(obstacles, "DEVICE", "cpu")
         patch.setattr(decoding, "record", lambda compute, _: compute)
         patch.setattr(DecodeStep, "show", show)
         yield ran

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from deltahalt.engine.decode_graph import generating
 from deltahalt.engine.halted import Depth, Halted, Tower
 from deltahalt.engine.handover import finding, through_base, through_model
 from deltahalt.engine.question import Question
+from deltahalt.engine.recorded.graph import generating
 from deltahalt.errors import PolicyError, UnhaltedCallWarning, UnsupportedError
 from deltahalt.host.blocks import Answer, Block, Place, forward_of, is_halting, kept_open
 from deltahalt.host.compat import warn_if_untested

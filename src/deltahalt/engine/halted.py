@@ -9,13 +9,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from deltahalt.clock import clock
 from deltahalt.engine.cache import HaltedCache, cache_bytes, cache_entries, untouched_on_error
 from deltahalt.engine.call import DecoderCall, prepare
-from deltahalt.engine.decoding import Decoding
 from deltahalt.engine.handover import WANTED
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.engine.layout import Layout
 from deltahalt.engine.pieces import check_piece_tokens, in_pieces, piece_size
 from deltahalt.engine.prefill import halting_stages, last_columns, refuse_halted_kv, run_call
 from deltahalt.engine.question import Question
+from deltahalt.engine.recorded.decoding import Decoding
 from deltahalt.engine.report import Report
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace

@@ -10,12 +10,12 @@ import torch
 from transformers import DynamicCache
 
 from deltahalt.engine.call import DecoderCall
-from deltahalt.engine.decode_graph import alone, record
-from deltahalt.engine.decode_step import DecodeStep
 from deltahalt.engine.host_decoder import HostDecoder
-from deltahalt.engine.recordable import obstacle_in_call, obstacle_in_model
+from deltahalt.engine.recorded.graph import alone, record
+from deltahalt.engine.recorded.obstacles import obstacle_in_call, obstacle_in_model
+from deltahalt.engine.recorded.step import DecodeStep
+from deltahalt.engine.recorded.wiring import Wiring
 from deltahalt.engine.stream import TokenStream
-from deltahalt.engine.wiring import Wiring
 from deltahalt.errors import InputError, UnrecordedWarning, UnsupportedError
 
 ROOM = 512  # tokens that K/V get room for at first; when it is used up, they get twice as much

@@ -1,0 +1,1 @@
+"""Generated tokens whose layers run as one recorded CUDA graph."""
