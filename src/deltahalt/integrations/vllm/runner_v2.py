@@ -1,0 +1,34 @@
+"""vLLM's model runner V2, the usual one on GPUs: what it keeps of requests starts each step's plan."""
+
+from typing import Any
+
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+
+class HaltingState(DefaultModelState):
+    """The runner's state, with each request's policy and prompt length."""
+
+    def __init__(self, vllm_config: Any, model: Any, *args: Any, **options: Any) -> None:
+        super().__init__(vllm_config, model, *args, **options)
+        model.settle()
+        self.halting = model.halting
+        self.prompts: dict[str, tuple[Any, int]] = {}  # by request
+
+    def add_request(self, req_index: int, new_req_data: Any) -> None:
+        super().add_request(req_index, new_req_data)
+        policy = self.halting.policy_of(new_req_data.sampling_params.extra_args)
+        self.prompts[new_req_data.req_id] = policy, len(new_req_data.prompt_token_ids)
+
+    def remove_request(self, req_id: str) -> None:
+        super().remove_request(req_id)
+        self.prompts.pop(req_id, None)
+
+    def prepare_attn(self, input_batch: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        requests = [self.prompts.get(name) for name in input_batch.req_ids]
+        counts = zip(input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens, strict=True)
+        self.halting.begin(
+            None
+            if None in requests  # a warm-up, whose requests are not real
+            else (self.halting.row(*request, *count) for request, count in zip(requests, counts, strict=True))
+        )
+        return super().prepare_attn(input_batch, *args, **options)
