@@ -1,6 +1,6 @@
 """vLLM on tiny models, in this process and on the CPU, and what the core engine gives for the same prompts.
 
-With VLLM_USE_V2_MODEL_RUNNER=1 vLLM runs its runner V2. That needs Triton, whose kernels run in its interpreter here.
+VLLM_USE_V2_MODEL_RUNNER=1 makes vLLM run its model runner V2, whose Triton kernels run on a CPU by TRITON_INTERPRET=1.
 """
 
 import gc
@@ -25,15 +25,9 @@ os.environ.update(
     VLLM_LOGGING_LEVEL="ERROR",
     VLLM_DO_NOT_TRACK="1",
 )
-if V2:
-    os.environ["TRITON_INTERPRET"] = "1"
+if V2:  # Triton counts as usable where one of its backends has an active driver
     backends = pytest.importorskip("triton.backends", reason="runner V2 needs Triton: make vllm-env").backends
     backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
-
-pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
-
-from vllm import LLM, SamplingParams
-from vllm.distributed import cleanup_dist_env_and_memory
 
 NEW = 12  # tokens that each prompt gets
 LENGTHS = (150, 40, 220, 90, 231, 64)  # more than fit into one step of `SETTINGS`, so prompts join others' decoding
@@ -70,8 +64,11 @@ def config(policy: str, **options: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def engine(folder: Path, policy: str | None = None, *, shortest: int = 0, **settings: Any) -> Iterator[LLM]:
+def engine(folder: Path, policy: str | None = None, *, shortest: int = 0, **settings: Any) -> Iterator[Any]:
     """A vLLM engine, closed at the end. policy: None for an engine whose configuration does not name deltahalt."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     if policy is not None:
         settings["additional_config"] = config(policy, min_prompt_tokens=shortest)
     gc.freeze()  # vLLM collects garbage many times, which takes seconds among all that is imported
@@ -83,12 +80,14 @@ def engine(folder: Path, policy: str | None = None, *, shortest: int = 0, **sett
         cleanup_dist_env_and_memory()
 
 
-def sampling(**options: Any) -> SamplingParams:
+def sampling(**options: Any) -> Any:
     """Greedy sampling of `NEW` tokens."""
+    from vllm import SamplingParams
+
     return SamplingParams(**{"temperature": 0, "max_tokens": NEW, "ignore_eos": True, "detokenize": False} | options)
 
 
-def served(llm: LLM, ids: Sequence[list[int]], *, options: Sequence[str | None] | None = None) -> list[list[int]]:
+def served(llm: Any, ids: Sequence[list[int]], *, options: Sequence[str | None] | None = None) -> list[list[int]]:
     """The tokens that vLLM gives to prompts sent at once. options: each request's entry `deltahalt`."""
     given = [None] * len(ids) if options is None else options
     params = [sampling(extra_args=None if text is None else {"deltahalt": text}) for text in given]
@@ -107,6 +106,6 @@ def expected(model: Any, ids: Sequence[list[int]], policy: str, **options: Any) 
     return answers
 
 
-def scheduler(llm: LLM) -> Any:
+def scheduler(llm: Any) -> Any:
     """vLLM's scheduler, which is in this process."""
     return llm.llm_engine.engine_core.engine_core.scheduler

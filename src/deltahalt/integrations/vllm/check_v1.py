@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from deltahalt.integrations.vllm.admission import RequestCheck
 from vllm.v1.sample.logits_processor import LogitsProcessor
+
+from deltahalt.integrations.vllm.admission import RequestCheck
 
 
 class RequestCheckV1(RequestCheck, LogitsProcessor):

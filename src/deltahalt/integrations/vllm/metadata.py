@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attention_backend
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.plan import Plan
 from deltahalt.integrations.vllm.shared import Halting
-from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attention_backend
 
 
 def halted_backend(backend: Any, halting: Halting) -> Any:
@@ -17,7 +17,9 @@ def halted_backend(backend: Any, halting: Halting) -> Any:
     What vLLM derives from the common metadata, such as a kernel's schedule, follows from the changed counts.
     """
 
-    class Builder(backend.get_builder_cls()):
+    own: Any = backend.get_builder_cls()
+
+    class Builder(own):
         supports_update_block_table = False  # it would put the shallow layers' slots back
 
         def build(self, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:

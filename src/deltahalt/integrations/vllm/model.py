@@ -1,8 +1,12 @@
 """vLLM's models with a decoder loop in which tokens halt."""
 
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.metadata import halted_backend
@@ -10,14 +14,13 @@ from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.plan import Plan
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
 from deltahalt.integrations.vllm.shared import Halting
+from deltahalt.integrations.vllm.versions import PACKAGE
 from deltahalt.policies.layer_view import LayerView
-from vllm.forward_context import get_forward_context
-from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
 States = tuple[torch.Tensor, torch.Tensor]  # what a layer of vLLM returns: its FFN's output, and what it is added to
 
 
-class HaltingModel:
+class HaltingModel(nn.Module):
     """A causal language model of vLLM whose prompts halt. Steps in which no token halts run vLLM's own loop."""
 
     model: Any
@@ -33,7 +36,7 @@ class HaltingModel:
     def settle(self) -> None:
         """Choose the policy, which a profile finds by the weights, and put it into the layers. Raises as `Settings`."""
         self.halting = Halting(self.settings, self.settings.resolved(self.model))
-        attentions = [layer.self_attn.attn for layer in self.model.layers[self.halting.policy.start + 1 :]]
+        attentions = [layer.self_attn.attn for layer in self.model.layers[self.halting.start + 1 :]]
         backend = halted_backend(attentions[0].attn_backend, self.halting)
         for attention in attentions:
             attention.attn_backend = backend
@@ -42,9 +45,7 @@ class HaltingModel:
     @classmethod
     def get_model_state_cls(cls) -> Any:
         """The class in which vLLM's runner V2 keeps requests."""
-        from deltahalt.integrations.vllm.runner_v2 import HaltingState
-
-        return HaltingState
+        return import_module(f"{PACKAGE}.runner_v2").HaltingState
 
     def forward(
         self,
@@ -63,7 +64,7 @@ class HaltingModel:
         return self._halted(self.model.embed_input_ids(input_ids), positions, plan)
 
     def _halted(self, hidden: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
-        start, residual = self.halting.policy.start, None
+        start, residual = self.halting.start, None
         for layer in self.model.layers[:start]:
             hidden, residual = layer(positions, hidden, residual)
         (hidden, residual), active = self._decided(self.model.layers[start], positions, hidden, residual, plan)
@@ -104,7 +105,7 @@ class HaltingModel:
                 continue
             own = slice(begin, begin + row.prompt)
             view = LayerView(
-                layer=self.halting.policy.start,
+                layer=self.halting.start,
                 prompt=row.prompt,
                 positions=everything[: row.prompt] - begin,
                 hidden_in=before[own],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
-from deltahalt.policies.base import AnyPolicy, Policy, place
+from deltahalt.policies.base import AnyPolicy, Policy, Progressive, place
 from deltahalt.policies.text import override, parse_policy, read
 from deltahalt.profile import check_profile, resolve
 from deltahalt.profile_names import AUTO, names_profile
@@ -26,8 +26,8 @@ class Settings:
     policy: text of a policy or profile. min_prompt_tokens: number of tokens below which a prompt stays whole.
     """
 
-    policy: str = AUTO
-    min_prompt_tokens: int = 0
+    policy: str
+    min_prompt_tokens: int
 
     @classmethod
     def of(cls, additional_config: Any) -> "Settings | None":
@@ -43,15 +43,12 @@ class Settings:
         known = ("policy", "min_prompt_tokens")
         if unknown := [name for name in given if name not in known]:
             raise InputError(f"{KEY} in additional_config has no option {unknown[0]!r}: it has {', '.join(known)}")
-        settings = cls(**given)
-        if settings.policy == OFF:
-            return None
-        if not isinstance(settings.policy, str):
-            raise InputError(f'policy is {settings.policy!r}: write its text, such as "auto" or "dash:start=0.4"')
-        shortest = settings.min_prompt_tokens
+        policy, shortest = given.get("policy", AUTO), given.get("min_prompt_tokens", 0)
+        if not isinstance(policy, str):
+            raise InputError(f'policy is {policy!r}: write its text, such as "auto" or "dash:start=0.4"')
         if not isinstance(shortest, int) or isinstance(shortest, bool) or shortest < 0:
             raise InputError(f"min_prompt_tokens is {shortest!r}: write a number of tokens, 0 or more")
-        return settings
+        return None if policy == OFF else cls(policy, shortest)
 
     def check(self, layers: int) -> None:
         """Raise as `resolved` does for a model of `layers` layers, as far as that is known without its weights."""
@@ -72,16 +69,15 @@ class Settings:
 
 def placed(policy: AnyPolicy, layers: int) -> Policy:
     """The same policy, if vLLM can run it in a model of `layers` layers, with its start as an index."""
-    if len(policy.stages) > 1:
+    if isinstance(policy, Progressive):
         raise UnsupportedError("in vLLM tokens halt at one layer: name a policy of one stage, such as both-ends")
-    (single,) = policy.stages
-    if single.name not in POLICIES:
+    if policy.name not in POLICIES:
         raise UnsupportedError(
-            f"{single.name} is not supported in vLLM, where a policy sees only states that every GPU has whole: "
+            f"{policy.name} is not supported in vLLM, where a policy sees only states that every GPU has whole: "
             f'choose auto or one of {", ".join(POLICIES)}; "off" turns halting off'
         )
-    (stage,) = place(single, layers)
-    start: Any = override(single, start=stage.last)
+    (stage,) = place(policy, layers)
+    start: Any = override(policy, start=stage.last)
     return start
 
 
@@ -103,7 +99,7 @@ def request_policy(policy: Policy, extra_args: Mapping[str, Any] | None) -> Poli
     options = read(f"{policy.name}:{text}")[0].options
     if not options or any(name not in PER_REQUEST for name in options) or "+" in text:
         raise InputError(f"{KEY} is {text!r}: a request may have {PER_REQUEST_EXAMPLES}")
-    if options.get("keep") == "0":
-        raise PolicyError('keep is "0": give 1 token or more, or "pruning_ratio=1"')
     own: Any = override(policy, **options)
+    if "keep" in options and not own.keep:
+        raise PolicyError("keep is 0: give 1 token or more, or pruning_ratio=1")
     return own

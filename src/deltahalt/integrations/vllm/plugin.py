@@ -1,14 +1,14 @@
-"""The entry point that vLLM calls in each of its processes. It changes nothing until a configuration asks for halting."""
+"""The entry point that vLLM calls in each of its processes: it changes nothing for engines that do not ask to halt."""
 
 from typing import Any
 
-from deltahalt.integrations.vllm.options import Settings
-from deltahalt.integrations.vllm.refusals import MODELS, refuse_unsupported
-from deltahalt.integrations.vllm.versions import PACKAGE, request_check
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-WORKER_V1 = f"{PACKAGE}.runner_v1.HaltingCPUWorker"
+from deltahalt.integrations.vllm.options import Settings
+from deltahalt.integrations.vllm.refusals import MODELS, refuse_unsupported
+from deltahalt.integrations.vllm.versions import PACKAGE, WORKER_V1, request_check
+
 PREFIX = "Halting"
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from deltahalt.policies.base import Policy
+
 
 class HaltingState(DefaultModelState):
     """The runner's state, with each request's policy and prompt length."""
@@ -12,7 +14,7 @@ class HaltingState(DefaultModelState):
         super().__init__(vllm_config, model, *args, **options)
         model.settle()
         self.halting = model.halting
-        self.prompts: dict[str, tuple[Any, int]] = {}  # by request
+        self.prompts: dict[str, tuple[Policy | None, int]] = {}  # by request
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
@@ -23,12 +25,12 @@ class HaltingState(DefaultModelState):
         super().remove_request(req_id)
         self.prompts.pop(req_id, None)
 
-    def prepare_attn(self, input_batch: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        requests = [self.prompts.get(name) for name in input_batch.req_ids]
-        counts = zip(input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens, strict=True)
-        self.halting.begin(
-            None
-            if None in requests  # a warm-up, whose requests are not real
-            else (self.halting.row(*request, *count) for request, count in zip(requests, counts, strict=True))
-        )
+    def prepare_attn(self, input_batch: Any, *args: Any, **options: Any) -> Any:
+        known = [self.prompts[name] for name in input_batch.req_ids if name in self.prompts]
+        if len(known) == len(input_batch.req_ids):
+            counts = zip(input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens, strict=True)
+            rows = zip(known, counts, strict=True)
+            self.halting.begin([self.halting.row(*prompt, *count) for prompt, count in rows])
+        else:
+            self.halting.begin(None)  # a warm-up, whose requests are not real
         return super().prepare_attn(input_batch, *args, **options)

@@ -1,7 +1,7 @@
 """What the parts of one engine share: the policy, and the plan of the step that runs."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,20 +17,21 @@ log = logging.getLogger(__name__)
 class Halting:
     """How an engine halts.
 
-    policy: for requests that do not choose otherwise; its start is an index. plan: that of the step that runs; None
-    for steps without requests, such as warm-up. slots: [deep tokens] where this step's keys and values of deep layers
-    are written.
+    policy: for requests that do not choose otherwise. start: the layer that decides; those after it are deep. plan:
+    that of the step that runs; None for a step without requests, such as a warm-up. slots: [deep tokens] where deep
+    layers write this step's keys and values; None where they write them as other layers do.
     """
 
     def __init__(self, settings: Settings, policy: Policy) -> None:
         self.shortest = settings.min_prompt_tokens
         self.policy = policy
+        self.start = int(policy.start)
         self.plan: Plan | None = None
         self.slots: torch.Tensor | None = None
 
-    def begin(self, rows: Iterable[Row] | None) -> None:
+    def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
-        self.plan, self.slots = None if rows is None else Plan(tuple(rows)), None
+        self.plan, self.slots = None if rows is None else Plan(rows), None
 
     def policy_of(self, extra_args: Mapping[str, Any] | None) -> Policy | None:
         """The policy of a request; None where it stays whole.
@@ -41,10 +42,10 @@ class Halting:
         try:
             return request_policy(self.policy, extra_args)
         except DeltahaltError as error:
-            log.error("a prompt stays whole, since its options cannot be used: %s", error)
+            log.warning("a prompt stays whole, since its options cannot be used: %s", error)
             return None
 
     def row(self, policy: Policy | None, prompt: int, computed: int, scheduled: int) -> Row:
         """A request in a step: see `Row`."""
-        kept = prompt if policy is None or prompt < self.shortest else policy.kept(prompt)
-        return Row(policy, prompt, int(computed), int(scheduled), prompt - kept)
+        kept = prompt if policy is None or prompt < self.shortest else policy.kept(int(prompt))
+        return Row(policy, int(prompt), int(computed), int(scheduled), int(prompt - kept))

