@@ -28,6 +28,7 @@ os.environ.update(
 if V2:  # Triton counts as usable where one of its backends has an active driver
     backends = pytest.importorskip("triton.backends", reason="runner V2 needs Triton: make vllm-env").backends
     backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 NEW = 12  # tokens that each prompt gets
 LENGTHS = (150, 40, 220, 90, 231, 64)  # more than fit into one step of `SETTINGS`, so prompts join others' decoding

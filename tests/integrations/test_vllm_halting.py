@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
-
 from helpers.vllm_engine import HALF, LENGTHS, engine, expected, sampling, saved, scheduler, served, token_ids
 
 POLICIES = (

@@ -1,5 +1,6 @@
 """The counts of a step inside vLLM, and what a request may write; none of it needs vLLM."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from deltahalt.integrations.vllm.shared import Halting
 from deltahalt.policies.text import parse_policy
 
 POLICY = Dash(start=1, pruning_ratio=0.5, keep_first=2, keep_last=2)
+
+
+def request(text: Any, **options: Any) -> Any:
+    """What vLLM's SamplingParams hold of a request."""
+    return SimpleNamespace(extra_args={"other": 1, "deltahalt": text}, **options)
 
 
 @st.composite
@@ -57,28 +63,28 @@ def test_what_stays_follows_from_the_length_of_the_prompt() -> None:
 
 
 def test_a_request_chooses_how_much_of_its_prompt_stays() -> None:
-    assert request_policy(POLICY, None) is request_policy(POLICY, {"other": 1}) is POLICY
-    assert request_policy(POLICY, {"deltahalt": "off"}) is None
-    assert request_policy(POLICY, {"deltahalt": "pruning_ratio=0.25"}) == parse_policy(
-        "dash:start=1,pruning_ratio=0.25,keep_first=2,keep_last=2"
-    )
-    assert request_policy(POLICY, {"deltahalt": "keep=20"}) == Dash(start=1, keep=20, keep_first=2, keep_last=2)
+    assert request_policy(POLICY, request(None)) is POLICY
+    assert request_policy(POLICY, SimpleNamespace(extra_args=None)) is POLICY
+    assert request_policy(POLICY, request("off", prompt_logprobs=1)) is None
+    quarter = parse_policy("dash:start=1,pruning_ratio=0.25,keep_first=2,keep_last=2")
+    assert request_policy(POLICY, request("pruning_ratio=0.25")) == quarter
+    assert request_policy(POLICY, request("keep=20")) == Dash(start=1, keep=20, keep_first=2, keep_last=2)
 
 
 @pytest.mark.parametrize("text", ["", "on", "start=3", "keep=20,start=3", "keep=20+dash", 0.5, {"keep": 20}])
 def test_other_options_of_a_request_are_refused(text: Any) -> None:
     with pytest.raises(InputError, match="keep=2048"):
-        request_policy(POLICY, {"deltahalt": text})
+        request_policy(POLICY, request(text))
 
 
 @pytest.mark.parametrize("text", ["keep=many", "keep=-1", "keep=0", "pruning_ratio=1.5", "pruning_ratio=nan"])
 def test_values_of_a_request_are_checked(text: str) -> None:
     with pytest.raises(PolicyError):
-        request_policy(POLICY, {"deltahalt": text})
+        request_policy(POLICY, request(text))
 
 
 def test_a_request_that_is_not_refused_before_stays_whole(caplog: pytest.LogCaptureFixture) -> None:
-    assert Halting(Settings("dash", 0), POLICY).policy_of({"deltahalt": "ratio=1"}) is None
+    assert Halting(Settings("dash", 0), POLICY).policy_of(request("ratio=1")) is None
     assert "a prompt stays whole" in caplog.text
 
 

@@ -1,18 +1,17 @@
 """What vLLM cannot do beside halting is refused by name, before the engine starts or before a request reaches it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deltahalt import UnsupportedError
-
-pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
-
 from deltahalt.integrations.vllm import versions
 from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sampling, saved, served, token_ids
 
 POLICY = f"dash:{HALF}"
+REFUSED = versions.request_check(runner_v2=V2) is not None  # before a request reaches the engine
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,6 @@ def test_a_setting_is_refused_with_what_to_set(folder: Path, settings: dict[str,
     with pytest.raises(UnsupportedError, match="halting does not work with these settings of vLLM") as caught:
         configured(folder, config(POLICY), **settings)
     assert advice in str(caught.value)
-    configured(folder, config("off"), **settings)
 
 
 @pytest.mark.skipif(V2, reason="runner V2 has no worker class of ours")
@@ -60,6 +58,7 @@ def test_all_settings_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         configured(folder, config(POLICY), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
     assert str(caught.value).count("\n- ") == 3
+    configured(folder, config("off"), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
 
 
 @pytest.mark.parametrize(("variant", "reason"), [("phi3", "Phi3ForCausalLM"), ("mistral-sliding", "sliding window")])
@@ -97,6 +96,7 @@ def test_an_unknown_version_is_named(folder: Path, monkeypatch: pytest.MonkeyPat
     assert versions.minor(versions.installed()) in versions.SUPPORTED
 
 
+@pytest.mark.skipif(not REFUSED, reason=f"vLLM {versions.installed()} has no check of requests with runner V2")
 def test_a_refused_request_leaves_the_engine_alive(folder: Path) -> None:
     from vllm.exceptions import VLLMValidationError
 
@@ -111,10 +111,23 @@ def test_a_refused_request_leaves_the_engine_alive(folder: Path) -> None:
     ]
     with engine(folder, POLICY) as llm:
         for options, message in refused:
-            with pytest.raises(VLLMValidationError, match=message):
+            with pytest.raises((ValueError, VLLMValidationError), match=message):
                 llm.generate({"prompt_token_ids": ids[0]}, sampling(**options), use_tqdm=False)
         assert served(llm, ids) == expected(model, ids, POLICY)
         whole = sampling(prompt_logprobs=1, extra_args={"deltahalt": "off"})
         done = llm.generate({"prompt_token_ids": ids[0]}, whole, use_tqdm=False)[0]
     assert list(done.outputs[0].token_ids) == expected(model, ids[:1], "dense")[0]
     assert len(done.prompt_logprobs) == 150
+
+
+@pytest.mark.skipif(REFUSED, reason=f"vLLM {versions.installed()} refuses requests before the engine")
+def test_where_a_request_cannot_be_refused_its_prompt_stays_whole(folder: Path) -> None:
+    model, ids = saved(folder), token_ids(150, 90)
+    with engine(folder, POLICY) as llm:
+        assert served(llm, ids, options=["ratio=0.5", None]) == [
+            *expected(model, ids[:1], "dense"),
+            *expected(model, ids[1:], POLICY),
+        ]
+        done = llm.generate({"prompt_token_ids": ids[0]}, sampling(prompt_logprobs=1), use_tqdm=False)[0]
+    assert list(done.outputs[0].token_ids) == expected(model, ids[:1], "dense")[0]
+    assert all(math.isfinite(entry.logprob) for token in done.prompt_logprobs[1:] for entry in token.values())

@@ -14,6 +14,7 @@ KEY = "deltahalt"
 OFF = "off"
 # What these read is the same on every GPU of tensor parallel: the states after a layer's sums over GPUs.
 POLICIES = ("both-ends", "max-sim", "dash", "dash-layer", "random", "uniform")
+OF_THE_PROMPT = ("prompt_logprobs", "prompt_logprob_token_ids")  # of SamplingParams: they read tokens that halt
 PER_REQUEST = ("pruning_ratio", "keep")
 EXAMPLE = '{"deltahalt": {"policy": "auto", "min_prompt_tokens": 2048}}'
 PER_REQUEST_EXAMPLES = '"off", "pruning_ratio=0.5" or "keep=2048"'
@@ -81,21 +82,28 @@ def placed(policy: AnyPolicy, layers: int) -> Policy:
     return start
 
 
-def request_policy(policy: Policy, extra_args: Mapping[str, Any] | None) -> Policy | None:
-    """The policy for one request, by its extra_args; None where it stays whole.
+def request_policy(policy: Policy, params: Any) -> Policy | None:
+    """The policy for one request, by its SamplingParams; None where its prompt stays whole.
 
-    Raises InputError for an entry that is not known, and PolicyError for a value out of range.
+    Raises InputError for an entry in extra_args that is not known, or where logits of the prompt are wanted, and
+    PolicyError for a value out of range.
     """
-    extra_args = extra_args or {}
+    extra_args = params.extra_args or {}
     if wrong := [name for name in extra_args if name.startswith(KEY) and name != KEY]:
         raise InputError(f'there is no option {wrong[0]!r}: write "{KEY}", with the value {PER_REQUEST_EXAMPLES}')
     text = extra_args.get(KEY)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{KEY} is {text!r}: write {PER_REQUEST_EXAMPLES}")
+    if text is not None and text.strip() == OFF:
+        return None
+    for name in OF_THE_PROMPT:
+        if getattr(params, name, None) is not None:
+            raise InputError(
+                f'{name} needs all tokens of the prompt in all layers: add "vllm_xargs": {{"{KEY}": "{OFF}"}} to the '
+                f'request, or in Python extra_args={{"{KEY}": "{OFF}"}} to its SamplingParams'
+            )
     if text is None:
         return policy
-    if not isinstance(text, str):
-        raise InputError(f"{KEY} is {text!r}: write {PER_REQUEST_EXAMPLES}")
-    if text.strip() == OFF:
-        return None
     options = read(f"{policy.name}:{text}")[0].options
     if not options or any(name not in PER_REQUEST for name in options) or "+" in text:
         raise InputError(f"{KEY} is {text!r}: a request may have {PER_REQUEST_EXAMPLES}")

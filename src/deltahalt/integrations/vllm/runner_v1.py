@@ -19,7 +19,7 @@ class HaltingRunner(CPUModelRunner):
         if scheduled is None:
             halting.begin(None)
         else:
-            policies = [halting.policy_of(self.requests[name].sampling_params.extra_args) for name in batch.req_ids]
+            policies = [halting.policy_of(self.requests[name].sampling_params) for name in batch.req_ids]
             counts = zip(batch.num_prompt_tokens, batch.num_computed_tokens_cpu, strict=True)
             rows = zip(policies, counts, batch.req_ids, strict=False)  # counts have room for more requests
             halting.begin([halting.row(policy, *count, scheduled[name]) for policy, count, name in rows])

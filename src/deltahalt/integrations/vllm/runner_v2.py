@@ -18,7 +18,7 @@ class HaltingState(DefaultModelState):
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
-        policy = self.halting.policy_of(new_req_data.sampling_params.extra_args)
+        policy = self.halting.policy_of(new_req_data.sampling_params)
         self.prompts[new_req_data.req_id] = policy, len(new_req_data.prompt_token_ids)
 
     def remove_request(self, req_id: str) -> None:

@@ -1,7 +1,7 @@
 """What the parts of one engine share: the policy, and the plan of the step that runs."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,16 +33,16 @@ class Halting:
         """Start a step with these requests; None for one without requests."""
         self.plan, self.slots = None if rows is None else Plan(rows), None
 
-    def policy_of(self, extra_args: Mapping[str, Any] | None) -> Policy | None:
-        """The policy of a request; None where it stays whole.
+    def policy_of(self, params: Any) -> Policy | None:
+        """The policy of a request with these SamplingParams; None where its prompt stays whole.
 
-        A request that is refused does not come here, except with runner V2 of vLLM 0.26: there its prompt stays whole,
-        since an error would end the engine.
+        A request that is refused does not come here, except with runner V2 of vLLM 0.26. There its prompt stays whole,
+        which gives it vLLM's own answer, since an error would end the engine.
         """
         try:
-            return request_policy(self.policy, extra_args)
+            return request_policy(self.policy, params)
         except DeltahaltError as error:
-            log.warning("a prompt stays whole, since its options cannot be used: %s", error)
+            log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
             return None
 
     def row(self, policy: Policy | None, prompt: int, computed: int, scheduled: int) -> Row:
