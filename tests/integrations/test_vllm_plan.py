@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deltahalt import Dash, InputError, PolicyError, UnsupportedError
 from deltahalt.integrations.vllm.options import Settings, placed, request_policy
 from deltahalt.integrations.vllm.plan import Plan, Row
-from deltahalt.integrations.vllm.shared import Halting
+from deltahalt.integrations.vllm.shared import Halting, log
 from deltahalt.policies.text import parse_policy
 
 POLICY = Dash(start=1, pruning_ratio=0.5, keep_first=2, keep_last=2)
@@ -84,8 +84,10 @@ def test_values_of_a_request_are_checked(text: str) -> None:
 
 
 def test_a_request_that_is_not_refused_before_stays_whole(caplog: pytest.LogCaptureFixture) -> None:
+    log.addHandler(caplog.handler)  # vLLM's loggers do not pass lines on
     assert Halting(Settings("dash", 0), POLICY).policy_of(request("ratio=1")) is None
     assert "a prompt stays whole" in caplog.text
+    log.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize("text", ["dense", "key-norm", "window-attention", "dash-frozen", "forecast", "v2drop"])

@@ -13,9 +13,10 @@ from deltahalt.integrations.vllm.metadata import halted_backend
 from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.plan import Plan
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
-from deltahalt.integrations.vllm.shared import Halting
+from deltahalt.integrations.vllm.shared import Halting, log
 from deltahalt.integrations.vllm.versions import PACKAGE
 from deltahalt.policies.layer_view import LayerView
+from deltahalt.policies.text import format_policy
 
 States = tuple[torch.Tensor, torch.Tensor]  # what a layer of vLLM returns: its FFN's output, and what it is added to
 
@@ -36,6 +37,7 @@ class HaltingModel(nn.Module):
     def settle(self) -> None:
         """Choose the policy, which a profile finds by the weights, and put it into the layers. Raises as `Settings`."""
         self.halting = Halting(self.settings, self.settings.resolved(self.model))
+        log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(self.halting.policy))
         attentions = [layer.self_attn.attn for layer in self.model.layers[self.halting.start + 1 :]]
         backend = halted_backend(attentions[0].attn_backend, self.halting)
         for attention in attentions:

@@ -11,7 +11,7 @@ from deltahalt.integrations.vllm.options import Settings, request_policy
 from deltahalt.integrations.vllm.plan import Plan, Row
 from deltahalt.policies.base import Policy
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vllm.deltahalt")  # of vLLM's logger, so that it is shown as vLLM's own lines are
 
 
 class Halting:
