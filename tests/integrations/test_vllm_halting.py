@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from helpers.vllm_engine import HALF, LENGTHS, engine, expected, sampling, saved, scheduler, served, token_ids
+from helpers.vllm_engine import HALF, LENGTHS, V2, engine, expected, sampling, saved, scheduler, served, token_ids
 
 POLICIES = (
     f"both-ends:{HALF}",
@@ -42,6 +42,12 @@ def test_every_policy_gives_the_tokens_of_the_core_engine(folder: Path, model: A
 def test_every_family_gives_the_tokens_of_the_core_engine(tmp_path: Path, variant: str) -> None:
     model = saved(tmp_path, variant)
     with engine(tmp_path, POLICIES[0]) as llm:
+        assert served(llm, IDS) == expected(model, IDS, POLICIES[0])
+
+
+@pytest.mark.skipif(V2, reason="its processes are new ones, without the Triton that this one has for runner V2")
+def test_processes_of_tensor_parallel_give_the_tokens_of_the_core_engine(folder: Path, model: Any) -> None:
+    with engine(folder, POLICIES[0], tensor_parallel_size=2, distributed_executor_backend="mp") as llm:
         assert served(llm, IDS) == expected(model, IDS, POLICIES[0])
 
 

@@ -35,7 +35,6 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
         ({"enforce_eager": False}, "--enforce-eager"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
-        ({"tensor_parallel_size": 2}, "--tensor-parallel-size 1"),
         ({"enable_lora": True}, "leave --enable-lora out"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "leave --speculative-config out"),
         ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "--kv-transfer-config"),

@@ -9,6 +9,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attentio
 from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.plan import Plan
 from deltahalt.integrations.vllm.shared import Halting
+from deltahalt.integrations.vllm.versions import counts_on_cpu
 
 
 def halted_backend(backend: Any, halting: Halting) -> Any:
@@ -45,15 +46,18 @@ def deep_metadata(common: CommonAttentionMetadata, plan: Plan, block_size: int) 
 
     owners, places, table = sent(plan.owners), sent(plan.places), common.block_table_tensor
     slots = table[owners, places // block_size].long() * block_size + places % block_size
+    lengths = torch.from_numpy(plan.lengths)
     return common.replace(
         query_start_loc=sent(plan.deep_starts),
         query_start_loc_cpu=torch.from_numpy(plan.deep_starts),
         seq_lens=common.seq_lens - sent(plan.dropped),
-        seq_lens_cpu_upper_bound=torch.from_numpy(plan.lengths),
+        seq_lens_cpu_upper_bound=lengths,
         num_actual_tokens=int(plan.deep_starts[-1]),
         max_query_len=int(plan.queries.max()),
         max_seq_len=int(plan.lengths.max()),
         slot_mapping=slots,
         positions=None,
         _num_computed_tokens_cache=None,
+        _token_to_req_indices_cache=None,
+        **counts_on_cpu(lengths, lengths - torch.from_numpy(plan.queries)),
     )

@@ -89,7 +89,7 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
     ),
     (_another_worker, "a worker of another class: with model runner V1 halting has its own", "leave --worker-cls out"),
 )
-SPLIT = ("pipeline", "tensor", "data", "decode_context", "prefill_context")  # kinds of parallel execution
+SPLIT = ("pipeline", "data", "decode_context", "prefill_context")  # kinds of parallel execution
 
 
 def refuse_unsupported(config: Any, settings: Settings) -> None:

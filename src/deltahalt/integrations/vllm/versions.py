@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+import torch
+
 from deltahalt.errors import UnsupportedError
 
 SUPPORTED = ("0.26", "0.32")
@@ -35,3 +37,11 @@ def request_check(*, runner_v2: bool) -> str | None:
     if not runner_v2:
         return f"{PACKAGE}.check_v1:RequestCheckV1"
     return None if minor(installed()) == "0.26" else f"{PACKAGE}.check_v2:RequestCheckV2"
+
+
+def counts_on_cpu(lengths: torch.Tensor, computed: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By name, further fields of 0.26's CommonAttentionMetadata.
+
+    lengths, computed: [requests] number of tokens that each holds after the step, and before it; on the CPU.
+    """
+    return {"_seq_lens_cpu": lengths, "_num_computed_tokens_cpu": computed} if minor(installed()) == "0.26" else {}
