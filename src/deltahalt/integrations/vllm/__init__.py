@@ -1,0 +1,1 @@
+"""Halting inside vLLM, as a plugin: docs/vllm.md."""

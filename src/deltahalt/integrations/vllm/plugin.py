@@ -1,0 +1,50 @@
+"""The entry point that vLLM calls in each of its processes: it changes nothing for engines that do not ask to halt."""
+
+from typing import Any
+
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+from deltahalt.integrations.vllm.options import Settings
+from deltahalt.integrations.vllm.refusals import MODELS, refuse_unsupported
+from deltahalt.integrations.vllm.versions import PACKAGE, WORKER_V1, request_check
+
+PREFIX = "Halting"
+
+
+def register() -> None:
+    """Register the models with halting beside vLLM's own, and a check of each configuration. May run repeatedly."""
+    for name in MODELS:
+        ModelRegistry.register_model(PREFIX + name, f"{PACKAGE}.model:{name}")
+    for name in ModelRegistry.get_supported_archs():
+        before = MODELS_CONFIG_MAP.get(name, VerifyAndUpdateConfig)
+        if not hasattr(before, "with_halting"):
+            MODELS_CONFIG_MAP[name] = type(before.__name__, (before,), _hooks(before))
+
+
+def _hooks(before: type[Any]) -> dict[str, Any]:
+    """What is added to vLLM's own changes `before` to the configuration of an architecture."""
+
+    def verify_and_update_config(vllm_config: Any) -> None:
+        before.verify_and_update_config(vllm_config)
+        configure(vllm_config)
+
+    return {"verify_and_update_config": staticmethod(verify_and_update_config), "with_halting": True}
+
+
+def configure(config: Any) -> None:
+    """Let the engine of a VllmConfig halt, if its additional_config asks for it.
+
+    Raises as `refuse_unsupported` does, and InputError for options that are not known.
+    """
+    settings = Settings.of(config.additional_config)
+    if settings is None:
+        return
+    refuse_unsupported(config, settings)
+    model, runner_v2 = config.model_config, config.use_v2_model_runner
+    if not runner_v2:
+        config.parallel_config.worker_cls = WORKER_V1
+    model.hf_config.architectures = [PREFIX + model.architecture]
+    check = request_check(runner_v2=runner_v2)
+    if check is not None:
+        model.logits_processors = [*(model.logits_processors or ()), check]

@@ -1,0 +1,51 @@
+"""What the parts of one engine share: the policy, and the plan of the step that runs."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from deltahalt.errors import DeltahaltError
+from deltahalt.integrations.vllm.options import Settings, request_policy
+from deltahalt.integrations.vllm.plan import Plan, Row
+from deltahalt.policies.base import Policy
+
+log = logging.getLogger("vllm.deltahalt")  # of vLLM's logger, so that it is shown as vLLM's own lines are
+
+
+class Halting:
+    """How an engine halts.
+
+    policy: for requests that do not choose otherwise. start: the layer that decides; those after it are deep. plan:
+    that of the step that runs; None for a step without requests, such as a warm-up. slots: [deep tokens] where deep
+    layers write this step's keys and values; None where they write them as other layers do.
+    """
+
+    def __init__(self, settings: Settings, policy: Policy) -> None:
+        self.shortest = settings.min_prompt_tokens
+        self.policy = policy
+        self.start = int(policy.start)
+        self.plan: Plan | None = None
+        self.slots: torch.Tensor | None = None
+
+    def begin(self, rows: Sequence[Row] | None) -> None:
+        """Start a step with these requests; None for one without requests."""
+        self.plan, self.slots = None if rows is None else Plan(rows), None
+
+    def policy_of(self, params: Any) -> Policy | None:
+        """The policy of a request with these SamplingParams; None where its prompt stays whole.
+
+        A request that is refused does not come here, except with runner V2 of vLLM 0.26. There its prompt stays whole,
+        which gives it vLLM's own answer, since an error would end the engine.
+        """
+        try:
+            return request_policy(self.policy, params)
+        except DeltahaltError as error:
+            log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
+            return None
+
+    def row(self, policy: Policy | None, prompt: int, computed: int, scheduled: int) -> Row:
+        """A request in a step: see `Row`."""
+        kept = prompt if policy is None or prompt < self.shortest else policy.kept(int(prompt))
+        return Row(policy, int(prompt), int(computed), int(scheduled), int(prompt - kept))

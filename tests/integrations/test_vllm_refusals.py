@@ -1,0 +1,132 @@
+"""What vLLM cannot do beside halting is refused by name, before the engine starts or before a request reaches it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltahalt import UnsupportedError
+from deltahalt.integrations.vllm import versions
+from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sampling, saved, served, token_ids
+
+POLICY = f"dash:{HALF}"
+REFUSED = versions.request_check(runner_v2=V2) is not None  # before a request reaches the engine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    saved(folder)
+    return folder
+
+
+def configured(folder: Path, additional: Any, **settings: Any) -> Any:
+    from vllm import EngineArgs
+
+    return EngineArgs(str(folder), **SETTINGS | {"additional_config": additional} | settings).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
+        ({"enable_chunked_prefill": True}, "--no-enable-chunked-prefill --max-num-batched-tokens 256 (or more)"),
+        ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
+        ({"enforce_eager": False}, "--enforce-eager"),
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
+        ({"enable_lora": True}, "leave --enable-lora out"),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "leave --speculative-config out"),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "--kv-transfer-config"),
+        ({"runner": "pooling"}, "--runner generate"),
+    ],
+)
+def test_a_setting_is_refused_with_what_to_set(folder: Path, settings: dict[str, Any], advice: str) -> None:
+    with pytest.raises(UnsupportedError, match="halting does not work with these settings of vLLM") as caught:
+        configured(folder, config(POLICY), **settings)
+    assert advice in str(caught.value)
+
+
+@pytest.mark.skipif(V2, reason="runner V2 has no worker class of ours")
+def test_another_worker_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="leave --worker-cls out"):
+        configured(folder, config(POLICY), worker_cls="vllm.v1.worker.cpu_worker.CPUWorker")
+
+
+def test_all_settings_are_named_at_once(folder: Path) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        configured(folder, config(POLICY), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
+    assert str(caught.value).count("\n- ") == 3
+    configured(folder, config("off"), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
+
+
+@pytest.mark.parametrize(("variant", "reason"), [("phi3", "Phi3ForCausalLM"), ("mistral-sliding", "sliding window")])
+def test_a_model_is_refused(tmp_path: Path, variant: str, reason: str) -> None:
+    saved(tmp_path, variant)
+    with pytest.raises(UnsupportedError, match=reason):
+        configured(tmp_path, config(POLICY))
+
+
+@pytest.mark.parametrize(
+    ("additional", "message"),
+    [
+        ({"deltahalt": "auto"}, "write options by name"),
+        ({"deltahalt": {"ratio": 0.5}}, "has no option 'ratio'"),
+        ({"deltahalt": {"policy": 5}}, "write its text"),
+        ({"deltahalt": {"min_prompt_tokens": "many"}}, "write a number of tokens"),
+        (config("dahs"), "there is no policy 'dahs'"),
+        (config("dash:start=3"), "leaves no deeper layer"),
+        (config("key-norm"), "key-norm is not supported in vLLM.*both-ends, max-sim"),
+        (config("dash:start=1+dash:start=2"), "one layer"),
+        (config("auto:fast"), "write 1 or more"),
+    ],
+)
+def test_options_are_refused(folder: Path, additional: Any, message: str) -> None:
+    with pytest.raises((ValueError, UnsupportedError), match=message):  # vLLM shows ours in its own ValueError
+        configured(folder, additional)
+
+
+@pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0.0"])
+def test_an_unknown_version_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("deltahalt.integrations.vllm.refusals.installed", lambda: version)
+    with pytest.raises(UnsupportedError, match=rf"vLLM {version} is not supported"):
+        configured(folder, config(POLICY))
+    configured(folder, {})
+    assert versions.minor(versions.installed()) in versions.SUPPORTED
+
+
+@pytest.mark.skipif(not REFUSED, reason=f"vLLM {versions.installed()} has no check of requests with runner V2")
+def test_a_refused_request_leaves_the_engine_alive(folder: Path) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    model, ids = saved(folder), token_ids(150, 90)
+    refused = [
+        ({"prompt_logprobs": 0}, "prompt_logprobs needs all tokens"),
+        ({"extra_args": {"deltahalt": "ratio=0.5"}}, "a request may have"),
+        ({"extra_args": {"deltahalt": "pruning_ratio=2"}}, r"must lie in \[0, 1\]"),
+        ({"extra_args": {"deltahalt": "keep=0"}}, "give 1 token or more"),
+        ({"extra_args": {"deltahalt": 0.5}}, 'write "off"'),
+        ({"extra_args": {"deltahalt_keep": 20}}, "there is no option 'deltahalt_keep'"),
+    ]
+    with engine(folder, POLICY) as llm:
+        for options, message in refused:
+            with pytest.raises((ValueError, VLLMValidationError), match=message):
+                llm.generate({"prompt_token_ids": ids[0]}, sampling(**options), use_tqdm=False)
+        assert served(llm, ids) == expected(model, ids, POLICY)
+        whole = sampling(prompt_logprobs=1, extra_args={"deltahalt": "off"})
+        done = llm.generate({"prompt_token_ids": ids[0]}, whole, use_tqdm=False)[0]
+    assert list(done.outputs[0].token_ids) == expected(model, ids[:1], "dense")[0]
+    assert len(done.prompt_logprobs) == 150
+
+
+@pytest.mark.skipif(REFUSED, reason=f"vLLM {versions.installed()} refuses requests before the engine")
+def test_where_a_request_cannot_be_refused_its_prompt_stays_whole(folder: Path) -> None:
+    model, ids = saved(folder), token_ids(150, 90)
+    with engine(folder, POLICY) as llm:
+        assert served(llm, ids, options=["ratio=0.5", None]) == [
+            *expected(model, ids[:1], "dense"),
+            *expected(model, ids[1:], POLICY),
+        ]
+        done = llm.generate({"prompt_token_ids": ids[0]}, sampling(prompt_logprobs=1), use_tqdm=False)[0]
+    assert list(done.outputs[0].token_ids) == expected(model, ids[:1], "dense")[0]
+    assert all(math.isfinite(entry.logprob) for token in done.prompt_logprobs[1:] for entry in token.values())
