@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltahalt import Dash, InputError, PolicyError, UnsupportedError
@@ -32,6 +32,7 @@ def rows(draw: Any) -> Row:
     return Row(POLICY, prompt, computed, prompt + generated - computed, dropped)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # beside vLLM, garbage takes seconds
 @given(st.lists(rows(), min_size=1, max_size=6))
 def test_counts_are_those_of_requests_run_one_by_one(batch: list[Row]) -> None:
     plan, owners, places, lengths = Plan(batch), [], [], []
