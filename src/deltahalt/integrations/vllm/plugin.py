@@ -1,4 +1,4 @@
-"""The entry point that vLLM calls in each of its processes: it changes nothing for engines that do not ask to halt."""
+"""The entry point that vLLM calls in each of its processes: without an entry in the configuration nothing changes."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _hooks(before: type[Any]) -> dict[str, Any]:
 
 
 def configure(config: Any) -> None:
-    """Let the engine of a VllmConfig halt, if its additional_config asks for it.
+    """Let the engine of a VllmConfig halt, if its additional_config says so.
 
     Raises as `refuse_unsupported` does, and InputError for options that are not known.
     """
