@@ -27,7 +27,7 @@ test: lint ## lint, then run the tests on the pinned versions
 # kvpress leaves a mark on every attention module that runs once it is imported: its tests have a process of their own.
 test-kvpress: $(KVPRESS)/.installed ## run the tests on the oldest supported versions, and those of kvpress
 	$(KVPRESS)/bin/python $(PYTEST) -m 'not real_weights' --ignore-glob 'tests/integrations/test_kvpress_*' --ignore-glob '*hostile*' \
-		--ignore-glob 'tests/lab/test_viewer_*' --ignore tests/docs # slow ones, or of no version of a package
+		--ignore tests/lab --ignore tests/policies --ignore tests/docs # slow ones, or of no version of a package
 	$(KVPRESS)/bin/python $(PYTEST) tests/integrations/test_kvpress_*.py
 
 # Without constraints, torch apart: what `pip install deltahalt` gives today, so it is resolved again at each run.
