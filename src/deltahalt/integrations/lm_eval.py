@@ -121,8 +121,8 @@ class DeltahaltLM(HFLM):
         self.cold = True  # no prompt has run yet; the start-up of the first run is not measured
         self.cut: set[int] = set()  # hashes of the prompts so far whose beginning was cut
         self.contexts: dict[str, str] = {}  # by prompt, the part that a prompt-stage method may shorten
-        self.questions: dict[str, str] = {}  # by prompt, the question that it asks, where the task knows it
-        self.asked: list[str] | None = None  # the questions of the batch that `tok_batch_encode` made last
+        self.questions: dict[str, str] = {}  # by prompt, its question; empty where the task does not give one
+        self.asked: list[str] | None = None  # the questions of the batch that `tok_batch_encode` returned last
         with without_warnings(HFLM.__module__):  # it warns that a preloaded model means a single process
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", **own)
         if accelerator is not None:

@@ -72,7 +72,7 @@ class DecodeStep:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for another token."""
+        """Whether the room for new tokens is used up."""
         return self.filled == self.room
 
     def goes_on(self, cache: DynamicCache, segments: Sequence[Segment], stream: TokenStream) -> bool:
