@@ -21,6 +21,7 @@ from typing import Any
 from deltahalt.lab.bench.decode import DecodeRow
 from deltahalt.lab.bench.long_prompts import LongPromptRow
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
+from deltahalt.lab.bench.profile import ProfileRow
 from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
@@ -62,7 +63,7 @@ def filled(page: str) -> str:
 
 def rows_table(name: str) -> str:
     """All rows of a file in results/, which are of policies."""
-    kinds = (BenchRow, DecodeRow, NewLengthsRow, ReadoutRow, LongPromptRow, EmbedRow, EvalRow, SweepRow)
+    kinds = (BenchRow, DecodeRow, NewLengthsRow, ProfileRow, ReadoutRow, LongPromptRow, EmbedRow, EvalRow, SweepRow)
     rows: list[Any] = read_rows(rows_file(RESULTS, name), *kinds)
     return brief(markdown(rows), (row.policy for row in rows))
 

@@ -143,3 +143,26 @@ def test_speedup_is_the_same_ratio_in_sweep_and_report(
     assert dict(zip(heads, cells, strict=True))["speedup"] == swept["speedup"] != swept["own speedup"]
     (row,) = read_rows(rows, SweepRow)
     assert swept["speedup"] == f"{row.reference_speedup:.2f}x"
+
+
+MODES = {mode: [mode] for mode in ("--new-lengths", "--readout", "--decode", "--profile")}
+MODES["--piece-tokens"] = ["--piece-tokens", "16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bench_refuses_what_a_mode_cannot_measure_before_a_model_is_built(
+    mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deltahalt.lab.bench.shape.random_model", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("deltahalt.cli.speed.load_model", lambda *_, **__: pytest.fail("loaded"))
+    other = "--decode" if mode == "--readout" else "--readout"
+    shape = ["--shape", "4,32,48,2,1,16"]
+    refused = [
+        ([*shape, other], "measure different things: give one of them"),
+        (["--text", "a.md"], "leave --text out"),
+    ]
+    if mode not in ("--readout", "--decode"):
+        refused.append(([*shape, "--batch-sizes", "2"], f"{mode} measures single prompts: leave --batch-sizes out"))
+    for options, complaint in refused:
+        assert deltahalt("bench", *MODES[mode], *options) == 2
+        assert complaint in " ".join(capsys.readouterr().err.split())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deltahalt.cli import accuracy, embed, observe, shapes, speed
+from deltahalt.cli import accuracy, bench_modes, embed, observe, shapes
 from deltahalt.cli.base import LiteralConsole
 from deltahalt.cli.tables import fitted, of_policies, side_by_side
 from deltahalt.lab.bench.row import BenchRow, Cost
@@ -27,7 +27,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What the commands print on a terminal of 80 columns, in lines."""
     written = io.StringIO()
     console = LiteralConsole(file=written, width=WIDE)
-    for module in (accuracy, embed, observe, shapes, speed):
+    for module in (accuracy, bench_modes, embed, observe, shapes):
         monkeypatch.setattr(module, "out", console)
     return lambda: written.getvalue().splitlines()
 
@@ -105,7 +105,7 @@ def test_a_bench_fits(shown: Callable[[], list[str]]) -> None:
         repeats=3,
         seed=0,
     )
-    speed._show([row, replace(row, policy=LONG[1]), replace(row, policy="dash")])
+    bench_modes._show([row, replace(row, policy=LONG[1]), replace(row, policy="dash")])
     _whole(shown(), "8.896", "12.3")
 
 

@@ -29,11 +29,12 @@ def tokens(model: Any, graphs: bool | None, **options: Any) -> torch.Tensor:
         return model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
 
 
-def test_nothing_is_recorded_unless_it_is_wanted() -> None:
+@pytest.mark.parametrize(("options", "steps"), [({}, 4), ({"decode_graphs": False}, 0)], ids=["default", "off"])
+def test_tokens_are_recorded_where_it_is_possible(options: dict[str, Any], steps: int) -> None:
     ids = prompts(40)[0]
-    with recorded_steps() as ran, halting(tiny(), DASH) as halted:
+    with recorded_steps() as ran, halting(tiny(), DASH, **options) as halted:
         halted.generate(ids, max_new_tokens=6, do_sample=False)
-    assert not ran
+    assert len(ran) == steps  # the first token is of the prefill, the second runs layer by layer
 
 
 class Other(nn.Linear):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from deltahalt.lab.bench import measure, shape
+from deltahalt.lab.bench import measure
 from deltahalt.lab.bench.long_prompts import LongPromptRow, markdown
 from deltahalt.lab.rows.base import read_rows
 
@@ -45,15 +45,3 @@ def test_what_does_not_fit_is_noted(
     assert [row.prefill is None for row in rows] == [False, False, False, True, False, False]
     assert runs.count(80) == 1 + 2 * 2  # the plain model is not tried again
     assert "out of memory" in markdown(rows)
-
-
-@pytest.mark.parametrize("options", [["--readout"], ["--new-lengths"], ["--batch-sizes", "2"]], ids=" ".join)
-def test_what_it_cannot_measure_is_refused_before_a_model_is_built(
-    options: list[str],
-    deltahalt: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(shape, "random_model", lambda *_, **__: pytest.fail("built"))
-    assert deltahalt(*BENCH, *options) == 2
-    assert "--piece-tokens measures single prompts of random tokens" in " ".join(capsys.readouterr().err.split())

@@ -69,7 +69,6 @@ def test_the_table_sets_both_beside_each_other() -> None:
     [
         (["--new-tokens", "1"], "--new-tokens must be at least 2 (got 1)"),
         (["--lengths", "40,60", "--new-tokens", "3"], "lengths 40 and 60 are 20 tokens apart"),
-        (["--batch-sizes", "2"], "leave --text and --batch-sizes out"),
     ],
 )
 def test_what_it_cannot_measure_is_refused_before_a_model_is_built(

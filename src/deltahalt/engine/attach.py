@@ -46,7 +46,8 @@ def halting(
     tower: Tower | None = None,
     question: Question | None = None,
     piece_tokens: int | None = None,
-    decode_graphs: bool | None = False,
+    decode_graphs: bool | None = None,
+    fused_kernels: bool | None = None,
 ) -> Iterator[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block.
 
@@ -55,7 +56,8 @@ def halting(
     token number i, given i and the number of layers; None for all. tower: drops visual tokens before the decoder, and
     marks them as NaN. question: finds the question in each prompt, for policies that read it.
     piece_tokens: the number of prompt tokens that run through a layer at once; None for the default, by length.
-    decode_graphs: whether generated tokens run as CUDA graphs (see `Decoding.want`).
+    decode_graphs: whether generated tokens run as CUDA graphs (see `Decoding.want`). fused_kernels: whether norms,
+    rotary embedding and gated activations of a prefill do (see `host.fused`); None for those that halt on a GPU.
 
     Yields the Halted model, whose `report` describes the latest prefill. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns
@@ -82,6 +84,7 @@ def halting(
         question=question,
         piece_tokens=piece_tokens,
         decode_graphs=decode_graphs,
+        fused_kernels=fused_kernels,
     )
     answers = {} if tower is None else dict(tower.places)
     halted.block = Block(_places(model, base, halted) | answers, marks=None if tower is None else base)

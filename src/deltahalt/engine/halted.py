@@ -1,6 +1,7 @@
 """A model under halting: the function that replaces its decoder's forward."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,12 +19,14 @@ from deltahalt.engine.question import Question
 from deltahalt.engine.recorded.decoding import Decoding
 from deltahalt.engine.report import Report
 from deltahalt.engine.stream import TokenStream
+from deltahalt.engine.switch import check_switch
 from deltahalt.engine.trace import Trace
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.flops import ModelShape
 from deltahalt.host.blocks import Answer, Block, Place
 from deltahalt.host.compat import CACHE, decoder_arguments, decoder_output, refuse_unknown_host
 from deltahalt.host.families.base import Module
+from deltahalt.host.fused import fused_parts
 from deltahalt.host.heads import Wanted
 from deltahalt.policies.base import AnyPolicy, Stage, place
 
@@ -58,7 +61,8 @@ class Halted:
         tower: Tower | None = None,
         question: Question | None = None,
         piece_tokens: int | None = None,
-        decode_graphs: bool | None = False,
+        decode_graphs: bool | None = None,
+        fused_kernels: bool | None = None,
     ) -> None:
         self.host = HostDecoder.of(decoder)
         refuse_unknown_host(decoder)
@@ -72,6 +76,7 @@ class Halted:
         self.piece_tokens = check_piece_tokens(piece_tokens)
         self.decoding = Decoding(self.host, counted=depth is not None)
         self.decoding.want(decode_graphs)
+        self.fused_kernels = check_switch("fused_kernels", fused_kernels)
         self._report: Report | None = None
 
     @property
@@ -161,13 +166,20 @@ class Halted:
         options: dict[str, Any] = {"counted": self.depth is not None, "skipped": skipped}
         if call.layout.prompts:
             self.decoding.drop(call.cache)
-            with untouched_on_error(call.cache):
+            with untouched_on_error(call.cache), self._kernels(stages, stream):
                 return run_call(layers, stages, stream, call, **options)
         done = self.decoding.run(stream, call)
         result = run_call(layers, stages, stream, call, done=done, **options)
         if done is None:
             self.decoding.note(call)
         return result
+
+    def _kernels(self, stages: tuple[Stage, ...], stream: TokenStream) -> AbstractContextManager[object]:
+        """The block in which a prompt runs, with fused kernels or without."""
+        usual = bool(stages) and stream.hidden.is_cuda
+        if not (usual if self.fused_kernels is None else self.fused_kernels):
+            return nullcontext()
+        return Block(fused_parts(self.host.family, self.host.layers)).opened()
 
     def _skipped(self, call: DecoderCall) -> set[int]:
         """The layers that a generated token does not run through; none for a prompt."""

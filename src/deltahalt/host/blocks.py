@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-Place = tuple[nn.Module, str]  # a module, and the name of one of its callables
+Place = tuple[nn.Module | ModuleType, str]  # a module of a model or of Python, and the name of one of its callables
 Answer = Callable[..., Any]  # (block, original, *args, **kwargs) -> the return value of the callable
 
 _open: ContextVar[tuple["Block", ...]] = ContextVar("deltahalt_open_blocks", default=())
@@ -91,7 +92,7 @@ class StandIn:
     own: the instance's attribute before; None if the callable was a method of its class. blocks: those that use it.
     """
 
-    def __init__(self, module: nn.Module, name: str) -> None:
+    def __init__(self, module: nn.Module | ModuleType, name: str) -> None:
         self.module, self.name = module, name
         self.own, self.original = module.__dict__.get(name), getattr(module, name)
         self.blocks: list[Block] = []
@@ -133,7 +134,7 @@ def _acquire(places: Iterable[Place], block: Block, known: list[StandIn]) -> lis
         return standing
 
 
-def _at(module: nn.Module, name: str) -> StandIn:
+def _at(module: nn.Module | ModuleType, name: str) -> StandIn:
     """What stands at a place, which is new if nothing does, or if somebody else has put something over it."""
     stand_in = module.__dict__.get(name)
     if not isinstance(stand_in, StandIn):

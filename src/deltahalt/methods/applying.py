@@ -11,6 +11,7 @@ from deltahalt.engine.attach import find_decoder, sees_images
 from deltahalt.engine.halted import Halted
 from deltahalt.engine.pieces import check_piece_tokens
 from deltahalt.engine.question import question_of
+from deltahalt.engine.switch import check_switch
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.methods.base import Asked, Ends, Method, Prompts
 from deltahalt.methods.halting import method_of
@@ -33,7 +34,8 @@ def halting(
     timed: bool = False,
     vision: VisionPolicy | str | None = None,
     piece_tokens: int | None = None,
-    decode_graphs: bool | None = False,
+    decode_graphs: bool | None = None,
+    fused_kernels: bool | None = None,
 ) -> AbstractContextManager[Halted]:
     """Halt prompt tokens in every prefill of `model` inside the `with` block.
 
@@ -54,7 +56,10 @@ def halting(
         piece_tokens: Number of prompt tokens that run through a layer at once, which bounds the memory of its inner
             tensors; results stay the same. None: 16,384 in prompts of more than 32,768 tokens, and all in shorter ones.
         decode_graphs: Whether generated tokens run as CUDA graphs, which equal the full model's decoding up to
-            rounding. False: never; None: where it is possible; True: always, with an error where it is not possible.
+            rounding. None: where it is possible; False: never; True: always, with an error where it is not possible.
+        fused_kernels: Whether the norms, rotary embedding and gated activations of a prefill run as one kernel each,
+            which equal the full model's up to rounding; the package liger-kernel has the latter two. None: on a GPU, in
+            prefills in which tokens halt; False: never; True: in every prefill. With autograd, the model's own run.
 
     Returns:
         A context that yields a `Halted`. Its `report` describes the latest prefill, and its `vision_report` the latest
@@ -92,6 +97,7 @@ def halting(
         question=asked,
         piece_tokens=piece_tokens,
         decode_graphs=decode_graphs,
+        fused_kernels=fused_kernels,
     )
 
 
@@ -172,7 +178,8 @@ def applying(
     question: Asked | None = None,
     timed: bool = False,
     piece_tokens: int | None = None,
-    decode_graphs: bool | None = False,
+    decode_graphs: bool | None = None,
+    fused_kernels: bool | None = None,
 ) -> Iterator[Applied]:
     """Run `model` under a policy, or a method of any other stage, inside the `with` block.
 
@@ -187,6 +194,7 @@ def applying(
         timed: Measure the seconds of each prefill, which waits for the device.
         piece_tokens: Number of prompt tokens that run through a layer at once, as in `halting`.
         decode_graphs: Whether generated tokens run as CUDA graphs, as in `halting`.
+        fused_kernels: Whether parts of the layers run as one kernel each in a prefill, as in `halting`.
 
     Yields:
         The model under the method. When the block is left, the model is as before.
@@ -208,6 +216,7 @@ def applying(
     with chosen.attach(model, tokenizer, min_prompt_tokens=min_prompt_tokens, question=question) as halted:
         halted.timed, halted.piece_tokens = timed, check_piece_tokens(piece_tokens)
         halted.decoding.want(decode_graphs)
+        halted.fused_kernels = check_switch("fused_kernels", fused_kernels)
         yield Applied(halted, model, chosen, tokenizer)
 
 

@@ -16,7 +16,8 @@ from deltahalt.engine.recorded.obstacles import obstacle_in_call, obstacle_in_mo
 from deltahalt.engine.recorded.step import DecodeStep
 from deltahalt.engine.recorded.wiring import Wiring
 from deltahalt.engine.stream import TokenStream
-from deltahalt.errors import InputError, UnrecordedWarning, UnsupportedError
+from deltahalt.engine.switch import check_switch
+from deltahalt.errors import UnrecordedWarning, UnsupportedError
 
 ROOM = 512  # tokens that K/V get room for at first; when it is used up, they get twice as much
 
@@ -40,7 +41,7 @@ class Decoding:
 
     def __init__(self, host: HostDecoder, *, counted: bool) -> None:
         self.host, self.counted = host, counted
-        self.wanted: bool | None = False
+        self.wanted: bool | None = None
         self._left: WeakKeyDictionary[DynamicCache, ReferenceType[torch.Tensor]] = WeakKeyDictionary()
         self._recorded: WeakKeyDictionary[DynamicCache, Recorded] = WeakKeyDictionary()
         self._given_up: WeakSet[DynamicCache] = WeakSet()  # so that layers are not searched again at each token
@@ -50,9 +51,7 @@ class Decoding:
 
         Raises InputError for another value, and UnsupportedError for True and a model that cannot be recorded.
         """
-        if wanted is not None and not isinstance(wanted, bool):
-            raise InputError(f"decode_graphs is {wanted!r}; give True, False or None")
-        self.wanted = wanted
+        self.wanted = check_switch("decode_graphs", wanted)
         if wanted:
             self._refuse(self._skipping() or obstacle_in_model(self.host))
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
+from transformers.activations import SiLUActivation
 
 from deltahalt.host.compat import attention_output
 
@@ -78,6 +80,16 @@ class Family:
         """Return the hidden states after the layer's FFN, residual included."""
         out: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return out
+
+    def rms_norms(self, layer: Module) -> list[Module]:
+        """Return the norms in the layer that divide by the root mean square and multiply by their weight."""
+        return [layer.input_layernorm, layer.post_attention_layernorm]
+
+    def is_swiglu(self, layer: Module) -> bool:
+        """Return whether the FFN is down_proj(silu(gate_proj(x)) * up_proj(x))."""
+        parts = ("gate_proj", "up_proj", "down_proj")
+        activation = getattr(layer.mlp, "act_fn", None)
+        return isinstance(activation, (nn.SiLU, SiLUActivation)) and all(hasattr(layer.mlp, part) for part in parts)
 
     def queries(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """Return queries after RoPE, [B, heads, n, d]."""

@@ -30,6 +30,9 @@ class Gemma3Text(Qwen3):
     def rotary_kind(self, config: Any, layer: int) -> str:
         return str(config.layer_types[layer])
 
+    def rms_norms(self, layer: Module) -> list[Module]:
+        return []  # they multiply by 1 + weight, in float32
+
     def add_attention(self, layer: Module, hidden: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = hidden + layer.post_attention_layernorm(update)
         return out

@@ -12,6 +12,9 @@ class Qwen3(Family):
     model_types = ("qwen3",)
     rotate = staticmethod(apply_rotary_pos_emb)
 
+    def rms_norms(self, layer: Module) -> list[Module]:
+        return [*super().rms_norms(layer), layer.self_attn.q_norm, layer.self_attn.k_norm]
+
     def queries(self, layer: Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         attention = layer.self_attn
         heads = self._heads(layer, attention.q_proj(layer.input_layernorm(hidden)))

@@ -3,18 +3,16 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, NOTHING_HALTED, RunContext, check_new_tokens, run_once
+from deltahalt.lab.bench.measure import FULL, NOTHING_HALTED, RunContext, check_new_tokens, context_of, run_once
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.bench.row import Cost, medians
 from deltahalt.lab.rows.base import RanRow
 from deltahalt.lab.rows.markdown import table
-from deltahalt.methods.applying import applying
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies import Dense
 
@@ -56,8 +54,8 @@ def decode_ways(model: Any, policies: Mapping[str, AnyMethod], tokenizer: Any = 
     """
     ways: dict[Way, RunContext] = {(FULL, PLAIN): nullcontext}
     for text, method in {NOTHING_HALTED: Dense(), **policies}.items():
-        off = partial(applying, model, method, tokenizer, decode_graphs=False)
-        on = partial(applying, model, method, tokenizer, decode_graphs=True)
+        off = context_of(model, method, tokenizer, decode_graphs=False)
+        on = context_of(model, method, tokenizer, decode_graphs=True)
         ways |= {(text, OFF): off, (text, ON): on} if _opens(on) else {(text, OFF): off}
     return ways
 

@@ -3,18 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext, cost_of
+from deltahalt.lab.bench.measure import FULL, RunContext, context_of, cost_of
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.bench.row import Cost, medians
 from deltahalt.lab.rows.base import RanRow
 from deltahalt.lab.rows.markdown import table
-from deltahalt.methods.applying import applying
 from deltahalt.methods.registry import AnyMethod
 
 NO_FIT = "out of memory"
@@ -61,7 +59,7 @@ def measure_long_prompts(
     """Yield, for each length, the row of the plain model and one of each policy in pieces, after a short warm-up."""
     contexts: dict[str, RunContext] = {FULL: nullcontext}
     for text, policy in policies.items():
-        contexts[text] = partial(applying, model, policy, tokenizer, piece_tokens=piece_tokens)
+        contexts[text] = context_of(model, policy, tokenizer, piece_tokens=piece_tokens)
     warm_up = random_prompts(model, min(*lengths, 2 * piece_tokens), 1, seed)
     for context in contexts.values():
         _fitting(model, context, warm_up, min(new_tokens, 2))

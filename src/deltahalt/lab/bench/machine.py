@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import deltahalt
-from deltahalt.host import flash_four
+from deltahalt.host import flash_four, fused
 
 
 def ran_on(model: Any) -> dict[str, Any]:
@@ -25,17 +25,19 @@ def ran_on(model: Any) -> dict[str, Any]:
 
 
 def attention_name(model: Any) -> str:
-    """Return transformers' name of the attention implementation; for sdpa on a GPU, also which kernel halting uses.
+    """Return transformers' name of the attention implementation; on a GPU, also which kernels halting uses.
 
-    That is FlashAttention 4 where it is installed, else what cuDNN takes, unless cuDNN comes last.
+    Those are FlashAttention 4 and liger-kernel where they are installed, and cuDNN's attention unless it comes last.
     """
     name: str = model.config._attn_implementation
-    if name != "sdpa" or model.device.type != "cuda":
+    if model.device.type != "cuda":
         return name
-    if flash_four.kernel() is not None:
-        return f"{name}, FlashAttention 4"
-    preferred = torch.backends.cuda.cudnn_sdp_enabled() and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
-    return name if preferred else f"{name}, cuDNN last"
+    kernels = [] if fused.liger() is None else ["liger-kernel"]
+    if name == "sdpa":
+        cudnn = torch.backends.cuda.cudnn_sdp_enabled() and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
+        kernels += [] if flash_four.kernel() is None else ["FlashAttention 4"]
+        kernels += [] if cudnn else ["cuDNN last"]
+    return ", ".join([name, *sorted(kernels)])
 
 
 def number_format(model: Any) -> str:

@@ -16,6 +16,7 @@ from deltahalt.lab.bench.machine import ran_on
 from deltahalt.lab.bench.prompts import Prompts
 from deltahalt.lab.bench.row import BenchRow, Cost, median_gains, medians
 from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
 from deltahalt.policies import Dense
 
@@ -55,8 +56,8 @@ def measure(
         InputError: If prompts and answers exceed the model's context or the GPU's memory.
     """
     require_room(model.config, name, prompts.length, new_tokens)
-    contexts: dict[str, RunContext] = {FULL: nullcontext, NOTHING_HALTED: partial(applying, model, Dense())}
-    contexts |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
+    contexts: dict[str, RunContext] = {FULL: nullcontext, NOTHING_HALTED: context_of(model, Dense())}
+    contexts |= {text: context_of(model, policy, tokenizer) for text, policy in policies.items()}
     costs: dict[str, list[Cost]] = {text: [] for text in contexts}
     for run in range(repeats + 1):
         for text, context in contexts.items():
@@ -69,6 +70,15 @@ def measure(
         if run:
             ran = {"new_tokens": new_tokens, "repeats": run, "seed": seed, **ran_on(model)}
             yield [_row(name, policy, prompts, costs, ran) for policy in policies]
+
+
+def context_of(model: Any, method: AnyMethod, tokenizer: Any = None, **options: Any) -> RunContext:
+    """The block of a method, with `options` of `applying`.
+
+    A method that halts nothing has the kernels of a halting prefill, so that others can be compared with it.
+    """
+    fused = True if method_of(method).is_dense and model.device.type == "cuda" else None
+    return partial(applying, model, method, tokenizer, fused_kernels=fused, **options)
 
 
 def _row(name: str, policy: str, prompts: Prompts, costs: dict[str, list[Cost]], ran: dict[str, Any]) -> BenchRow:

@@ -7,7 +7,6 @@ repeats the same lengths, so its times do not include that cost.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import count, pairwise
 from statistics import median
 from typing import Any, ClassVar
@@ -15,12 +14,11 @@ from typing import Any, ClassVar
 from deltahalt.engine.backends import WITHOUT_CUDNN
 from deltahalt.errors import InputError
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext, check_new_tokens, run_once
+from deltahalt.lab.bench.measure import FULL, RunContext, check_new_tokens, context_of, run_once
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.lab.bench.row import Cost
 from deltahalt.lab.rows.base import RanRow
 from deltahalt.lab.rows.markdown import table
-from deltahalt.methods.applying import applying
 from deltahalt.methods.registry import AnyMethod
 
 
@@ -75,7 +73,7 @@ def measure_new_lengths(
     """
     check_lengths(lengths, len(policies), runs, new_tokens)
     contexts: dict[str, RunContext] = {FULL: nullcontext}
-    contexts |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
+    contexts |= {text: context_of(model, policy, tokenizer) for text, policy in policies.items()}
     for context in contexts.values():  # a warm-up, on a length that is not measured
         _run(model, context, max(1, min(lengths) // 2), 2)
     for length in lengths:
@@ -111,6 +109,15 @@ def _row(
         token=median(cost.generation or 0.0 for cost in costs) / (new_tokens - 1),
         **ran,
     )
+
+
+def cells(rows: Sequence[NewLengthsRow]) -> dict[str, list[str]]:
+    """The columns of a table of the rows of one length, by head."""
+    return {
+        "attention": [row.attention for row in rows],
+        "prefill s": [f"{row.prefill:.3f}" for row in rows],
+        "ms a token": [f"{1000 * row.token:.1f}" for row in rows],
+    }
 
 
 def markdown(rows: Sequence[NewLengthsRow]) -> str:

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
@@ -14,10 +13,10 @@ from deltahalt.clock import clock
 from deltahalt.errors import InputError
 from deltahalt.flops import ModelShape, dense_loads, true_flops
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext
+from deltahalt.lab.bench.measure import FULL, RunContext, context_of
 from deltahalt.lab.rows.base import RanRow
 from deltahalt.lab.rows.markdown import differing, table
-from deltahalt.methods.applying import Applied, applying
+from deltahalt.methods.applying import Applied
 from deltahalt.methods.base import Ends, Prompts
 from deltahalt.methods.registry import AnyMethod
 
@@ -88,7 +87,7 @@ def measure_readout(
     Raises InputError if the GPU's memory is too small.
     """
     contexts: dict[str, RunContext] = {FULL: nullcontext}
-    contexts |= {text: partial(applying, model, policy, tokenizer) for text, policy in policies.items()}
+    contexts |= {text: context_of(model, policy, tokenizer) for text, policy in policies.items()}
     documents = _documents(model, longest, BATCHES * batch, seed)
     shape = ModelShape.of(model.get_decoder().config)
     full_flops = sum(true_flops(shape, dense_loads(shape.layers, len(ids)), len(ids)) for ids in documents)

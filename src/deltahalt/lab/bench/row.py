@@ -36,7 +36,8 @@ class BenchRow(RanRow):
 
     full, halted: medians over `repeats` runs. gain: medians of full / halted over pairs of successive runs, in which
     slow drift of the machine cancels. overhead: time that the engine adds to the prefill when nothing is halted, as a
-    share of the host's prefill. share: the prefill's gain in time divided by its gain in FLOPs, which bounds it.
+    share of the host's prefill; negative where its kernels save more than it adds. share: the prefill's gain in time
+    divided by its gain in FLOPs, which bounds it. (1 + overhead) * share is that of the engine's own time.
     """
 
     kind: ClassVar[str] = "bench"

@@ -33,6 +33,7 @@ COLUMNS: dict[str, Cell] = {
     "prefill": _gain("prefill"),
     "bound": _gain("flops"),
     "share": lambda row: f"{row.share:.2f}",
+    "own share": lambda row: f"{row.share * (1 + row.overhead):.2f}",
     "overhead": lambda row: f"{100 * row.overhead:+.1f} %",
     "first token": _gain("first_token"),
     "new": lambda row: f"{row.new_tokens}" if row.new_tokens > 1 else None,

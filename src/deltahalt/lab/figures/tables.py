@@ -9,6 +9,8 @@ from deltahalt.lab.bench.long_prompts import LongPromptRow
 from deltahalt.lab.bench.long_prompts import markdown as long_prompts_table
 from deltahalt.lab.bench.new_lengths import NewLengthsRow
 from deltahalt.lab.bench.new_lengths import markdown as new_lengths_table
+from deltahalt.lab.bench.profile import ProfileRow
+from deltahalt.lab.bench.profile import markdown as profile_table
 from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.readout import markdown as readout_table
 from deltahalt.lab.bench.row import BenchRow
@@ -32,6 +34,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     NewLengthsRow: new_lengths_table,
     DecodeRow: decode_table,
     LongPromptRow: long_prompts_table,
+    ProfileRow: profile_table,
     ReadoutRow: readout_table,
     SweepRow: sweep_table,
     ShapeRow: shapes_table,
