@@ -13,13 +13,13 @@ from transformers.utils import import_utils
 
 from deltahalt import Dash, Dense, Forecast, Policy, Report, SingleInputKV, Uniform, WindowAttention, halting
 from deltahalt.engine.backends import WITHOUT_CUDNN
-from deltahalt.host import flash_four
+from deltahalt.host import flash_four, fused
 from deltahalt.host.lower_right import attend_lower_right
 from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
 from deltahalt.vision import UniformGroups
 from helpers.oracle import Feed, Oracle
-from helpers.tiny import FULL, LAYERS, prompts, tiny
+from helpers.tiny import FULL, FULL_VARIANTS, LAYERS, prompts, tiny
 from helpers.tiny_vision import BATCH, tiny_vision, vision_prompts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -68,7 +68,7 @@ def test_halting_agrees_with_the_masking_oracle(policy: Policy) -> None:
 def test_the_bench_sees_what_memory_was_held() -> None:
     model = tiny("qwen2").cuda()
     policies: dict[str, Any] = {"dash": Dash(start=1, keep_first=2, keep_last=8)}
-    ((row,),) = measure(model, "tiny", policies, random_prompts(model, 200, 2, seed=0), new_tokens=3, repeats=1)
+    ((row,),) = measure(model, "tiny", policies, random_prompts(model, 200, 2, seed=0), repeats=1)
     assert row.full.peak_bytes is not None
     assert row.halted.peak_bytes is not None
     assert row.full.peak_bytes > sum(weight.nbytes for weight in model.parameters()) + row.full.kv_bytes
@@ -148,6 +148,35 @@ def test_layers_on_two_devices_halt_as_on_one(start: int) -> None:
     spread = _halt(dispatch_model(tiny("qwen2"), places), policy)
     for one, two in zip(whole.kept, spread.kept, strict=True):
         assert torch.equal(one, two)
+
+
+@two_devices
+def test_kernels_run_on_the_device_of_their_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_four, "FEWEST_PAIRS", 0)
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    places |= {f"model.layers.{layer}": layer * 2 // LAYERS for layer in range(LAYERS)}
+    dtype = torch.bfloat16
+    found = []
+    for model in (tiny("qwen2", dtype=dtype).cuda(), dispatch_model(tiny("qwen2", dtype=dtype), places)):
+        with torch.no_grad(), halting(model, Dash(start=1, keep_first=2, keep_last=8), fused_kernels=True):
+            found.append(model(IDS.cuda(), logits_to_keep=1).logits.float().cpu())
+    assert torch.allclose(*found, atol=0.02)
+
+
+@pytest.mark.skipif(fused.liger() is None, reason="needs liger-kernel")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("variant", FULL_VARIANTS)
+def test_fused_kernels_are_as_near_to_float32_as_the_host(variant: str, padded: bool) -> None:
+    def logits(dtype: torch.dtype, wanted: bool) -> torch.Tensor:
+        model = tiny(variant, dtype=dtype).cuda()
+        mask = MASK if padded else torch.ones_like(IDS)
+        with torch.no_grad(), halting(model, Dense(), fused_kernels=wanted):
+            return model(IDS.cuda(), attention_mask=mask.cuda(), logits_to_keep=1).logits.float().cpu()
+
+    exact = logits(torch.float32, False)
+    assert (logits(torch.float32, True) - exact).abs().max() < 1e-4
+    theirs, ours = ((logits(torch.bfloat16, wanted) - exact).norm() for wanted in (False, True))
+    assert ours < 1.5 * theirs
 
 
 def test_layers_on_cpu_and_gpu_halt_as_on_one() -> None:

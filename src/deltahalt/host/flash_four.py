@@ -43,5 +43,6 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: f
     function = kernel()
     assert function is not None  # `takes` was true
     parts = (part.transpose(1, 2) for part in (query, key, value))
-    output = function(*parts, softmax_scale=scale, causal=True)
+    with torch.cuda.device_of(query):  # the package runs on the current device
+        output = function(*parts, softmax_scale=scale, causal=True)
     return (output[0] if isinstance(output, tuple) else output).transpose(1, 2)

@@ -59,7 +59,10 @@ def _rms_norm(norm: Module, _: Any, original: Any, hidden: torch.Tensor) -> Any:
 def _swiglu(ffn: Module, _: Any, original: Any, hidden: torch.Tensor) -> Any:
     if torch.is_grad_enabled() or hidden.device.type != DEVICE or liger() is None:
         return original(hidden)
-    return ffn.down_proj(liger().LigerSiLUMulFunction.apply(ffn.gate_proj(hidden), ffn.up_proj(hidden)))
+    gate, up = ffn.gate_proj(hidden), ffn.up_proj(hidden)
+    with torch.cuda.device_of(gate):  # liger-kernel runs on the current device
+        active = liger().LigerSiLUMulFunction.apply(gate, up)
+    return ffn.down_proj(active)
 
 
 def _rotate(
@@ -69,4 +72,5 @@ def _rotate(
     fits = cos.ndim == 3 and cos.shape[-1] == queries.shape[-1] and not other
     if torch.is_grad_enabled() or queries.device.type != DEVICE or not fits or liger() is None:
         return original(queries, keys, cos, sin, **other)
-    return liger().LigerRopeFunction.apply(queries, keys, cos, sin)
+    with torch.cuda.device_of(queries):
+        return liger().LigerRopeFunction.apply(queries, keys, cos, sin)
