@@ -18,11 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from deltahalt.lab.bench.decode import DecodeRow
-from deltahalt.lab.bench.long_prompts import LongPromptRow
-from deltahalt.lab.bench.new_lengths import NewLengthsRow
-from deltahalt.lab.bench.profile import ProfileRow
-from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.evaluation.pictures.row import VisionRow
 from deltahalt.lab.evaluation.pictures.table import beside
@@ -30,9 +25,9 @@ from deltahalt.lab.evaluation.pictures.table import markdown as vision_tables
 from deltahalt.lab.evaluation.readout.row import EmbedRow
 from deltahalt.lab.evaluation.readout.summary import summarize
 from deltahalt.lab.evaluation.shapes.row import ShapeRow
-from deltahalt.lab.evaluation.sweep import SweepRow, read_sweep
+from deltahalt.lab.evaluation.sweep import read_sweep
 from deltahalt.lab.figures.comparison import on_frontier
-from deltahalt.lab.figures.tables import markdown
+from deltahalt.lab.figures.tables import KINDS, markdown
 from deltahalt.lab.harness.table import setting
 from deltahalt.lab.jsonl import read_jsonl
 from deltahalt.lab.rows.base import read_rows
@@ -63,8 +58,7 @@ def filled(page: str) -> str:
 
 def rows_table(name: str) -> str:
     """All rows of a file in results/, which are of policies."""
-    kinds = (BenchRow, DecodeRow, NewLengthsRow, ProfileRow, ReadoutRow, LongPromptRow, EmbedRow, EvalRow, SweepRow)
-    rows: list[Any] = read_rows(rows_file(RESULTS, name), *kinds)
+    rows: list[Any] = read_rows(rows_file(RESULTS, name), *KINDS)
     return brief(markdown(rows), (row.policy for row in rows))
 
 

@@ -14,6 +14,8 @@ from deltahalt.lab.bench.profile import markdown as profile_table
 from deltahalt.lab.bench.readout import ReadoutRow
 from deltahalt.lab.bench.readout import markdown as readout_table
 from deltahalt.lab.bench.row import BenchRow
+from deltahalt.lab.bench.serving import ServingRow
+from deltahalt.lab.bench.serving import markdown as serving_table
 from deltahalt.lab.bench.table import markdown as bench_table
 from deltahalt.lab.evaluation.observe import Observation
 from deltahalt.lab.evaluation.observe import markdown as observe_table
@@ -36,6 +38,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     LongPromptRow: long_prompts_table,
     ProfileRow: profile_table,
     ReadoutRow: readout_table,
+    ServingRow: serving_table,
     SweepRow: sweep_table,
     ShapeRow: shapes_table,
     EmbedRow: embed_table,

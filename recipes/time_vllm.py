@@ -1,0 +1,148 @@
+"""Time prompts in vLLM, stock or with halting, on random weights of Qwen2.5-7B's shape.
+
+usage: time_vllm.py OUT.jsonl WAY
+
+WAY: `stock`, vLLM as it is by default; `stock-graphs`, without torch.compile; `stock-eager`; or a policy, such as
+`dash`, with a suffix `/eager` for decoding without CUDA graphs. Rows are added to OUT.jsonl. It needs a GPU and vLLM.
+"""
+
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import vllm
+
+import deltahalt
+from deltahalt.lab.bench.machine import machine_name
+from deltahalt.lab.bench.serving import STOCK, ServingRow
+from deltahalt.lab.rows.base import append_rows
+
+SHAPE = "random qwen2.5-7b"
+VOCABULARY = 152_064
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "dtype": "bfloat16",
+}
+LENGTHS, DECODED = (4_096, 16_384, 65_536), 16_384
+RUNS, NEW_TOKENS, REQUESTS = 3, 128, 24
+CAPTURED = [1, 2, 4, 8, 16, 24, 32]  # batches that occur here; vLLM's list of 51 takes longer to start
+EAGER: dict[str, Any] = {"enforce_eager": True}
+GRAPHS: dict[str, Any] = {
+    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": CAPTURED}
+}
+PLAIN: dict[str, dict[str, Any]] = {
+    "stock": {"compilation_config": {"cudagraph_capture_sizes": CAPTURED}},
+    "stock-graphs": GRAPHS,
+    "stock-eager": EAGER,
+}
+ROOM = max(LENGTHS) + 2 * NEW_TOKENS
+VARIABLES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}  # the engine runs in this process
+
+
+def settings(way: str) -> dict[str, Any]:
+    """The engine's options of a way."""
+    options: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "max_model_len": ROOM,
+        "max_num_seqs": 32,
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": 36 << 30,  # without it, vLLM searches for what is free
+    }
+    if way in PLAIN:
+        return options | PLAIN[way]
+    policy, _, eager = way.partition("/")
+    options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": ROOM}
+    return options | (EAGER if eager else GRAPHS) | {"additional_config": {"deltahalt": {"policy": policy}}}
+
+
+class Server:
+    """An engine in this process, which is given prompts of random tokens. seed: of the next prompt."""
+
+    def __init__(self, way: str) -> None:
+        folder = Path(tempfile.mkdtemp())
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        self.engine = vllm.LLM(str(folder), **settings(way)).llm_engine
+        self.seed = 0
+
+    def serve(self, lengths: list[int], new_tokens: int) -> list[list[float]]:
+        """Serve prompts that come at once; returns when each token of each was there, in seconds."""
+        params = vllm.SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+        prompts: dict[str, list[int]] = {}
+        for length in lengths:
+            self.seed += 1
+            draw = random.Random(self.seed)
+            prompts[str(self.seed)] = draw.choices(range(VOCABULARY), k=length)
+        times: dict[str, list[float]] = {name: [] for name in prompts}
+        begin = time.perf_counter()
+        for name, ids in prompts.items():
+            self.engine.add_request(name, {"prompt_token_ids": ids}, params)
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                seen = times[output.request_id.split("-")[0]]
+                seen += [time.perf_counter() - begin] * (len(output.outputs[0].token_ids) - len(seen))
+        return list(times.values())
+
+
+def measure(way: str, out: Path) -> None:
+    """Add a row of each length."""
+    server = Server(way)
+    server.serve([min(LENGTHS), min(LENGTHS) - 3], 8)  # kernels are compiled at their first use
+    rows = []
+    for length in LENGTHS:
+        firsts = [server.serve([length - 17 * run], 1)[0][0] for run in range(RUNS + 1)]
+        token = per_second = None
+        if length == DECODED:
+            (times,) = server.serve([length - 100], NEW_TOKENS)
+            token = statistics.median(after - before for before, after in pairwise(times))
+            every = server.serve([length - 7 * number for number in range(REQUESTS)], NEW_TOKENS)
+            per_second = REQUESTS / max(times[-1] for times in every)
+        rows.append(
+            ServingRow(
+                model=SHAPE,
+                policy=STOCK if way in PLAIN else way.partition("/")[0],
+                graphs="default" if way == "stock" else "off" if way.endswith("eager") else "on",
+                vllm=vllm.__version__,
+                prompt=length,
+                runs=RUNS,
+                first_token=statistics.median(firsts[1:]),
+                new_tokens=None if token is None else NEW_TOKENS,
+                token=token,
+                requests=None if token is None else REQUESTS,
+                per_second=per_second,
+                dtype=str(CONFIG["dtype"]),
+                attention="vLLM",
+                machine=machine_name(torch.device("cuda")),
+                deltahalt=deltahalt.__version__,
+                transformers=transformers.__version__,
+                torch=torch.__version__,
+            )
+        )
+    append_rows(out, rows)
+
+
+if __name__ == "__main__":
+    os.environ |= VARIABLES
+    measure(sys.argv[2], Path(sys.argv[1]))
+    os._exit(0)  # taking the engine down takes seconds

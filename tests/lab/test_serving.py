@@ -1,0 +1,36 @@
+"""Rows of prompts that vLLM served."""
+
+from dataclasses import replace
+
+from deltahalt.lab.bench.serving import STOCK, ServingRow, markdown
+
+ROW = ServingRow(
+    model="m",
+    policy=STOCK,
+    graphs="on",
+    vllm="0.26.0",
+    prompt=16_384,
+    runs=3,
+    first_token=0.43,
+    new_tokens=128,
+    token=0.0051,
+    requests=24,
+    per_second=2.1,
+    dtype="bfloat16",
+    attention="vLLM",
+    machine="GPU",
+    deltahalt="0",
+    transformers="5",
+    torch="2",
+)
+
+
+def test_gains_are_beside_stock_on_the_same_prompts() -> None:
+    halted = replace(ROW, policy="dash", first_token=0.215, per_second=4.2)
+    longer = replace(halted, prompt=65_536, first_token=0.9, token=None, per_second=None)
+    shown = markdown([ROW, halted, longer]).splitlines()
+    assert shown[2:] == [
+        f"| 16,384 | {STOCK} | on | 0.430 |  | 5.1 | 2.10 |  |",
+        "| 16,384 | `dash` | on | 0.215 | 2.00x | 5.1 | 4.20 | 2.00x |",
+        "| 65,536 | `dash` | on | 0.900 |  |  |  |  |",
+    ]
