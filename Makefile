@@ -13,7 +13,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress test-newest test-lmms test-vllm kvpress-env vllm-env lint format bench eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
+.PHONY: help demo test test-kvpress test-newest test-lmms test-vllm kvpress-env vllm-env lint format bench bench-gpu eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,19 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 
 bench: $(VENV)/.installed ## measure speed and memory on this machine
 	$(VENV)/bin/deltahalt bench --policies "dash auto"
+
+# dash as in the paper, the schedules of auto and auto:2.5, the latter with an exit before the last layer (exact, since only its last
+# token is read), FastKV's and GemFilter's settings.
+RECORD := dash both-ends:start=2,pruning_ratio=0.425,chunk=64 both-ends:start=2,pruning_ratio=0.64,chunk=64 \
+	both-ends:start=2,pruning_ratio=0.64,chunk=64+single-input-kv:start=26 gemfilter \
+	window-attention:start=15,pruning_ratio=0.8,ratio_of=prompt,keep_first=0,keep_last=8,window=8,kernel=7
+RECORD_ROWS := results/record-h200.jsonl
+BENCH_GPU := $(VENV)/bin/deltahalt bench --shape qwen2.5-7b --dtype bfloat16 --policies "$(RECORD)"
+
+bench-gpu: $(VENV)/.installed ## time all methods on a GPU, for docs/speed.md: RECORD_ROWS=
+	$(BENCH_GPU) --lengths 4096,16384 --new-tokens 16 --repeats 3 --rows $(RECORD_ROWS)
+	$(BENCH_GPU) --lengths 16384 --batch-sizes 8 --new-tokens 16 --repeats 1 --rows $(RECORD_ROWS)
+	$(BENCH_GPU) --lengths 131072 --new-tokens 16 --repeats 1 --rows $(RECORD_ROWS)
 
 eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on nine small samples, in a few minutes
 	$(VENV)/bin/python -m tools.smoke_data build/eval-smoke/data
