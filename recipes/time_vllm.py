@@ -1,9 +1,10 @@
 """Time prompts in vLLM, stock or with halting, on random weights of Qwen2.5-7B's shape.
 
-usage: time_vllm.py OUT.jsonl WAY
+usage: time_vllm.py OUT.jsonl WAY [GPUS]
 
 WAY: `stock`, vLLM as it is by default; `stock-graphs`, without torch.compile; `stock-eager`; or a policy, such as
-`dash`, with a suffix `/eager` for decoding without CUDA graphs. Rows are added to OUT.jsonl. It needs a GPU and vLLM.
+`dash`, with a suffix `/eager` for decoding without CUDA graphs. GPUS: the number of them, by tensor parallelism; 1 if
+it is left out. Rows are added to OUT.jsonl. It needs vLLM.
 """
 
 import json
@@ -57,10 +58,15 @@ PLAIN: dict[str, dict[str, Any]] = {
     "stock-eager": EAGER,
 }
 ROOM = max(LENGTHS) + 2 * NEW_TOKENS
-VARIABLES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}  # the engine runs in this process
+VARIABLES = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
-def settings(way: str) -> dict[str, Any]:
+def settings(way: str, gpus: int) -> dict[str, Any]:
     """The engine's options of a way."""
     options: dict[str, Any] = {
         "skip_tokenizer_init": True,
@@ -68,6 +74,8 @@ def settings(way: str) -> dict[str, Any]:
         "max_model_len": ROOM,
         "max_num_seqs": 32,
         "enable_prefix_caching": False,
+        "tensor_parallel_size": gpus,
+        "disable_custom_all_reduce": True,
         "kv_cache_memory_bytes": 36 << 30,  # without it, vLLM searches for what is free
     }
     if way in PLAIN:
@@ -80,10 +88,10 @@ def settings(way: str) -> dict[str, Any]:
 class Server:
     """An engine in this process, which is given prompts of random tokens. seed: of the next prompt."""
 
-    def __init__(self, way: str) -> None:
+    def __init__(self, way: str, gpus: int) -> None:
         folder = Path(tempfile.mkdtemp())
         (folder / "config.json").write_text(json.dumps(CONFIG))
-        self.engine = vllm.LLM(str(folder), **settings(way)).llm_engine
+        self.engine = vllm.LLM(str(folder), **settings(way, gpus)).llm_engine
         self.seed = 0
 
     def serve(self, lengths: list[int], new_tokens: int) -> list[list[float]]:
@@ -105,9 +113,9 @@ class Server:
         return list(times.values())
 
 
-def measure(way: str, out: Path) -> None:
+def measure(way: str, gpus: int, out: Path) -> None:
     """Add a row of each length."""
-    server = Server(way)
+    server = Server(way, gpus)
     server.serve([min(LENGTHS), min(LENGTHS) - 3], 8)  # kernels are compiled at their first use
     rows = []
     for length in LENGTHS:
@@ -124,6 +132,7 @@ def measure(way: str, out: Path) -> None:
                 policy=STOCK if way in PLAIN else way.partition("/")[0],
                 graphs="default" if way == "stock" else "off" if way.endswith("eager") else "on",
                 vllm=vllm.__version__,
+                gpus=gpus,
                 prompt=length,
                 runs=RUNS,
                 first_token=statistics.median(firsts[1:]),
@@ -144,5 +153,6 @@ def measure(way: str, out: Path) -> None:
 
 if __name__ == "__main__":
     os.environ |= VARIABLES
-    measure(sys.argv[2], Path(sys.argv[1]))
+    file, chosen, number = [*sys.argv[1:], "1"][:3]
+    measure(chosen, int(number), Path(file))
     os._exit(0)  # taking the engine down takes seconds

@@ -15,7 +15,7 @@ class ServingRow(RanRow):
     """Prompts of about `prompt` tokens, each of another length, served by an engine of vLLM in one process.
 
     policy: the plugin's, or STOCK. graphs: how tokens are generated: "on", with CUDA graphs; "off", eagerly; "default",
-    as stock vLLM does, compiled. vllm: its version. first_token: seconds until the first token of one prompt, the
+    as stock vLLM does, compiled. vllm: its version. gpus: number of them, by tensor parallelism. first_token: seconds until the first token of one prompt, the
     median over `runs` prompts after one warm-up. Then, where they were measured, else None: token: seconds of each
     later token of one prompt, the median over `new_tokens`; per_second: requests finished per second, of `requests`
     that come at once, with `new_tokens` each.
@@ -27,6 +27,7 @@ class ServingRow(RanRow):
     policy: str
     graphs: str
     vllm: str
+    gpus: int
     prompt: int
     runs: int
     first_token: float
@@ -39,6 +40,7 @@ class ServingRow(RanRow):
 def markdown(rows: Sequence[ServingRow]) -> str:
     """Return the rows as a Markdown table; gains are beside the first stock row of the same prompts."""
     columns = {
+        "GPUs": [f"{row.gpus}" for row in rows],
         "prompt": [f"{row.prompt:,}" for row in rows],
         "policy": [row.policy if row.policy == STOCK else f"`{row.policy}`" for row in rows],
         "graphs": [row.graphs for row in rows],
@@ -57,7 +59,8 @@ def _number(value: float | None, factor: float, digits: int) -> str:
 
 def _gain(row: ServingRow, rows: Sequence[ServingRow], figure: str) -> str:
     """How many times as good the figure is as that of stock vLLM: a time that is shorter, or a rate that is higher."""
-    stock = next((other for other in rows if other.policy == STOCK and other.prompt == row.prompt), None)
+    same = (other for other in rows if (other.prompt, other.gpus) == (row.prompt, row.gpus))
+    stock = next((other for other in same if other.policy == STOCK), None)
     own: Any = getattr(row, figure)
     if stock is None or own is None or row.policy == STOCK:
         return ""
