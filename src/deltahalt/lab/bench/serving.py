@@ -15,10 +15,10 @@ class ServingRow(RanRow):
     """Prompts of about `prompt` tokens, each of another length, served by an engine of vLLM in one process.
 
     policy: the plugin's, or STOCK. graphs: how tokens are generated: "on", with CUDA graphs; "off", eagerly; "default",
-    as stock vLLM does, compiled. vllm: its version. gpus: number of them, by tensor parallelism. first_token: seconds until the first token of one prompt, the
-    median over `runs` prompts after one warm-up. Then, where they were measured, else None: token: seconds of each
-    later token of one prompt, the median over `new_tokens`; per_second: requests finished per second, of `requests`
-    that come at once, with `new_tokens` each.
+    as stock vLLM does, compiled. vllm: its version. gpus: number of them, by tensor parallelism. first_token: seconds
+    until the first token of one prompt, the median over `runs` prompts after one warm-up. Then, where they were
+    measured, else None: token: seconds of each later token of one prompt, the median over `new_tokens`; per_second:
+    requests finished per second, of `requests` that come at once, with `new_tokens` each.
     """
 
     kind: ClassVar[str] = "serving"
