@@ -7,6 +7,7 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attention_backend
 
 from deltahalt.errors import UnsupportedError
+from deltahalt.integrations.vllm.decode import DecodeMetadata
 from deltahalt.integrations.vllm.plan import Plan
 from deltahalt.integrations.vllm.shared import Halting
 from deltahalt.integrations.vllm.versions import counts_on_cpu
@@ -23,10 +24,16 @@ def halted_backend(backend: Any, halting: Halting) -> Any:
     class Builder(own):
         supports_update_block_table = False  # it would put the shallow layers' slots back
 
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.decode = DecodeMetadata(self.vllm_config.scheduler_config.max_num_seqs, self.device)
+
         def build(self, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:
-            plan = halting.plan
-            if plan is not None and plan.dropped.any():
-                size = self.kv_cache_spec.block_size
+            plan, size = halting.plan, self.kv_cache_spec.block_size
+            if common_attn_metadata.max_query_len == 1:
+                common_attn_metadata = self.decode.of(common_attn_metadata, plan, size)
+                halting.slots = common_attn_metadata.slot_mapping
+            elif plan is not None and plan.dropped.any():
                 common_attn_metadata = deep_metadata(common_attn_metadata, plan, size)
                 halting.slots = common_attn_metadata.slot_mapping
             return super().build(common_prefix_len, common_attn_metadata, **options)

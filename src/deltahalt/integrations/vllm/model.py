@@ -58,9 +58,10 @@ class HaltingModel(nn.Module):
     ) -> torch.Tensor:
         """Final states [n, D] of the step's n tokens; NaN for those that halted."""
         context = get_forward_context()
-        plan = None if context.attn_metadata is None else self.halting.plan
-        if plan is not None and plan.dropped.any():
-            context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, self.halting.slots)
+        profiled = context.attn_metadata is None
+        plan, slots = (None, None) if profiled else (self.halting.plan, self.halting.slots)
+        if slots is not None:
+            context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, slots)
         if plan is None or not plan.halts:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
         return self._halted(self.model.embed_input_ids(input_ids), positions, plan)
