@@ -24,13 +24,14 @@ class HaltingState(DefaultModelState):
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)
         self.prompts.pop(req_id, None)
+        self.halting.waiting.forget([req_id])
 
     def prepare_attn(self, input_batch: Any, *args: Any, **options: Any) -> Any:
-        known = [self.prompts[name] for name in input_batch.req_ids if name in self.prompts]
-        if len(known) == len(input_batch.req_ids):
+        names = input_batch.req_ids
+        if all(name in self.prompts for name in names):
             counts = zip(input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens, strict=True)
-            rows = zip(known, counts, strict=True)
-            self.halting.begin([self.halting.row(*prompt, *count) for prompt, count in rows])
+            rows = zip(names, counts, strict=True)
+            self.halting.begin([self.halting.row(name, *self.prompts[name], *count) for name, count in rows])
         else:
             self.halting.begin(None)  # a warm-up, whose requests are not real
         return super().prepare_attn(input_batch, *args, **options)
