@@ -7,14 +7,19 @@ import pytest
 import torch
 
 
+def runner(llm: Any) -> Any:
+    """vLLM's model runner, which is in this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
 def replayed(llm: Any, *, sizes: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let vLLM's runner V2 replay steps that only decode, in these numbers of requests. Returns what it replays."""
     from vllm.config.compilation import CUDAGraphMode
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
-    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    halting, replays = runner.model.halting, []
+    own = runner(llm)
+    halting, replays = own.model.halting, []
 
     def capture(self: Any, create: Any, *_: Any) -> None:
         for desc in self._capture_descs[CUDAGraphMode.FULL]:
@@ -32,21 +37,21 @@ def replayed(llm: Any, *, sizes: Sequence[int], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(type(current_platform), "get_global_graph_pool", lambda *_: None)
     monkeypatch.setattr(CudaGraphManager, "capture", capture)
     monkeypatch.setattr(CudaGraphManager, "run_fullgraph", replay)
-    runner.compilation_config.cudagraph_capture_sizes = list(sizes)
-    runner.compilation_config.max_cudagraph_capture_size = max(sizes)
+    own.compilation_config.cudagraph_capture_sizes = list(sizes)
+    own.compilation_config.max_cudagraph_capture_size = max(sizes)
     _keep_schedules(monkeypatch)
-    manager = ModelCudaGraphManager(runner.vllm_config, runner.device, CUDAGraphMode.FULL_DECODE_ONLY, 1)
+    manager = ModelCudaGraphManager(own.vllm_config, own.device, CUDAGraphMode.FULL_DECODE_ONLY, 1)
     with torch.inference_mode():
         manager.capture(
-            runner.model,
-            runner.model_state,
-            runner.input_buffers,
+            own.model,
+            own.model_state,
+            own.input_buffers,
             None,
-            runner.block_tables,
-            runner.attn_groups,
-            runner.kv_cache_config,
+            own.block_tables,
+            own.attn_groups,
+            own.kv_cache_config,
         )
-    runner.cudagraph_manager = manager
+    own.cudagraph_manager = manager
     return replays
 
 

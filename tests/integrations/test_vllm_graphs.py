@@ -12,13 +12,13 @@ import torch
 
 from deltahalt import Dash
 from deltahalt.integrations.vllm.plan import Plan, Row
-from helpers.vllm_engine import HALF, LENGTHS, V2, engine, expected, saved, served, token_ids
-from helpers.vllm_replay import replayed
+from helpers.vllm_engine import CHUNKS, HALF, LENGTHS, V2, engine, expected, saved, served, token_ids
+from helpers.vllm_replay import replayed, runner
 
 POLICY = Dash(start=1, pruning_ratio=0.5, keep_first=2, keep_last=2)
 BLOCK = 16
-DECODING = [Row(POLICY, 40, 44, 1, 19), Row(POLICY, 20, 31, 1, 0), Row(POLICY, 60, 60, 1, 37)]
-LATER = [Row(POLICY, 60, 61, 1, 37), Row(POLICY, 33, 33, 1, 12)]
+DECODING = [Row("one", POLICY, 40, 44, 1, 19), Row("one", POLICY, 20, 31, 1, 0), Row("one", POLICY, 60, 60, 1, 37)]
+LATER = [Row("one", POLICY, 60, 61, 1, 37), Row("one", POLICY, 33, 33, 1, 12)]
 
 
 def buffers() -> Any:
@@ -56,8 +56,8 @@ def common(rows: list[Row], padded: int) -> Any:
 def test_a_step_that_decodes_has_the_counts_of_any_step(rows: list[Row]) -> None:
     from deltahalt.integrations.vllm.metadata import deep_metadata
 
-    deep = buffers().of(common(rows, len(rows)), Plan(rows), BLOCK)
-    other = deep_metadata(common(rows, len(rows)), Plan(rows), BLOCK)
+    deep = buffers().of(common(rows, len(rows)), Plan(rows, 64), BLOCK)
+    other = deep_metadata(common(rows, len(rows)), Plan(rows, 64).pieces[0], BLOCK)
     names = ("query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound", "slot_mapping")
     for name in names:
         assert torch.equal(getattr(deep, name), getattr(other, name)), name
@@ -68,7 +68,7 @@ def test_a_step_that_decodes_has_the_counts_of_any_step(rows: list[Row]) -> None
 def test_all_steps_are_in_the_same_tensors() -> None:
     tensors, addresses = buffers(), set()
     for rows, padded in ((DECODING, 4), (LATER, 2), (DECODING, 8)):
-        deep = tensors.of(common(rows, padded), Plan(rows), BLOCK)
+        deep = tensors.of(common(rows, padded), Plan(rows, 64), BLOCK)
         addresses.add((deep.seq_lens.data_ptr(), deep.slot_mapping.data_ptr()))
         assert deep.seq_lens.tolist() == [row.computed + 1 - row.dropped for row in rows] + [0] * (padded - len(rows))
         assert all(deep.slot_mapping[: len(rows)] > 0)
@@ -78,7 +78,7 @@ def test_all_steps_are_in_the_same_tensors() -> None:
 
 
 def test_without_requests_deep_layers_have_the_counts_of_shallow_ones() -> None:
-    capture = common([Row(None, 1, 0, 1, 0)] * 4, 4).replace(max_seq_len=4096, slot_mapping=torch.full((4,), -1))
+    capture = common([Row("one", None, 1, 0, 1, 0)] * 4, 4).replace(max_seq_len=4096, slot_mapping=torch.full((4,), -1))
     deep = buffers().of(capture, None, BLOCK)
     assert deep.seq_lens.tolist() == [1] * 4
     assert deep.slot_mapping.tolist() == [-1] * 4
@@ -86,12 +86,37 @@ def test_without_requests_deep_layers_have_the_counts_of_shallow_ones() -> None:
 
 
 @pytest.mark.skipif(not V2, reason="vLLM runs CUDA graphs by runner V2 here: with it, `make test-vllm` repeats this")
-def test_replayed_steps_give_the_tokens_of_the_core_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids, policy = saved(tmp_path), token_ids(*LENGTHS), f"dash:{HALF}"
-    graphs: Any = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-    with engine(tmp_path, policy, shortest=60, enforce_eager=False, compilation_config=graphs) as llm:
-        replays = replayed(llm, sizes=(1, 4, 8), monkeypatch=monkeypatch)
-        assert served(llm, ids) == expected(model, ids, policy, min_prompt_tokens=60)
+@pytest.mark.parametrize(
+    ("lengths", "sizes", "settings", "single"),
+    [
+        (LENGTHS, {1, 4, 8}, {}, set()),
+        ((65, 129, 150, 64, 60), {1, 4}, CHUNKS, {"halts"}),
+        ((40, 50, 45), {1, 2}, CHUNKS | {"max_num_batched_tokens": 2, "max_num_seqs": 2}, {"halts", "waits"}),
+    ],
+)
+def test_replayed_steps_give_the_tokens_of_the_core_engine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: tuple[int, ...],
+    sizes: set[int],
+    settings: dict[str, Any],
+    single: set[str],
+) -> None:
+    """single: what chunks of one token do, in steps that are replayed."""
+    model, ids, policy = saved(tmp_path), token_ids(*lengths), f"dash:{HALF}"
+    graphs: Any = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+    with engine(tmp_path, policy, **graphs | settings) as llm:
+        own, chunks = type(runner(llm).model), []
+        replays, run = replayed(llm, sizes=sorted(sizes), monkeypatch=monkeypatch), own._halted
+
+        def noted(self: Any, hidden: Any, positions: Any, plan: Any) -> Any:
+            if len(positions) == len(plan.rows):
+                chunks.extend("waits" if row.waits else "halts" for row in plan.rows if row.waits or row.halts)
+            return run(self, hidden, positions, plan)
+
+        monkeypatch.setattr(own, "_halted", noted)
+        assert served(llm, ids) == expected(model, ids, policy)
         assert served(llm, ids[:1]) == expected(model, ids[:1], policy)
-    assert {desc.num_reqs for desc in replays} == {1, 4, 8}
+    assert {desc.num_reqs for desc in replays} == sizes
     assert len(replays) > 12
+    assert set(chunks) == single

@@ -32,7 +32,6 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
     ("settings", "advice"),
     [
         ({"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
-        ({"enable_chunked_prefill": True}, "--no-enable-chunked-prefill --max-num-batched-tokens 256 (or more)"),
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
         ({"enforce_eager": False}, f"--enforce-eager, or for graphs of steps that only decode {GRAPHS}"),
         ({"enforce_eager": False, "compilation_config": {"mode": 0}}, "--enforce-eager"),
@@ -64,9 +63,9 @@ def test_another_worker_is_refused(folder: Path) -> None:
 
 def test_all_settings_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        configured(folder, config(POLICY), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
+        configured(folder, config(POLICY), enable_prefix_caching=True, enable_lora=True, enforce_eager=False)
     assert str(caught.value).count("\n- ") == 3
-    configured(folder, config("off"), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
+    configured(folder, config("off"), enable_prefix_caching=True, enable_lora=True, enforce_eager=False)
 
 
 @pytest.mark.parametrize(("variant", "reason"), [("phi3", "Phi3ForCausalLM"), ("mistral-sliding", "sliding window")])

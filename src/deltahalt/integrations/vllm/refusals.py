@@ -56,13 +56,8 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
         "set --no-enable-prefix-caching",
     ),
     (
-        lambda c: c.scheduler_config.enable_chunked_prefill,
-        "chunked prefill: tokens are scored once, when the whole prompt is there",
-        "set --no-enable-chunked-prefill --max-num-batched-tokens {c.model_config.max_model_len} (or more)",
-    ),
-    (
         lambda c: c.scheduler_config.long_prefill_token_threshold,
-        "a threshold at which prompts are split",
+        "a threshold at which prompts are split: the states of several prompts would wait for their last chunks",
         "set --long-prefill-token-threshold 0",
     ),
     (
