@@ -45,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "block_size": 32,
     "num_gpu_blocks_override": 128,
 }
+CHUNKS: dict[str, Any] = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}  # in place of those above
 
 
 def saved(folder: Path, variant: str = "llama", **options: Any) -> Any:
@@ -110,3 +111,15 @@ def expected(model: Any, ids: Sequence[list[int]], policy: str, **options: Any) 
 def scheduler(llm: Any) -> Any:
     """vLLM's scheduler, which is in this process."""
     return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def preemptions(llm: Any) -> list[tuple[int, int]]:
+    """A list that gets, at each preemption, the number of computed tokens and that of generated ones."""
+    found, preempt = [], scheduler(llm)._preempt_request
+
+    def noted(request: Any, *rest: Any, **options: Any) -> Any:
+        found.append((request.num_computed_tokens, request.num_output_tokens))
+        return preempt(request, *rest, **options)
+
+    scheduler(llm)._preempt_request = noted
+    return found

@@ -11,6 +11,7 @@ from deltahalt.integrations.vllm import versions
 from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sampling, saved, served, token_ids
 
 POLICY = f"dash:{HALF}"
+GRAPHS = """--compilation-config '{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}'"""
 REFUSED = versions.request_check(runner_v2=V2) is not None  # before a request reaches the engine
 
 
@@ -31,9 +32,11 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
     ("settings", "advice"),
     [
         ({"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
-        ({"enable_chunked_prefill": True}, "--no-enable-chunked-prefill --max-num-batched-tokens 256 (or more)"),
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
-        ({"enforce_eager": False}, "--enforce-eager"),
+        ({"enforce_eager": False}, f"--enforce-eager, or for graphs of steps that only decode {GRAPHS}"),
+        ({"enforce_eager": False, "compilation_config": {"mode": 0}}, "--enforce-eager"),
+        ({"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}}, "--enforce-eager"),
+        ({"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"}}, "--enforce-eager"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
         ({"enable_lora": True}, "leave --enable-lora out"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "leave --speculative-config out"),
@@ -47,6 +50,11 @@ def test_a_setting_is_refused_with_what_to_set(folder: Path, settings: dict[str,
     assert advice in str(caught.value)
 
 
+@pytest.mark.parametrize("graphs", ["FULL_DECODE_ONLY", "NONE"])
+def test_graphs_of_steps_that_only_decode_are_not_refused(folder: Path, graphs: str) -> None:
+    configured(folder, config(POLICY), enforce_eager=False, compilation_config={"mode": 0, "cudagraph_mode": graphs})
+
+
 @pytest.mark.skipif(V2, reason="runner V2 has no worker class of ours")
 def test_another_worker_is_refused(folder: Path) -> None:
     with pytest.raises(UnsupportedError, match="leave --worker-cls out"):
@@ -55,9 +63,9 @@ def test_another_worker_is_refused(folder: Path) -> None:
 
 def test_all_settings_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        configured(folder, config(POLICY), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
+        configured(folder, config(POLICY), enable_prefix_caching=True, enable_lora=True, enforce_eager=False)
     assert str(caught.value).count("\n- ") == 3
-    configured(folder, config("off"), enable_prefix_caching=True, enable_chunked_prefill=True, enforce_eager=False)
+    configured(folder, config("off"), enable_prefix_caching=True, enable_lora=True, enforce_eager=False)
 
 
 @pytest.mark.parametrize(("variant", "reason"), [("phi3", "Phi3ForCausalLM"), ("mistral-sliding", "sliding window")])

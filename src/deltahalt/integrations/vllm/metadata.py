@@ -7,15 +7,19 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attention_backend
 
 from deltahalt.errors import UnsupportedError
-from deltahalt.integrations.vllm.plan import Plan
+from deltahalt.integrations.vllm.decode import DecodeMetadata
+from deltahalt.integrations.vllm.plan import Piece, Plan
 from deltahalt.integrations.vllm.shared import Halting
 from deltahalt.integrations.vllm.versions import counts_on_cpu
+
+OF_EACH_REQUEST = ("is_prefilling", "req_idx", "rswa_prefix_lens")  # further fields of the common metadata
 
 
 def halted_backend(backend: Any, halting: Halting) -> Any:
     """A subclass of an attention backend, for the layers after the one that decides.
 
-    What vLLM derives from the common metadata, such as a kernel's schedule, follows from the changed counts.
+    What vLLM derives from the common metadata, such as a kernel's schedule, follows from the changed counts. In a step
+    in which tokens halt, metadata are built for one piece at a time, when deep layers come to it.
     """
 
     own: Any = backend.get_builder_cls()
@@ -23,41 +27,64 @@ def halted_backend(backend: Any, halting: Halting) -> Any:
     class Builder(own):
         supports_update_block_table = False  # it would put the shallow layers' slots back
 
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.decode = DecodeMetadata(self.vllm_config.scheduler_config.max_num_seqs, self.device)
+
         def build(self, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:
-            plan = halting.plan
-            if plan is not None and plan.dropped.any():
-                size = self.kv_cache_spec.block_size
-                common_attn_metadata = deep_metadata(common_attn_metadata, plan, size)
-                halting.slots = common_attn_metadata.slot_mapping
-            return super().build(common_prefix_len, common_attn_metadata, **options)
+            plan, built = halting.plan, super().build
+            if common_attn_metadata.max_query_len == 1 and not (plan and plan.halts):
+                decoding = self.decode.of(common_attn_metadata, plan, self.kv_cache_spec.block_size)
+                halting.slots = decoding.slot_mapping
+                return built(common_prefix_len, decoding, **options)
+            if plan is None or not plan.dropped:
+                return built(common_prefix_len, common_attn_metadata, **options)
+            _refuse_padding(common_attn_metadata, plan)
+
+            def enter(piece: Piece) -> tuple[Any, torch.Tensor]:
+                deep = deep_metadata(common_attn_metadata, piece, self.kv_cache_spec.block_size)
+                return built(common_prefix_len, deep, **options), deep.slot_mapping
+
+            halting.enter = enter
+            if plan.halts:
+                return None
+            metadata, halting.slots = enter(plan.pieces[0])
+            return metadata
 
     return subclass_attention_backend("Halted", backend, Builder)
 
 
-def deep_metadata(common: CommonAttentionMetadata, plan: Plan, block_size: int) -> CommonAttentionMetadata:
-    """The metadata of deep layers, which hold fewer tokens of each request, in the first of its blocks."""
+def _refuse_padding(common: CommonAttentionMetadata, plan: Plan) -> None:
     if common.num_reqs != len(plan.rows) or common.num_actual_tokens != plan.starts[-1]:
         raise UnsupportedError(
             f"vLLM padded a step of {len(plan.rows)} requests to {common.num_reqs}: run it with --enforce-eager"
         )
 
+
+def deep_metadata(common: CommonAttentionMetadata, piece: Piece, block_size: int) -> CommonAttentionMetadata:
+    """The metadata of deep layers, which hold fewer tokens of each request, in the first of its blocks."""
+
     def sent(counts: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(counts).to(common.seq_lens.device, non_blocking=True)
 
-    owners, places, table = sent(plan.owners), sent(plan.places), common.block_table_tensor
+    owners, places, table = sent(piece.owners), sent(piece.places), common.block_table_tensor
     slots = table[owners, places // block_size].long() * block_size + places % block_size
-    lengths = torch.from_numpy(plan.lengths)
+    lengths, requests = torch.from_numpy(piece.lengths), piece.requests.tolist()
+    given = {name: getattr(common, name, None) for name in OF_EACH_REQUEST}
     return common.replace(
-        query_start_loc=sent(plan.deep_starts),
-        query_start_loc_cpu=torch.from_numpy(plan.deep_starts),
-        seq_lens=common.seq_lens - sent(plan.dropped),
+        num_reqs=len(requests),
+        query_start_loc=sent(piece.starts),
+        query_start_loc_cpu=torch.from_numpy(piece.starts),
+        seq_lens=sent(piece.lengths),
         seq_lens_cpu_upper_bound=lengths,
-        num_actual_tokens=int(plan.deep_starts[-1]),
-        max_query_len=int(plan.queries.max()),
-        max_seq_len=int(plan.lengths.max()),
+        num_actual_tokens=int(piece.starts[-1]),
+        max_query_len=int(piece.queries.max()),
+        max_seq_len=int(piece.lengths.max()),
+        block_table_tensor=table[requests],
         slot_mapping=slots,
         positions=None,
         _num_computed_tokens_cache=None,
         _token_to_req_indices_cache=None,
-        **counts_on_cpu(lengths, lengths - torch.from_numpy(plan.queries)),
+        **{name: part[requests] for name, part in given.items() if part is not None},
+        **counts_on_cpu(lengths, lengths - torch.from_numpy(piece.queries)),
     )

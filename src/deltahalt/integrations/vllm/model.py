@@ -1,5 +1,6 @@
 """vLLM's models with a decoder loop in which tokens halt."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -11,14 +12,15 @@ from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.metadata import halted_backend
 from deltahalt.integrations.vllm.options import Settings
-from deltahalt.integrations.vllm.plan import Plan
+from deltahalt.integrations.vllm.plan import Plan, Row
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
 from deltahalt.integrations.vllm.shared import Halting, log
 from deltahalt.integrations.vllm.versions import PACKAGE
+from deltahalt.integrations.vllm.waiting import States
 from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.text import format_policy
 
-States = tuple[torch.Tensor, torch.Tensor]  # what a layer of vLLM returns: its FFN's output, and what it is added to
+CONTINUED = "continued"  # the states from which deep layers go on
 
 
 class HaltingModel(nn.Module):
@@ -33,11 +35,16 @@ class HaltingModel(nn.Module):
         refuse_unsupported(vllm_config, settings)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.settings = settings
+        self.budget: int = vllm_config.scheduler_config.max_num_batched_tokens
+        self.longest: int = vllm_config.model_config.max_model_len
+        self.dtype: torch.dtype = vllm_config.model_config.dtype
 
     def settle(self) -> None:
         """Choose the policy, which a profile finds by the weights, and put it into the layers. Raises as `Settings`."""
-        self.halting = Halting(self.settings, self.settings.resolved(self.model))
-        log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(self.halting.policy))
+        policy = self.settings.resolved(self.model)
+        self.halting = Halting(self.settings, policy, self.budget)
+        self.names = (*sorted(policy.reads & {"hidden_in", "update"}), CONTINUED)  # the states that are needed
+        log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(policy))
         attentions = [layer.self_attn.attn for layer in self.model.layers[self.halting.start + 1 :]]
         backend = halted_backend(attentions[0].attn_backend, self.halting)
         for attention in attentions:
@@ -56,69 +63,115 @@ class HaltingModel(nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final states [n, D] of the step's n tokens; NaN for those that halted."""
+        """Final states [n, D] of the step's n tokens; NaN for those that halted or wait, zeros for a chunk's last."""
         context = get_forward_context()
-        plan = None if context.attn_metadata is None else self.halting.plan
-        if plan is not None and plan.dropped.any():
-            context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, self.halting.slots)
-        if plan is None or not plan.halts:
-            return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
-        return self._halted(self.model.embed_input_ids(input_ids), positions, plan)
-
-    def _halted(self, hidden: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
-        start, residual = self.halting.start, None
-        for layer in self.model.layers[:start]:
-            hidden, residual = layer(positions, hidden, residual)
-        (hidden, residual), active = self._decided(self.model.layers[start], positions, hidden, residual, plan)
-        deep_positions = positions[active]
-        for layer in self.model.layers[start + 1 :]:
-            hidden, residual = layer(deep_positions, hidden, residual)
-        hidden, _ = self.model.norm(hidden, residual)
-        whole = hidden.new_full((len(positions), hidden.shape[-1]), torch.nan)
-        whole[active] = hidden
+        profiled = context.attn_metadata is None
+        plan, slots = (None, None) if profiled else (self.halting.plan, self.halting.slots)
+        if plan is not None and plan.halts:
+            return self._halted(self.model.embed_input_ids(input_ids), positions, plan)
+        if slots is not None:
+            context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, slots)
+        room = self._room_for_chunks(positions.device) if profiled else None
+        whole = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        del room
         return whole
 
+    def _room_for_chunks(self, device: torch.device) -> torch.Tensor:
+        """As much as the longest prompt in chunks takes: its states, and those that deep layers run.
+
+        In the run by which vLLM measures how much memory a step takes, it stands for these.
+        """
+        longest = self.longest if self.longest > self.halting.budget else 0
+        shape = (len(self.names) + 1, longest, self.model.config.hidden_size)
+        return torch.empty(shape, dtype=self.dtype, device=device)
+
+    def _halted(self, hidden: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
+        context, count, residual = get_forward_context(), len(positions), None
+        for layer in self.model.layers[: self.halting.start]:
+            hidden, residual = layer(positions, hidden, residual)
+        states = self._decided(self.model.layers[self.halting.start], positions, hidden, residual)
+        whole = hidden.new_full((count + 1, hidden.shape[-1]), torch.nan)  # the last for tokens of earlier chunks
+        for row, end in zip(plan.rows, plan.starts[1:], strict=True):
+            if row.waits:
+                whole[end - 1] = 0  # vLLM samples from it, and discards the token
+        parts = list(self._continued(plan, states, positions))
+        if parts:
+            sizes = [int(piece.starts[-1]) for piece in plan.pieces]
+            split = [torch.cat(part).split(sizes) for part in zip(*parts, strict=True)]
+            for piece, deep, places, targets in zip(plan.pieces, *split, strict=True):
+                metadata, slots = self.halting.enter(piece)
+                context.attn_metadata = context.attn_metadata | dict.fromkeys(self.deep, metadata)
+                context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, slots)
+                whole[targets] = self._run_deep(deep, places)
+        return whole[:count]
+
     def _decided(
-        self, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, plan: Plan
-    ) -> tuple[States, torch.Tensor]:
-        """Run the layer that decides. Returns the states of tokens that stay active, and their index [k]."""
-        policy = self.halting.policy
-        inside = policy.boundary == "attention"
+        self, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> States:
+        """Run the layer that decides, up to the policy's boundary. Returns states [n, D] of the step's tokens."""
         if residual is None:
             normed, residual = layer.input_layernorm(hidden), hidden
         else:
             normed, residual = layer.input_layernorm(hidden, residual)
-        before = residual.clone()  # the next norm may add to it in place, and overwrite the update
         update = layer.self_attn(positions=positions, hidden_states=normed)
-        normed, residual = layer.post_attention_layernorm(update.clone(), residual)
-        out = None if inside else layer.mlp(normed)
-        after = None if out is None else out + residual
-        active = torch.cat(list(self._active(plan, before, update, after)))
-        if out is None:
-            return (layer.mlp(normed[active]), residual[active]), active
-        return (out[active], residual[active]), active
+        states = {"hidden_in": residual, "update": update}
+        if self.halting.policy.boundary == "attention":
+            states[CONTINUED] = residual + update
+        else:  # the norm adds to both in place
+            normed, residual = layer.post_attention_layernorm(update.clone(), residual.clone())
+            states[CONTINUED] = layer.mlp(normed) + residual
+        return {name: states[name] for name in self.names}
 
-    def _active(self, plan: Plan, before: torch.Tensor, update: torch.Tensor, after: torch.Tensor | None) -> Any:
-        """For each request, the index [k] in the step of its tokens that stay active."""
+    def _continued(
+        self, plan: Plan, states: States, positions: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """For tokens that deep layers run: states [k, D], positions [k], and index [k] in the step's n tokens.
+
+        The index is n for tokens of earlier chunks. States of prompts whose last chunk has not come are kept.
+        """
         for row, begin, end in zip(plan.rows, plan.starts, plan.starts[1:], strict=False):
-            everything = torch.arange(begin, end, device=before.device)
-            if not row.halts or row.policy is None:
-                yield everything
-                continue
-            own = slice(begin, begin + row.prompt)
-            view = LayerView(
-                layer=self.halting.start,
-                prompt=row.prompt,
-                positions=everything[: row.prompt] - begin,
-                hidden_in=before[own],
-                update=update[own],
-                hidden_out=None if after is None else after[own],
-                queries=_split_over_gpus,
-                keys=_split_over_gpus,
-                scaling=1.0,
-            )
-            yield row.policy.choose(row.policy.score(view), view) + begin
-            yield everything[row.prompt :]
+            rest = begin  # where tokens start that no policy chooses among
+            if row.halts or row.waits:
+                rest = begin + min(row.end, row.prompt) - row.computed
+                own = {name: part[begin:rest] for name, part in states.items()}
+                if row.waits:
+                    self.halting.waiting.add(row, own)
+                    continue
+                own = self.halting.waiting.whole(row, own)
+                active = self._active(row, own)
+                here = (active - row.computed + begin).masked_fill(active < row.computed, len(positions))
+                yield own[CONTINUED][active], active.to(positions.dtype), here
+            here = torch.arange(rest, end, device=positions.device)
+            yield states[CONTINUED][rest:end], positions[rest:end], here
+
+    def _active(self, row: Row, states: States) -> torch.Tensor:
+        """The index [k] in a whole prompt of its tokens that stay active."""
+        assert row.policy is not None  # else nothing halts
+        continued = states[CONTINUED]
+        unread = continued[:0]
+        view = LayerView(
+            layer=self.halting.start,
+            prompt=row.prompt,
+            positions=torch.arange(row.prompt, device=continued.device),
+            hidden_in=states.get("hidden_in", unread),
+            update=states.get("update", unread),
+            hidden_out=None if row.policy.boundary == "attention" else continued,
+            queries=_split_over_gpus,
+            keys=_split_over_gpus,
+            scaling=1.0,
+        )
+        return row.policy.choose(row.policy.score(view), view)
+
+    def _run_deep(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Final states [k, D] of tokens whose states are [k, D] where the policy decides."""
+        residual = None
+        if self.halting.policy.boundary == "attention":
+            layer = self.model.layers[self.halting.start]
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        for layer in self.model.layers[self.halting.start + 1 :]:
+            hidden, residual = layer(positions, hidden, residual)
+        hidden, _ = self.model.norm(hidden, residual)
+        return hidden
 
 
 def _split_over_gpus(*_: Any) -> NoReturn:

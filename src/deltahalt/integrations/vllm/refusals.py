@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.platforms import current_platform
 
 from deltahalt.errors import UnsupportedError
@@ -10,6 +11,8 @@ from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.versions import WORKER_V1, installed, refuse_unknown
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# Part of a format string, so its braces are doubled.
+GRAPHS = """--compilation-config '{{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}'"""
 
 
 def _windows(config: Any) -> bool:
@@ -17,6 +20,13 @@ def _windows(config: Any) -> bool:
     text = config.model_config.hf_text_config
     kinds = getattr(text, "layer_types", None)
     return bool(getattr(text, "sliding_window", None)) if kinds is None else set(kinds) != {"full_attention"}
+
+
+def _compiled(config: Any) -> bool:
+    """Whether vLLM compiles layers, or captures more than steps that only decode. What is not set, vLLM chooses."""
+    compilation, graphs = config.compilation_config, (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+    plain = compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode in graphs
+    return not config.model_config.enforce_eager and not plain
 
 
 def _another_worker(config: Any) -> bool:
@@ -46,19 +56,14 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
         "set --no-enable-prefix-caching",
     ),
     (
-        lambda c: c.scheduler_config.enable_chunked_prefill,
-        "chunked prefill: tokens are scored once, when the whole prompt is there",
-        "set --no-enable-chunked-prefill --max-num-batched-tokens {c.model_config.max_model_len} (or more)",
-    ),
-    (
         lambda c: c.scheduler_config.long_prefill_token_threshold,
-        "a threshold at which prompts are split",
+        "a threshold at which prompts are split: the states of several prompts would wait for their last chunks",
         "set --long-prefill-token-threshold 0",
     ),
     (
-        lambda c: not c.model_config.enforce_eager,
-        "compiled models and CUDA graphs: the number of tokens changes between layers",
-        "set --enforce-eager",
+        _compiled,
+        "compiled models, and CUDA graphs of steps with prompts: the number of tokens changes between layers",
+        f"set --enforce-eager, or for graphs of steps that only decode {GRAPHS}",
     ),
     (
         lambda c: c.speculative_config,

@@ -13,6 +13,11 @@ class HaltingRunner(CPUModelRunner):
         super().load_model(*args, **options)
         self.get_model().settle()
 
+    def _update_states(self, scheduler_output: Any) -> Any:
+        gone = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
+        self.get_model().halting.waiting.forget(gone)
+        return super()._update_states(scheduler_output)
+
     def _build_attention_metadata(self, *args: Any, **options: Any) -> Any:
         halting, batch = self.get_model().halting, self.input_batch
         scheduled = options.get("num_scheduled_tokens")  # by request; None in a warm-up, which has no requests
@@ -22,7 +27,7 @@ class HaltingRunner(CPUModelRunner):
             policies = [halting.policy_of(self.requests[name].sampling_params) for name in batch.req_ids]
             counts = zip(batch.num_prompt_tokens, batch.num_computed_tokens_cpu, strict=True)
             rows = zip(policies, counts, batch.req_ids, strict=False)  # counts have room for more requests
-            halting.begin([halting.row(policy, *count, scheduled[name]) for policy, count, name in rows])
+            halting.begin([halting.row(name, policy, *count, scheduled[name]) for policy, count, name in rows])
         return super()._build_attention_metadata(*args, **options)
 
 

@@ -1,14 +1,15 @@
 """What the parts of one engine share: the policy, and the plan of the step that runs."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from deltahalt.errors import DeltahaltError
 from deltahalt.integrations.vllm.options import Settings, request_policy
-from deltahalt.integrations.vllm.plan import Plan, Row
+from deltahalt.integrations.vllm.plan import Piece, Plan, Row
+from deltahalt.integrations.vllm.waiting import Waiting
 from deltahalt.policies.base import Policy
 
 log = logging.getLogger("vllm.deltahalt")  # of vLLM's logger, so that it is shown as vLLM's own lines are
@@ -17,21 +18,27 @@ log = logging.getLogger("vllm.deltahalt")  # of vLLM's logger, so that it is sho
 class Halting:
     """How an engine halts.
 
-    policy: for requests that do not choose otherwise. start: the layer that decides; those after it are deep. plan:
-    that of the step that runs; None for a step without requests, such as a warm-up. slots: [deep tokens] where deep
-    layers write this step's keys and values; None where they write them as other layers do.
+    policy: for requests that do not choose otherwise. budget: number of tokens that a layer runs at once. start: the
+    layer that decides; those after it are deep. waiting: states of prompts whose last chunk has not come. plan: that of
+    the step that runs; None for a step without requests, such as a warm-up. slots: [deep tokens] where deep layers
+    write this step's keys and values, if it does not halt. enter: function of a piece of this step that returns its
+    attention metadata and slots.
     """
 
-    def __init__(self, settings: Settings, policy: Policy) -> None:
+    enter: Callable[[Piece], tuple[Any, torch.Tensor]]
+
+    def __init__(self, settings: Settings, policy: Policy, budget: int) -> None:
         self.shortest = settings.min_prompt_tokens
         self.policy = policy
+        self.budget = budget
         self.start = int(policy.start)
+        self.waiting = Waiting()
         self.plan: Plan | None = None
         self.slots: torch.Tensor | None = None
 
     def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
-        self.plan, self.slots = None if rows is None else Plan(rows), None
+        self.plan, self.slots = None if rows is None else Plan(rows, self.budget), None
 
     def policy_of(self, params: Any) -> Policy | None:
         """The policy of a request with these SamplingParams; None where its prompt stays whole.
@@ -45,7 +52,7 @@ class Halting:
             log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
             return None
 
-    def row(self, policy: Policy | None, prompt: int, computed: int, scheduled: int) -> Row:
+    def row(self, name: str, policy: Policy | None, prompt: int, computed: int, scheduled: int) -> Row:
         """A request in a step: see `Row`."""
         kept = prompt if policy is None or prompt < self.shortest else policy.kept(int(prompt))
-        return Row(policy, int(prompt), int(computed), int(scheduled), int(prompt - kept))
+        return Row(name, policy, int(prompt), int(computed), int(scheduled), int(prompt - kept))

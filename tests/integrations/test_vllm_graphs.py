@@ -1,0 +1,122 @@
+"""CUDA graphs of steps that only decode: what deep layers read is at one address in all steps, and follows each step.
+
+There is no GPU here. A stand-in records a forward pass as vLLM captures it, and runs it with the same tensors in place
+of a replay.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltahalt import Dash
+from deltahalt.integrations.vllm.plan import Plan, Row
+from helpers.vllm_engine import CHUNKS, HALF, LENGTHS, V2, engine, expected, saved, served, token_ids
+from helpers.vllm_replay import replayed, runner
+
+POLICY = Dash(start=1, pruning_ratio=0.5, keep_first=2, keep_last=2)
+BLOCK = 16
+DECODING = [Row("one", POLICY, 40, 44, 1, 19), Row("one", POLICY, 20, 31, 1, 0), Row("one", POLICY, 60, 60, 1, 37)]
+LATER = [Row("one", POLICY, 60, 61, 1, 37), Row("one", POLICY, 33, 33, 1, 12)]
+
+
+def buffers() -> Any:
+    """Tensors for eight requests."""
+    from deltahalt.integrations.vllm.decode import DecodeMetadata
+
+    return DecodeMetadata(8, torch.device("cpu"))
+
+
+def common(rows: list[Row], padded: int) -> Any:
+    """vLLM's metadata of a step in which each of these requests has one token, padded to a number of requests."""
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    lengths = [row.computed + 1 for row in rows] + [0] * (padded - len(rows))
+    table = torch.arange(padded * 8, dtype=torch.int32).view(padded, 8) + 3
+    last = [length - 1 for length in lengths[: len(rows)]]
+    slots = [int(table[row, place // BLOCK]) * BLOCK + place % BLOCK for row, place in enumerate(last)]
+    starts = torch.arange(padded + 1, dtype=torch.int32).clamp(max=len(rows))
+    return CommonAttentionMetadata(
+        query_start_loc=starts,
+        query_start_loc_cpu=starts,
+        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        seq_lens_cpu_upper_bound=torch.tensor(lengths, dtype=torch.int32),
+        num_reqs=padded,
+        num_actual_tokens=padded,
+        max_query_len=1,
+        max_seq_len=max(lengths),
+        block_table_tensor=table,
+        slot_mapping=torch.tensor(slots + [-1] * (padded - len(rows))),
+        positions=torch.tensor(lengths) - 1,
+    )
+
+
+@pytest.mark.parametrize("rows", [DECODING, LATER])
+def test_a_step_that_decodes_has_the_counts_of_any_step(rows: list[Row]) -> None:
+    from deltahalt.integrations.vllm.metadata import deep_metadata
+
+    deep = buffers().of(common(rows, len(rows)), Plan(rows, 64), BLOCK)
+    other = deep_metadata(common(rows, len(rows)), Plan(rows, 64).pieces[0], BLOCK)
+    names = ("query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound", "slot_mapping")
+    for name in names:
+        assert torch.equal(getattr(deep, name), getattr(other, name)), name
+    for name in ("num_reqs", "num_actual_tokens", "max_query_len", "max_seq_len", "positions"):
+        assert getattr(deep, name) == getattr(other, name), name
+
+
+def test_all_steps_are_in_the_same_tensors() -> None:
+    tensors, addresses = buffers(), set()
+    for rows, padded in ((DECODING, 4), (LATER, 2), (DECODING, 8)):
+        deep = tensors.of(common(rows, padded), Plan(rows, 64), BLOCK)
+        addresses.add((deep.seq_lens.data_ptr(), deep.slot_mapping.data_ptr()))
+        assert deep.seq_lens.tolist() == [row.computed + 1 - row.dropped for row in rows] + [0] * (padded - len(rows))
+        assert all(deep.slot_mapping[: len(rows)] > 0)
+        assert all(deep.slot_mapping[len(rows) :] == -1)  # as vLLM's own
+        assert len(deep.slot_mapping) == padded
+    assert len(addresses) == 1
+
+
+def test_without_requests_deep_layers_have_the_counts_of_shallow_ones() -> None:
+    capture = common([Row("one", None, 1, 0, 1, 0)] * 4, 4).replace(max_seq_len=4096, slot_mapping=torch.full((4,), -1))
+    deep = buffers().of(capture, None, BLOCK)
+    assert deep.seq_lens.tolist() == [1] * 4
+    assert deep.slot_mapping.tolist() == [-1] * 4
+    assert deep.max_seq_len == 4096  # with which vLLM captures, so that a graph is right for all lengths
+
+
+@pytest.mark.skipif(not V2, reason="vLLM runs CUDA graphs by runner V2 here: with it, `make test-vllm` repeats this")
+@pytest.mark.parametrize(
+    ("lengths", "sizes", "settings", "single"),
+    [
+        (LENGTHS, {1, 4, 8}, {}, set()),
+        ((65, 129, 150, 64, 60), {1, 4}, CHUNKS, {"halts"}),
+        ((40, 50, 45), {1, 2}, CHUNKS | {"max_num_batched_tokens": 2, "max_num_seqs": 2}, {"halts", "waits"}),
+    ],
+)
+def test_replayed_steps_give_the_tokens_of_the_core_engine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: tuple[int, ...],
+    sizes: set[int],
+    settings: dict[str, Any],
+    single: set[str],
+) -> None:
+    """single: what chunks of one token do, in steps that are replayed."""
+    model, ids, policy = saved(tmp_path), token_ids(*lengths), f"dash:{HALF}"
+    graphs: Any = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+    with engine(tmp_path, policy, **graphs | settings) as llm:
+        own, chunks = type(runner(llm).model), []
+        replays, run = replayed(llm, sizes=sorted(sizes), monkeypatch=monkeypatch), own._halted
+
+        def noted(self: Any, hidden: Any, positions: Any, plan: Any) -> Any:
+            if len(positions) == len(plan.rows):
+                chunks.extend("waits" if row.waits else "halts" for row in plan.rows if row.waits or row.halts)
+            return run(self, hidden, positions, plan)
+
+        monkeypatch.setattr(own, "_halted", noted)
+        assert served(llm, ids) == expected(model, ids, policy)
+        assert served(llm, ids[:1]) == expected(model, ids[:1], policy)
+    assert {desc.num_reqs for desc in replays} == sizes
+    assert len(replays) > 12
+    assert set(chunks) == single
