@@ -57,7 +57,6 @@ PLAIN: dict[str, dict[str, Any]] = {
     "stock-graphs": GRAPHS,
     "stock-eager": EAGER,
 }
-ROOM = max(LENGTHS) + 2 * NEW_TOKENS
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -71,7 +70,7 @@ def settings(way: str, gpus: int) -> dict[str, Any]:
     options: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "load_format": "dummy",
-        "max_model_len": ROOM,
+        "max_model_len": max(LENGTHS) + 2 * NEW_TOKENS,
         "max_num_seqs": 32,
         "enable_prefix_caching": False,
         "tensor_parallel_size": gpus,
@@ -81,7 +80,6 @@ def settings(way: str, gpus: int) -> dict[str, Any]:
     if way in PLAIN:
         return options | PLAIN[way]
     policy, _, eager = way.partition("/")
-    options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": ROOM}
     return options | (EAGER if eager else GRAPHS) | {"additional_config": {"deltahalt": {"policy": policy}}}
 
 
