@@ -49,6 +49,10 @@ def test_two_ranks_answer_as_one(policy: str, found: list[dict[str, Any]]) -> No
     assert torch.allclose(torch.tensor(spread["logits"]), torch.tensor(alone["logits"]), atol=TOLERANCE)
 
 
+def test_graphs_of_spread_layers_are_refused(found: list[dict[str, Any]]) -> None:
+    assert "layers are spread over several processes" in found[0]["refused"]
+
+
 def test_heads_that_are_spread_in_another_way_are_refused() -> None:
     layer = tiny("llama").model.layers[0]
     heads = torch.zeros(2, 5, 16)

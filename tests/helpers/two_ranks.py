@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from deltahalt import GemFilter, applying, halting, parse_policy
+from deltahalt import GemFilter, UnsupportedError, applying, halting, parse_policy
+from deltahalt.engine.recorded import obstacles
 
 ENDS = "pruning_ratio=0.5,keep_first=4,keep_last=8"
 POLICIES = {
@@ -51,6 +52,16 @@ def shortened(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     return {"logits": [], "kept": [], "tokens": short["input_ids"].tolist()}
 
 
+def refused(model: Any) -> str:
+    """Why generated tokens of the model cannot be recorded as CUDA graphs."""
+    obstacles.DEVICE = model.device.type
+    try:
+        with halting(model, "dash", decode_graphs=True):
+            return ""
+    except UnsupportedError as error:
+        return str(error)
+
+
 def main(folder: str, out: Path) -> None:
     """Write what this rank found, alone and with the other."""
     spread = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32).eval()
@@ -64,6 +75,7 @@ def main(folder: str, out: Path) -> None:
         one, two = (answered(model, policy, piece, ids, mask) for model in (alone, spread))
         found[policy] = {"alone": one, "spread": two}
     found["gemfilter"] = {"alone": shortened(alone, ids[:1]), "spread": shortened(spread, ids[:1])}
+    found["refused"] = refused(spread)
     half = spread.to(torch.bfloat16)
     prompts = [torch.randint(1, alone.config.vocab_size, (1, 60 + n), generator=generator) for n in range(20)]
     policy = f"window-attention:start=2,{ENDS},window=8"

@@ -8,6 +8,12 @@ from deltahalt.errors import UnsupportedError
 from deltahalt.host.families.base import Module
 
 
+def is_spread(layer: Module, width: int) -> bool:
+    """Whether this rank holds some of the layer's heads only. width: dimensions of all heads together."""
+    weight = layer.self_attn.o_proj.weight
+    return isinstance(weight, DTensor) or weight.shape[-1] < width
+
+
 def of_all_ranks(heads: torch.Tensor, layer: Module, count: int) -> torch.Tensor:
     """Queries or keys [h, n, d] of a layer's heads on this rank, and on all others: [count, n, d].
 

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from deltahalt.engine.cache import cache_entries, segment_of
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.host.ranks import is_spread
 
 DEVICE = "cuda"  # the kind of device that can record
 OLDEST_TORCH = "2.8"  # the first with matrix products of bfloat16 that are summed up in float32
@@ -33,6 +34,8 @@ def _in_model(host: HostDecoder) -> Iterator[str]:
         yield f"PyTorch is older than {OLDEST_TORCH}: install a newer one"
     if host.attention != "sdpa":
         yield f'attention is {host.attention}: load the model with attn_implementation="sdpa"'
+    if is_spread(host.layers[0], host.shape.heads * host.shape.head_dim):
+        yield "layers are spread over several processes by tensor parallelism: load the model on one GPU"
     if any(host.windows):
         yield "the model has layers with a sliding window: choose another"
 
