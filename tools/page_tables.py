@@ -43,6 +43,15 @@ from tools.shapes_table import real_table, shapes_table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 LONG = 16_384  # tokens: prompts of the short table of speed
+SCHEDULE = "both-ends:start=2,pruning_ratio={},chunk=64"
+RECORD = {  # the methods of `make bench-gpu`, as the short table names them
+    SCHEDULE.format(0.425): "`auto`, 1.7x",
+    SCHEDULE.format(0.64): "`auto:2.5`",
+    f"{SCHEDULE.format(0.64)}+single-input-kv:start=26": "`auto:2.5` and an exit before the last layer",
+    "dash": "`dash`",
+    "gemfilter:start=13,count=1024,keep_first=0,keep_last=1": "GemFilter",
+    "window-attention:start=15,pruning_ratio=0.8,ratio_of=prompt,keep_first=0,keep_last=8,window=8,kernel=7": "FastKV",
+}
 MARKED = re.compile(r"(<!-- table: (\S+) ?(\S*) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -118,23 +127,24 @@ def _prefill(pairs: Sequence[tuple[EvalRow, EvalRow]]) -> str:
 
 
 def speed_table(name: str) -> str:
-    """Prefill, bound and K/V of `dash` and of late interaction, which `auto` chooses, on single long prompts."""
-    wanted = ("max-sim", "dash")
-    rows = [
-        row
-        for row in read_rows(rows_file(RESULTS, name), BenchRow)
-        if row.policy.partition(":")[0] in wanted and row.batch == 1 and row.prompt >= LONG
-    ]
+    """Prefill, bound and K/V of single long prompts, by the methods of `make bench-gpu`, from a file of its rows."""
+    rows = [row for row in read_rows(rows_file(RESULTS, name), BenchRow) if row.batch == 1 and row.prompt >= LONG]
     return table(
         {
             "prompt": [f"{row.prompt:,}" for row in rows],
-            "policy": [f"`{row.policy.partition(':')[0]}`" for row in rows],
-            "prefill, full / halted": [f"{row.full.prefill:.3f} s / {row.halted.prefill:.3f} s" for row in rows],
-            "prefill": [f"{row.gain.prefill:.2f}x" for row in rows],
+            "policy": [RECORD[row.policy] for row in rows],
+            "first token, full / halted": [f"{row.full.prefill:.3f} s / {row.halted.prefill:.3f} s" for row in rows],
+            "gain": [f"{row.gain.prefill:.2f}x" for row in rows],
             "bound": [f"{row.gain.flops:.2f}x" for row in rows],
             "K/V": [f"{row.gain.kv_bytes:.2f}x" for row in rows],
+            "peak GB": [_peaks(row) for row in rows],
         }
     )
+
+
+def _peaks(row: BenchRow) -> str:
+    peaks = (row.full.peak_bytes or 0.0, row.halted.peak_bytes or 0.0)
+    return " / ".join(f"{peak / 1e9:.1f}" for peak in peaks)
 
 
 def embeddings_table(name: str) -> str:
