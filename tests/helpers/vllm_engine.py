@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import deltahalt
 from helpers.tiny import prompts, tiny
@@ -89,21 +90,39 @@ def sampling(**options: Any) -> Any:
     return SamplingParams(**{"temperature": 0, "max_tokens": NEW, "ignore_eos": True, "detokenize": False} | options)
 
 
-def served(llm: Any, ids: Sequence[list[int]], *, options: Sequence[str | None] | None = None) -> list[list[int]]:
-    """The tokens that vLLM gives to prompts sent at once. options: each request's entry `deltahalt`."""
+def outputs(llm: Any, ids: Sequence[list[int]], options: Sequence[str | None] | None = None) -> list[Any]:
+    """vLLM's outputs for prompts sent at once. options: each request's entry `deltahalt`."""
     given = [None] * len(ids) if options is None else options
     params = [sampling(extra_args=None if text is None else {"deltahalt": text}) for text in given]
-    done = llm.generate([{"prompt_token_ids": prompt} for prompt in ids], params, use_tqdm=False)
+    return llm.generate([{"prompt_token_ids": prompt} for prompt in ids], params, use_tqdm=False)
+
+
+def tokens(done: Sequence[Any]) -> list[list[int]]:
+    """The generated tokens in vLLM's outputs."""
     return [list(output.outputs[0].token_ids) for output in done]
 
 
-def expected(model: Any, ids: Sequence[list[int]], policy: str, **options: Any) -> list[list[int]]:
-    """The tokens that the core engine gives to each prompt alone."""
+def served(llm: Any, ids: Sequence[list[int]], *, options: Sequence[str | None] | None = None) -> list[list[int]]:
+    """The tokens that vLLM gives to prompts sent at once. options: each request's entry `deltahalt`."""
+    return tokens(outputs(llm, ids, options))
+
+
+def expected(model: Any, ids: Sequence[list[int]], policy: str, *, prefix: int = 0, **options: Any) -> list[list[int]]:
+    """The tokens that the core engine gives to each prompt alone. prefix: number of its tokens that never halt."""
     answers = []
     for prompt in ids:
-        given = torch.tensor([prompt])
-        with torch.no_grad(), deltahalt.halting(model, policy, **options):
-            answer = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, do_sample=False)
+        given, cache = torch.tensor([prompt]), DynamicCache(config=model.config)
+        with torch.no_grad():
+            if prefix:
+                model(given[:, :prefix], past_key_values=cache, logits_to_keep=1)
+            with deltahalt.halting(model, policy, **options):
+                answer = model.generate(
+                    given,
+                    attention_mask=torch.ones_like(given),
+                    past_key_values=cache,
+                    max_new_tokens=NEW,
+                    do_sample=False,
+                )
         answers.append(answer[0, len(prompt) :].tolist())
     return answers
 

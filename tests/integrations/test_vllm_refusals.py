@@ -31,7 +31,7 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
+        ({"enable_prefix_caching": True, "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
         ({"enforce_eager": False}, f"--enforce-eager, or for graphs of steps that only decode {GRAPHS}"),
         ({"enforce_eager": False, "compilation_config": {"mode": 0}}, "--enforce-eager"),
@@ -63,9 +63,9 @@ def test_another_worker_is_refused(folder: Path) -> None:
 
 def test_all_settings_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        configured(folder, config(POLICY), enable_prefix_caching=True, enable_lora=True, enforce_eager=False)
+        configured(folder, config(POLICY), long_prefill_token_threshold=64, enable_lora=True, enforce_eager=False)
     assert str(caught.value).count("\n- ") == 3
-    configured(folder, config("off"), enable_prefix_caching=True, enable_lora=True, enforce_eager=False)
+    configured(folder, config("off"), long_prefill_token_threshold=64, enable_lora=True, enforce_eager=False)
 
 
 @pytest.mark.parametrize(("variant", "reason"), [("phi3", "Phi3ForCausalLM"), ("mistral-sliding", "sliding window")])

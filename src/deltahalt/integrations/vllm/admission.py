@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.integrations.vllm.options import request_policy
+from deltahalt.integrations.vllm.options import request_choice
 from deltahalt.policies.base import Policy
 
 
@@ -21,7 +21,7 @@ class RequestCheck:
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """Raise InputError or PolicyError for a request's sampling parameters that do not work with halting."""
-        request_policy(Policy(), sampling_params)
+        request_choice(Policy(), sampling_params)
 
     def apply(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
         """The same logits."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +22,8 @@ from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.text import format_policy
 
 CONTINUED = "continued"  # the states from which deep layers go on
+# What deep layers run: states [k, D], positions [k], and index [k] in the step's n tokens, n for those of earlier steps
+Run = tuple[torch.Tensor, ...]
 
 
 class HaltingModel(nn.Module):
@@ -90,12 +93,13 @@ class HaltingModel(nn.Module):
         for layer in self.model.layers[: self.halting.start]:
             hidden, residual = layer(positions, hidden, residual)
         states = self._decided(self.model.layers[self.halting.start], positions, hidden, residual)
-        whole = hidden.new_full((count + 1, hidden.shape[-1]), torch.nan)  # the last for tokens of earlier chunks
+        whole = hidden.new_full((count + 1, hidden.shape[-1]), torch.nan)  # the last for tokens of earlier steps
         for row, end in zip(plan.rows, plan.starts[1:], strict=True):
             if row.waits:
                 whole[end - 1] = 0  # vLLM samples from it, and discards the token
-        parts = list(self._continued(plan, states, positions))
-        if parts:
+        rows = list(self._continued(plan, states, positions))
+        if plan.pieces:
+            parts = chain.from_iterable(rows if plan.whole else zip(*rows, strict=True))
             sizes = [int(piece.starts[-1]) for piece in plan.pieces]
             split = [torch.cat(part).split(sizes) for part in zip(*parts, strict=True)]
             for piece, deep, places, targets in zip(plan.pieces, *split, strict=True):
@@ -122,37 +126,40 @@ class HaltingModel(nn.Module):
             states[CONTINUED] = layer.mlp(normed) + residual
         return {name: states[name] for name in self.names}
 
-    def _continued(
-        self, plan: Plan, states: States, positions: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """For tokens that deep layers run: states [k, D], positions [k], and index [k] in the step's n tokens.
+    def _continued(self, plan: Plan, states: States, positions: torch.Tensor) -> Iterator[tuple[Run, Run]]:
+        """For each request, what deep layers run of it before those tokens from which the policy chooses, and after.
 
-        The index is n for tokens of earlier chunks. States of prompts whose last chunk has not come are kept.
+        States of prompts whose last chunk has not come are kept.
         """
+
+        def unchanged(begin: int, end: int) -> Run:
+            here = torch.arange(begin, end, device=positions.device)
+            return states[CONTINUED][begin:end], positions[begin:end], here
+
         for row, begin, end in zip(plan.rows, plan.starts, plan.starts[1:], strict=False):
-            rest = begin  # where tokens start that no policy chooses among
-            if row.halts or row.waits:
-                rest = begin + min(row.end, row.prompt) - row.computed
-                own = {name: part[begin:rest] for name, part in states.items()}
-                if row.waits:
-                    self.halting.waiting.add(row, own)
-                    continue
+            first, last = (int(begin) + place for place in row.chosen)
+            own = {name: part[first:last] for name, part in states.items()}
+            after = unchanged(last, end)
+            if row.waits:
+                self.halting.waiting.add(row, own)
+            if row.halts:
                 own = self.halting.waiting.whole(row, own)
                 active = self._active(row, own)
-                here = (active - row.computed + begin).masked_fill(active < row.computed, len(positions))
-                yield own[CONTINUED][active], active.to(positions.dtype), here
-            here = torch.arange(rest, end, device=positions.device)
-            yield states[CONTINUED][rest:end], positions[rest:end], here
+                places = active + row.prefix
+                here = (places - row.computed + begin).masked_fill(places < row.computed, len(positions))
+                stay = own[CONTINUED][active], places.to(positions.dtype), here
+                after = tuple(map(torch.cat, zip(stay, after, strict=True)))
+            yield unchanged(begin, first), after
 
     def _active(self, row: Row, states: States) -> torch.Tensor:
-        """The index [k] in a whole prompt of its tokens that stay active."""
+        """The index [k], among all tokens of a prompt after its prefix, of those that stay active."""
         assert row.policy is not None  # else nothing halts
         continued = states[CONTINUED]
         unread = continued[:0]
         view = LayerView(
             layer=self.halting.start,
-            prompt=row.prompt,
-            positions=torch.arange(row.prompt, device=continued.device),
+            prompt=len(continued),
+            positions=torch.arange(len(continued), device=continued.device),
             hidden_in=states.get("hidden_in", unread),
             update=states.get("update", unread),
             hidden_out=None if row.policy.boundary == "attention" else continued,

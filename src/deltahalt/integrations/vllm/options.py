@@ -15,9 +15,10 @@ OFF = "off"
 # What these read is the same on every GPU of tensor parallel: the states after a layer's sums over GPUs.
 POLICIES = ("both-ends", "max-sim", "dash", "dash-layer", "random", "uniform")
 OF_THE_PROMPT = ("prompt_logprobs", "prompt_logprob_token_ids")  # of SamplingParams: they read tokens that halt
-PER_REQUEST = ("pruning_ratio", "keep")
+PREFIX = "prefix"
+PER_REQUEST = ("pruning_ratio", "keep", PREFIX)
 EXAMPLE = '{"deltahalt": {"policy": "auto", "min_prompt_tokens": 2048}}'
-PER_REQUEST_EXAMPLES = '"off", "pruning_ratio=0.5" or "keep=2048"'
+PER_REQUEST_EXAMPLES = '"off", "pruning_ratio=0.5", "keep=2048" or "prefix=1200,keep=2048"'
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,30 @@ def placed(policy: AnyPolicy, layers: int) -> Policy:
     return start
 
 
-def request_policy(policy: Policy, params: Any) -> Policy | None:
-    """The policy for one request, by its SamplingParams; None where its prompt stays whole.
+@dataclass(frozen=True)
+class Choice:
+    """How the prompt of one request halts.
+
+    policy: None where it stays whole. prefix: number of its first tokens that never halt. The policy sees those after
+    them alone, as those of a later turn.
+    """
+
+    policy: Policy | None
+    prefix: int = 0
+
+    def may_halt(self, prompt: int, shortest: int) -> bool:
+        """Whether tokens of a prompt of `prompt` tokens may halt, where parts below `shortest` tokens stay whole."""
+        return self.policy is not None and prompt - self.prefix >= max(1, shortest)
+
+    def dropped(self, prompt: int, shortest: int) -> int:
+        """Number of tokens that halt in a prompt of `prompt` tokens."""
+        if self.policy is None or not self.may_halt(prompt, shortest):
+            return 0
+        return prompt - self.prefix - self.policy.kept(prompt - self.prefix)
+
+
+def request_choice(policy: Policy, params: Any) -> Choice:
+    """What one request has chosen in its SamplingParams, where others halt by `policy`.
 
     Raises InputError for an entry in extra_args that is not known, or where logits of the prompt are wanted, and
     PolicyError for a value out of range.
@@ -95,7 +118,7 @@ def request_policy(policy: Policy, params: Any) -> Policy | None:
     if text is not None and not isinstance(text, str):
         raise InputError(f"{KEY} is {text!r}: write {PER_REQUEST_EXAMPLES}")
     if text is not None and text.strip() == OFF:
-        return None
+        return Choice(None)
     for name in OF_THE_PROMPT:
         if getattr(params, name, None) is not None:
             raise InputError(
@@ -103,11 +126,14 @@ def request_policy(policy: Policy, params: Any) -> Policy | None:
                 f'request, or in Python extra_args={{"{KEY}": "{OFF}"}} to its SamplingParams'
             )
     if text is None:
-        return policy
-    options = read(f"{policy.name}:{text}")[0].options
+        return Choice(policy)
+    options = dict(read(f"{policy.name}:{text}")[0].options)
     if not options or any(name not in PER_REQUEST for name in options) or "+" in text:
         raise InputError(f"{KEY} is {text!r}: a request may have {PER_REQUEST_EXAMPLES}")
+    prefix = options.pop(PREFIX, "0")
+    if not prefix.isdecimal():
+        raise InputError(f"{PREFIX} is {prefix!r}: write a number of tokens, 0 or more, such as {PREFIX}=1200")
     own: Any = override(policy, **options)
     if "keep" in options and not own.keep:
         raise PolicyError("keep is 0: give 1 token or more, or pruning_ratio=1")
-    return own
+    return Choice(own, int(prefix))

@@ -1,6 +1,6 @@
 """The counts of one step: which tokens of each request the deep layers run. All of it is known on the CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,14 +13,15 @@ from deltahalt.policies.base import Policy
 class Row:
     """A request in a step.
 
-    name: its id. policy: None where its prompt stays whole. prompt: number of tokens in its prompt. computed: number of
-    its tokens that earlier steps ran. scheduled: number that this step runs. dropped: number of its prompt's tokens
-    that halt.
+    name: its id. policy: None where its prompt stays whole. prompt: number of tokens in its prompt. prefix: number of
+    its first tokens that never halt. computed: number of its tokens that earlier steps ran, or that other requests
+    have run. scheduled: number that this step runs. dropped: number of its prompt's tokens that halt.
     """
 
     name: str
     policy: Policy | None
     prompt: int
+    prefix: int
     computed: int
     scheduled: int
     dropped: int
@@ -32,7 +33,7 @@ class Row:
 
     @property
     def waits(self) -> bool:
-        """Whether a later step brings the last token of a prompt that halts: until then deep layers run none of it."""
+        """Whether a later step brings the last token of a prompt that halts: until then deep layers run its prefix."""
         return self.dropped > 0 and self.end < self.prompt
 
     @property
@@ -41,19 +42,43 @@ class Row:
         return self.dropped > 0 and self.computed < self.prompt <= self.end
 
     @property
-    def held(self) -> int:
-        """Number of its tokens that deep layers hold after this step."""
-        return 0 if self.waits else self.end - self.dropped
+    def chosen(self) -> tuple[int, int]:
+        """Where, among its tokens in this step, those start and end among which the policy chooses."""
+        if not self.halts and not self.waits:
+            return self.scheduled, self.scheduled
+        return max(0, min(self.end, self.prefix) - self.computed), min(self.end, self.prompt) - self.computed
 
     @property
-    def queries(self) -> int:
-        """Number of its tokens that deep layers run in this step."""
-        return self.held if self.halts or self.waits else self.scheduled
+    def before(self) -> int:
+        """Number of its tokens that deep layers run in this step, those from which the policy chooses on left out."""
+        return self.chosen[0]
+
+    @property
+    def after(self) -> int:
+        """Number of its tokens that deep layers run in this step beside these: those that stay, and generated ones."""
+        return self.held - self.held_before - self.before
+
+    @property
+    def held_before(self) -> int:
+        """Number of its tokens that deep layers hold before this step."""
+        return self._held(self.computed)
+
+    @property
+    def held(self) -> int:
+        """Number of its tokens that deep layers hold after this step."""
+        return self._held(self.end)
+
+    def _held(self, tokens: int) -> int:
+        return min(tokens, self.prefix) if self.dropped and tokens < self.prompt else tokens - self.dropped
 
     @property
     def decoding(self) -> "Row":
-        """The same request as one that decodes the last token of this step, if deep layers hold those before it."""
-        return replace(self, computed=max(self.computed, self.prompt), dropped=min(self.dropped, self.end - 1))
+        """The same request as one that decodes the last token of this step, if deep layers hold those before it.
+
+        Of a prompt that waits, they hold the prefix, and the token is written behind it, where nothing is yet.
+        """
+        dropped = min(self.dropped, max(0, self.end - 1 - self.prefix))
+        return replace(self, computed=max(self.computed, self.prompt), dropped=dropped)
 
 
 @dataclass(frozen=True)
@@ -111,22 +136,44 @@ class Plan:
         return _starts([row.scheduled for row in self.rows])
 
     @cached_property
+    def whole(self) -> bool:
+        """Whether deep layers run all their tokens at once, in the order of the batch."""
+        return sum(row.before + row.after for row in self.rows) <= self.budget
+
+    @cached_property
     def pieces(self) -> list[Piece]:
-        """The tokens that deep layers run, in the order of the batch, in pieces of at most `budget` tokens."""
-        pieces: list[list[tuple[int, int, int]]] = []
-        room = 0
+        """The tokens that deep layers run, in pieces of at most `budget` tokens.
+
+        If there is more than one, what the rows run before policies choose is the first, since other rows may read it.
+        """
+        if self.whole:
+            counts = [(number, row.before + row.after, row.held) for number, row in enumerate(self.rows)]
+            return _pieces([counts])
+        before = [(number, row.before, row.held_before + row.before) for number, row in enumerate(self.rows)]
+        return _pieces([before, *self._cut()])
+
+    def _cut(self) -> Iterator[list[tuple[int, int, int]]]:
+        """For each piece after the first: requests, and numbers of tokens that they run and then hold."""
+        piece, room = [], self.budget
         for number, row in enumerate(self.rows):
-            left = row.queries
+            left = row.after
             while left:
-                if not room:
-                    pieces.append([])
-                    room = self.budget
                 count = min(left, room)
                 left -= count
                 room -= count
-                pieces[-1].append((number, count, row.held - left))
-        columns = [zip(*piece, strict=True) for piece in pieces]
-        return [Piece(*(np.array(column, dtype=np.int32) for column in three)) for three in columns]
+                piece.append((number, count, row.held - left))
+                if not room:
+                    yield piece
+                    piece, room = [], self.budget
+        yield piece
+
+
+def _pieces(pieces: Iterable[Iterable[tuple[int, int, int]]]) -> list[Piece]:
+    """Those of these pieces that have tokens, of the requests that have some in them."""
+    busy = ([entry for entry in piece if entry[1]] for piece in pieces)
+    columns = [zip(*piece, strict=True) for piece in busy if piece]
+    # a kernel reads each array as contiguous memory
+    return [Piece(*(np.array(column, dtype=np.int32) for column in three)) for three in columns]
 
 
 def _starts(counts: Sequence[int] | np.ndarray) -> np.ndarray:

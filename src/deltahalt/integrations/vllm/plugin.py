@@ -7,7 +7,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 
 from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.refusals import MODELS, refuse_unsupported
-from deltahalt.integrations.vllm.versions import PACKAGE, WORKER_V1, request_check
+from deltahalt.integrations.vllm.versions import PACKAGE, SCHEDULER, WORKER_V1, request_check
 
 PREFIX = "Halting"
 
@@ -44,6 +44,8 @@ def configure(config: Any) -> None:
     model, runner_v2 = config.model_config, config.use_v2_model_runner
     if not runner_v2:
         config.parallel_config.worker_cls = WORKER_V1
+    if config.cache_config.enable_prefix_caching:
+        config.scheduler_config.scheduler_cls = SCHEDULER
     model.hf_config.architectures = [PREFIX + model.architecture]
     check = request_check(runner_v2=runner_v2)
     if check is not None:

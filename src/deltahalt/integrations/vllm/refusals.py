@@ -8,7 +8,7 @@ from vllm.platforms import current_platform
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.options import Settings
-from deltahalt.integrations.vllm.versions import WORKER_V1, installed, refuse_unknown
+from deltahalt.integrations.vllm.versions import SCHEDULER, WORKER_V1, installed, refuse_unknown
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # Part of a format string, so its braces are doubled.
@@ -51,9 +51,9 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
         "choose a model whose layers all attend to the whole prompt",
     ),
     (
-        lambda c: c.cache_config.enable_prefix_caching,
-        "prefix caching: which tokens of a prefix stay depends on what follows it",
-        "set --no-enable-prefix-caching",
+        lambda c: c.cache_config.enable_prefix_caching and c.scheduler_config.scheduler_cls not in (None, SCHEDULER),
+        "prefix caching with a scheduler of another class: halting has its own",
+        "leave --scheduler-cls out, or set --no-enable-prefix-caching",
     ),
     (
         lambda c: c.scheduler_config.long_prefill_token_threshold,

@@ -24,10 +24,10 @@ class HaltingRunner(CPUModelRunner):
         if scheduled is None:
             halting.begin(None)
         else:
-            policies = [halting.policy_of(self.requests[name].sampling_params) for name in batch.req_ids]
+            choices = [halting.choice_of(self.requests[name].sampling_params) for name in batch.req_ids]
             counts = zip(batch.num_prompt_tokens, batch.num_computed_tokens_cpu, strict=True)
-            rows = zip(policies, counts, batch.req_ids, strict=False)  # counts have room for more requests
-            halting.begin([halting.row(name, policy, *count, scheduled[name]) for policy, count, name in rows])
+            rows = zip(choices, counts, batch.req_ids, strict=False)  # counts have room for more requests
+            halting.begin([halting.row(name, choice, *count, scheduled[name]) for choice, count, name in rows])
         return super()._build_attention_metadata(*args, **options)
 
 

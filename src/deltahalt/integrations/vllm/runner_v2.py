@@ -8,22 +8,22 @@ from vllm.forward_context import set_forward_context
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from deltahalt.policies.base import Policy
+from deltahalt.integrations.vllm.options import Choice
 
 
 class HaltingState(DefaultModelState):
-    """The runner's state, with each request's policy and prompt length."""
+    """The runner's state, with what each request has chosen, and its prompt's length."""
 
     def __init__(self, vllm_config: Any, model: Any, *args: Any, **options: Any) -> None:
         super().__init__(vllm_config, model, *args, **options)
         model.settle()
         self.halting = model.halting
-        self.prompts: dict[str, tuple[Policy | None, int]] = {}  # by request
+        self.prompts: dict[str, tuple[Choice, int]] = {}  # by request
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
-        policy = self.halting.policy_of(new_req_data.sampling_params)
-        self.prompts[new_req_data.req_id] = policy, len(new_req_data.prompt_token_ids)
+        choice = self.halting.choice_of(new_req_data.sampling_params)
+        self.prompts[new_req_data.req_id] = choice, len(new_req_data.prompt_token_ids)
 
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from deltahalt.errors import DeltahaltError
-from deltahalt.integrations.vllm.options import Settings, request_policy
+from deltahalt.integrations.vllm.options import Choice, Settings, request_choice
 from deltahalt.integrations.vllm.plan import Piece, Plan, Row
 from deltahalt.integrations.vllm.waiting import Waiting
 from deltahalt.policies.base import Policy
@@ -40,19 +40,19 @@ class Halting:
         """Start a step with these requests; None for one without requests."""
         self.plan, self.slots = None if rows is None else Plan(rows, self.budget), None
 
-    def policy_of(self, params: Any) -> Policy | None:
-        """The policy of a request with these SamplingParams; None where its prompt stays whole.
+    def choice_of(self, params: Any) -> Choice:
+        """What a request with these SamplingParams has chosen.
 
         A request that is refused does not come here, except with runner V2 of vLLM 0.26. There its prompt stays whole,
         which gives it vLLM's own answer, since an error would end the engine.
         """
         try:
-            return request_policy(self.policy, params)
+            return request_choice(self.policy, params)
         except DeltahaltError as error:
             log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
-            return None
+            return Choice(None)
 
-    def row(self, name: str, policy: Policy | None, prompt: int, computed: int, scheduled: int) -> Row:
+    def row(self, name: str, choice: Choice, prompt: int, computed: int, scheduled: int) -> Row:
         """A request in a step: see `Row`."""
-        kept = prompt if policy is None or prompt < self.shortest else policy.kept(int(prompt))
-        return Row(name, policy, int(prompt), int(computed), int(scheduled), int(prompt - kept))
+        dropped = choice.dropped(int(prompt), self.shortest)
+        return Row(name, choice.policy, int(prompt), choice.prefix, int(computed), int(scheduled), dropped)
