@@ -164,8 +164,10 @@ def test_values_of_a_request_are_checked(text: str) -> None:
 def test_a_request_that_is_not_refused_before_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(log, "warning", lambda line, *parts: lines.append(line % parts))
-    assert Halting(Settings("dash", 0), POLICY, 64).choice_of(request("ratio=1")) == Choice(None)
-    assert "a prompt stays whole, since its request does not work with halting: deltahalt is 'ratio=1'" in lines[0]
+    halting = Halting(Settings("dash", 0), POLICY, 64)
+    assert [halting.choice_of(request("ratio=1")) for _ in range(3)] == 3 * [Choice(None)]
+    (line,) = lines
+    assert "a prompt stays whole, since its request does not work with halting: deltahalt is 'ratio=1'" in line
 
 
 @pytest.mark.parametrize("text", ["dense", "key-norm", "window-attention", "dash-frozen", "forecast", "v2drop"])

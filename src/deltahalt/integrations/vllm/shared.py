@@ -35,6 +35,7 @@ class Halting:
         self.waiting = Waiting()
         self.plan: Plan | None = None
         self.slots: torch.Tensor | None = None
+        self._shown = ""  # the latest warning
 
     def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
@@ -49,7 +50,9 @@ class Halting:
         try:
             return request_choice(self.policy, params)
         except DeltahaltError as error:
-            log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
+            if str(error) != self._shown:  # runner V2 starts with 32 such requests of its own
+                self._shown = str(error)
+                log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
             return Choice(None)
 
     def row(self, name: str, choice: Choice, prompt: int, computed: int, scheduled: int) -> Row:
