@@ -145,10 +145,14 @@ class HaltingModel(nn.Module):
             if row.halts:
                 own = self.halting.waiting.whole(row, own)
                 active = self._active(row, own)
+                stay = row.prompt - row.dropped
+                log.info(
+                    "request %s: %d of %d tokens stay after layer %d", row.name, stay, row.prompt, self.halting.start
+                )
                 places = active + row.prefix
                 here = (places - row.computed + begin).masked_fill(places < row.computed, len(positions))
-                stay = own[CONTINUED][active], places.to(positions.dtype), here
-                after = tuple(map(torch.cat, zip(stay, after, strict=True)))
+                kept = own[CONTINUED][active], places.to(positions.dtype), here
+                after = tuple(map(torch.cat, zip(kept, after, strict=True)))
             yield unchanged(begin, first), after
 
     def _active(self, row: Row, states: States) -> torch.Tensor:
