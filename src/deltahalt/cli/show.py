@@ -12,13 +12,13 @@ from deltahalt.files import require_output
 
 
 def plot(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files that `sweep`, `eval` or `observe` wrote.")],
+    rows: Annotated[list[Path], typer.Argument(help="JSONL files that `sweep`, `eval`, `bench` or `observe` wrote.")],
     picture: Annotated[Path, typer.Option("--out", help="File to draw to, which ends in .svg or .png.")],
     figure: Annotated[
         str,
         typer.Option(
-            help="pareto or signals for rows of `sweep`; score-time for rows of `eval`; delta-distribution, "
-            "delta-attention or sparsity for rows of `observe`."
+            help="pareto or signals for rows of `sweep`; score-time for rows of `eval`; speed for rows of `bench`; "
+            "delta-distribution, delta-attention or sparsity for rows of `observe`."
         ),
     ] = "pareto",
     force: ForceOption = False,
@@ -38,6 +38,7 @@ def plot(
 
 def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
     """The type of rows that each figure shows, and the function that draws it."""
+    from deltahalt.lab.bench.row import BenchRow
     from deltahalt.lab.evaluation.observe import Observation
     from deltahalt.lab.evaluation.sweep import SweepRow
     from deltahalt.lab.figures.delta_attention import delta_attention
@@ -46,12 +47,14 @@ def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
     from deltahalt.lab.figures.score_time import score_time
     from deltahalt.lab.figures.signals import signals
     from deltahalt.lab.figures.sparsity import sparsity
+    from deltahalt.lab.figures.speed import speed
     from deltahalt.lab.rows.eval import EvalRow
 
     return {
         "pareto": (SweepRow, pareto),
         "signals": (SweepRow, signals),
         "score-time": (EvalRow, score_time),
+        "speed": (BenchRow, speed),
         "delta-distribution": (Observation, delta_distribution),
         "delta-attention": (Observation, delta_attention),
         "sparsity": (Observation, sparsity),
