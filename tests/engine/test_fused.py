@@ -122,10 +122,14 @@ def test_after_the_prefill_the_host_is_as_before(kernels: Kernels) -> None:
     assert before == {name: module.__dict__ for name, module in model.named_modules()}
 
 
-def test_a_hook_keeps_what_it_saw(kernels: Kernels) -> None:
+@pytest.mark.parametrize("wrapped", [False, True], ids=["a part", "within a part"])
+def test_a_hook_keeps_what_it_saw(wrapped: bool, kernels: Kernels) -> None:
     model = tiny()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    projection = model.model.layers[2].self_attn.q_proj
+    attention = model.model.layers[2].self_attn
+    projection = attention.q_proj
+    if wrapped:
+        attention.q_proj = torch.nn.Sequential(projection)
     projection.register_forward_hook(lambda _, __, output: seen.append((output, output.clone())))
     logits(model, DASH, True, 60)
     ((output, copy),) = seen

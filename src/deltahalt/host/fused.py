@@ -42,7 +42,8 @@ def fused_parts(family: Family, layers: Iterable[Module]) -> dict[Place, Answer]
     attentions = [layer.self_attn for layer in layers]
     code = sys.modules[type(attentions[0]).__module__]
     # The rotation is done in place, so a hook that has kept queries or keys would see them change.
-    hooked = any(part._forward_hooks for attention in attentions for part in attention.children())
+    parts = (part for attention in attentions for child in attention.children() for part in child.modules())
+    hooked = any(part._forward_hooks for part in parts)
     if hasattr(code, ROTATE) and not hooked and not _has_any_global_hook():
         places[code, ROTATE] = _rotate
     return places
