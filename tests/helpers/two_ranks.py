@@ -77,7 +77,7 @@ def main(folder: str, out: Path) -> None:
     found["gemfilter"] = {"alone": shortened(alone, ids[:1]), "spread": shortened(spread, ids[:1])}
     found["refused"] = refused(spread)
     half = spread.to(torch.bfloat16)
-    prompts = [torch.randint(1, alone.config.vocab_size, (1, 60 + n), generator=generator) for n in range(20)]
+    prompts = [torch.randint(1, alone.config.vocab_size, (1, 60 + n), generator=generator) for n in range(100)]
     policy = f"window-attention:start=2,{ENDS},window=8"
     found["bfloat16"] = [answered(half, policy, 0, one, torch.ones_like(one)) for one in prompts]
     (out / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
