@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from helpers.vllm_engine import CHUNKS, HALF, NEW, engine, expected, preemptions, sampling, saved, scheduler, token_ids
 
-REQUESTS = int(os.environ.get("DELTAHALT_SOAK_REQUESTS", "60"))  # 1,000 take a quarter of an hour on two cores
+REQUESTS = int(os.environ.get("DELTAHALT_SOAK_REQUESTS", "200"))  # 1,000 take a minute on two cores
 POLICY = f"both-ends:{HALF}"
 (RULES,) = token_ids(70)
 
