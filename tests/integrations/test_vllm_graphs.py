@@ -17,8 +17,15 @@ from helpers.vllm_replay import replayed, runner
 
 POLICY = Dash(start=1, pruning_ratio=0.5, keep_first=2, keep_last=2)
 BLOCK = 16
-DECODING = [Row("one", POLICY, 40, 44, 1, 19), Row("one", POLICY, 20, 31, 1, 0), Row("one", POLICY, 60, 60, 1, 37)]
-LATER = [Row("one", POLICY, 60, 61, 1, 37), Row("one", POLICY, 33, 33, 1, 12)]
+
+
+def decoding(prompt: int, computed: int, dropped: int) -> Row:
+    """A request that decodes a token."""
+    return Row("one", POLICY, prompt, 0, computed, 1, dropped)
+
+
+DECODING = [decoding(40, 44, 19), decoding(20, 31, 0), decoding(60, 60, 37)]
+LATER = [decoding(60, 61, 37), decoding(33, 33, 12)]
 
 
 def buffers() -> Any:
@@ -78,7 +85,7 @@ def test_all_steps_are_in_the_same_tensors() -> None:
 
 
 def test_without_requests_deep_layers_have_the_counts_of_shallow_ones() -> None:
-    capture = common([Row("one", None, 1, 0, 1, 0)] * 4, 4).replace(max_seq_len=4096, slot_mapping=torch.full((4,), -1))
+    capture = common([decoding(1, 0, 0)] * 4, 4).replace(max_seq_len=4096, slot_mapping=torch.full((4,), -1))
     deep = buffers().of(capture, None, BLOCK)
     assert deep.seq_lens.tolist() == [1] * 4
     assert deep.slot_mapping.tolist() == [-1] * 4
