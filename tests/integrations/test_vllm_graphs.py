@@ -92,13 +92,23 @@ def test_without_requests_deep_layers_have_the_counts_of_shallow_ones() -> None:
     assert deep.max_seq_len == 4096  # with which vLLM captures, so that a graph is right for all lengths
 
 
-@pytest.mark.skipif(not V2, reason="vLLM runs CUDA graphs by runner V2 here: with it, `make test-vllm` repeats this")
+GRAPHS: dict[str, Any] = {
+    "enforce_eager": False,
+    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+}
+SINGLE = CHUNKS | {"max_num_batched_tokens": 2, "max_num_seqs": 2}  # chunks of one token, where two requests run
+by_v2 = pytest.mark.skipif(
+    not V2, reason="vLLM runs CUDA graphs by runner V2 here: with it, `make test-vllm` repeats this"
+)
+
+
+@by_v2
 @pytest.mark.parametrize(
     ("lengths", "sizes", "settings", "single"),
     [
         (LENGTHS, {1, 4, 8}, {}, set()),
         ((65, 129, 150, 64, 60), {1, 4}, CHUNKS, {"halts"}),
-        ((40, 50, 45), {1, 2}, CHUNKS | {"max_num_batched_tokens": 2, "max_num_seqs": 2}, {"halts", "waits"}),
+        ((40, 50, 45), {1, 2}, SINGLE, {"halts", "waits"}),
     ],
 )
 def test_replayed_steps_give_the_tokens_of_the_core_engine(
@@ -111,8 +121,7 @@ def test_replayed_steps_give_the_tokens_of_the_core_engine(
 ) -> None:
     """single: what chunks of one token do, in steps that are replayed."""
     model, ids, policy = saved(tmp_path), token_ids(*lengths), f"dash:{HALF}"
-    graphs: Any = {"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
-    with engine(tmp_path, policy, **graphs | settings) as llm:
+    with engine(tmp_path, policy, **GRAPHS | settings) as llm:
         own, chunks = type(runner(llm).model), []
         replays, run = replayed(llm, sizes=sorted(sizes), monkeypatch=monkeypatch), own._halted
 
@@ -127,3 +136,14 @@ def test_replayed_steps_give_the_tokens_of_the_core_engine(
     assert {desc.num_reqs for desc in replays} == sizes
     assert len(replays) > 12
     assert set(chunks) == single
+
+
+@by_v2
+def test_a_replayed_chunk_leaves_a_shared_prefix_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, policy, (rules, *rests) = saved(tmp_path), f"dash:{HALF}", token_ids(40, 50, 61, 45)
+    ids = [rules + rest for rest in rests]
+    want = expected(model, ids, policy, prefix=40)
+    with engine(tmp_path, policy, **GRAPHS | SINGLE, enable_prefix_caching=True) as llm:
+        replayed(llm, sizes=[1, 2], monkeypatch=monkeypatch)
+        for _ in range(2):  # the second time all find 32 tokens in the cache
+            assert served(llm, ids, options=["prefix=40"] * 3) == want
