@@ -11,6 +11,7 @@ from deltahalt.lab.evaluation.shapes.row import ShapeRow
 from deltahalt.lab.rows.base import append_rows
 from deltahalt.profile import Choice
 from helpers.eval_rows import scored
+from helpers.ran import RAN
 from helpers.sweep_rows import row
 from tools import page_tables, shapes_table
 from tools.briefly import brief
@@ -147,12 +148,7 @@ def shape_rows(
             full_nll=1.0,
             speedup=speedup,
             reference_speedup=speedup,
-            dtype="float32",
-            attention="sdpa",
-            machine="",
-            deltahalt="",
-            transformers="",
-            torch="",
+            **RAN,
         )
         for number, score in enumerate(scores)
     ]

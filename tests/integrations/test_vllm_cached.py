@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 
-from helpers.vllm_engine import CHUNKS, HALF, V2, engine, expected, outputs, preemptions, saved, token_ids, tokens
+from helpers.vllm_engine import CHUNKS, HALF, V2, engine, expected, outputs, preemptions, token_ids, tokens
 
 POLICY = f"both-ends:{HALF}"
 CACHED: dict[str, Any] = {"enable_prefix_caching": True}
 RULES, *RESTS = token_ids(70, 150, 40, 120, 90, 33)  # 70 tokens fill two blocks of 32, and a part of a third
 IDS = [RULES + rest for rest in RESTS]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("llama")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return saved(folder)
 
 
 def answered(llm: Any, ids: Sequence[list[int]], *options: str | None) -> tuple[list[list[int]], list[int]]:

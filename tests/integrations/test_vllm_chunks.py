@@ -15,7 +15,6 @@ from helpers.vllm_engine import (
     expected,
     preemptions,
     sampling,
-    saved,
     scheduler,
     served,
     token_ids,
@@ -30,16 +29,6 @@ POLICIES = (
     f"dash-layer:{HALF}",
     "uniform:start=0,keep=40,keep_first=8,keep_last=16",
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("llama")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return saved(folder)
 
 
 def waiting(llm: Any) -> int:

@@ -34,16 +34,6 @@ POLICIES = (
 IDS = token_ids(*LENGTHS)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("llama")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return saved(folder)
-
-
 @pytest.mark.parametrize("policy", POLICIES[:2] if V2 else POLICIES)  # a policy does not depend on the runner
 def test_every_policy_gives_the_tokens_of_the_core_engine(folder: Path, model: Any, policy: str) -> None:
     full, want = expected(model, IDS, "dense"), expected(model, IDS, policy)

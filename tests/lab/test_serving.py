@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from deltahalt.lab.bench.serving import STOCK, ServingRow, markdown
+from helpers.ran import RAN
 
 ROW = ServingRow(
     model="m",
@@ -17,12 +18,7 @@ ROW = ServingRow(
     token=0.0051,
     requests=24,
     per_second=2.1,
-    dtype="bfloat16",
-    attention="vLLM",
-    machine="GPU",
-    deltahalt="0",
-    transformers="5",
-    torch="2",
+    **RAN,
 )
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from deltahalt import InputError
 from deltahalt.lab.bench.row import BenchRow, Cost
 from deltahalt.lab.figures.speed import speed
+from helpers.ran import RAN
 
 COST = Cost(first_token=None, prefill=1.0, generation=None, total=1.0, flops=1.0, kv_bytes=1.0, peak_bytes=None)
 ROW = BenchRow(
@@ -24,12 +25,7 @@ ROW = BenchRow(
     share=1.0,
     repeats=1,
     seed=0,
-    dtype="bfloat16",
-    attention="sdpa",
-    machine="GPU",
-    deltahalt="0",
-    transformers="5",
-    torch="2",
+    **RAN,
 )
 
 
