@@ -23,20 +23,22 @@ import transformers
 import vllm
 
 import deltahalt
+from deltahalt.flops import ModelShape
 from deltahalt.lab.bench.machine import machine_name
 from deltahalt.lab.bench.serving import STOCK, ServingRow
 from deltahalt.lab.rows.base import append_rows
 
-SHAPE = "random qwen2.5-7b"
+SHAPE = "qwen2.5-7b"
+SIZES = ModelShape.parse(SHAPE)
 VOCABULARY = 152_064
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
+    "hidden_size": SIZES.hidden,
+    "intermediate_size": SIZES.intermediate,
+    "num_hidden_layers": SIZES.layers,
+    "num_attention_heads": SIZES.heads,
+    "num_key_value_heads": SIZES.kv_heads,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
@@ -126,7 +128,7 @@ def measure(way: str, gpus: int, out: Path) -> None:
             per_second = REQUESTS / max(times[-1] for times in every)
         rows.append(
             ServingRow(
-                model=SHAPE,
+                model=f"random {SHAPE}",
                 policy=STOCK if way in PLAIN else way.partition("/")[0],
                 graphs="default" if way == "stock" else "off" if way.endswith("eager") else "on",
                 vllm=vllm.__version__,

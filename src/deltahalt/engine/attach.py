@@ -56,8 +56,9 @@ def halting(
     token number i, given i and the number of layers; None for all. tower: drops visual tokens before the decoder, and
     marks them as NaN. question: finds the question in each prompt, for policies that read it.
     piece_tokens: the number of prompt tokens that run through a layer at once; None for the default, by length.
-    decode_graphs: whether generated tokens run as CUDA graphs (see `Decoding.want`). fused_kernels: whether norms,
-    rotary embedding and gated activations of a prefill do (see `host.fused`); None for those that halt on a GPU.
+    decode_graphs: whether generated tokens run as CUDA graphs (see `Decoding.want`).
+    fused_kernels: whether norms, rotary embedding and gated activations of a prefill run as one kernel each (see
+    `host.fused`); None for prefills in which tokens halt, on a GPU.
 
     Yields the Halted model, whose `report` describes the latest prefill. On any exit the model is as before.
     Raises UnsupportedError for a model that cannot be halted, and PolicyError for a policy that does not fit it. Warns

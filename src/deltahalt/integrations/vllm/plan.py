@@ -75,7 +75,8 @@ class Row:
     def decoding(self) -> "Row":
         """The same request as one that decodes the last token of this step, if deep layers hold those before it.
 
-        Of a prompt that waits, they hold the prefix, and the token is written behind it, where nothing is yet.
+        While a prompt waits for its last chunk, deep layers hold its prefix only. The token is then written after the
+        prefix, to a place that holds nothing yet.
         """
         dropped = min(self.dropped, max(0, self.end - 1 - self.prefix))
         return replace(self, computed=max(self.computed, self.prompt), dropped=dropped)

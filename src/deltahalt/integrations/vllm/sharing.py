@@ -23,6 +23,9 @@ class Sharing:
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        settings = Settings.of(self.vllm_config.additional_config)
+        assert settings is not None  # else vLLM's own class is used
+        self._shortest = settings.min_prompt_tokens
         coordinator = self.kv_cache_manager.coordinator
         cache_blocks = coordinator.cache_blocks
 
@@ -42,13 +45,11 @@ class Sharing:
 
     def _shared(self, request: Any) -> int | None:
         """Number of first tokens that a request may share; None for all, where no token halts."""
-        settings = Settings.of(self.vllm_config.additional_config)
-        assert settings is not None  # else vLLM's own class is used
         try:
             choice = request_choice(Policy(), request.sampling_params)
         except DeltahaltError:
             return 0
-        return choice.prefix if choice.may_halt(request.num_prompt_tokens, settings.min_prompt_tokens) else None
+        return choice.prefix if choice.may_halt(request.num_prompt_tokens, self._shortest) else None
 
 
 class HaltingScheduler(Sharing, Scheduler):

@@ -26,9 +26,9 @@ MATRIX = re.compile(r"gemm|nvjet|cutlass|xmma|cublas|\b(?:add|b|badd)?mm\b", re.
 class ProfileRow(RanRow):
     """The prefill of one prompt of `prompt` random tokens.
 
-    prefill: seconds until the first new token, the median over `runs` runs. matrix, attention, other: seconds in which
-    the device ran matrix products, attention and all other kernels, in one more run under PyTorch's profiler. waiting:
-    the rest of `prefill`. flops: true FLOPs.
+    prefill: seconds until the first new token, the median over `runs` runs. matrix, attention_kernels, other: seconds
+    in which the device ran matrix products, attention and all other kernels, in one more run under PyTorch's profiler.
+    waiting: the rest of `prefill`. flops: true FLOPs.
     """
 
     kind: ClassVar[str] = "profile"
