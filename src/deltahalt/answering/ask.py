@@ -1,5 +1,6 @@
 """Answer questions about a document, with the full model or under a method, and measure time, FLOPs and cache."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from deltahalt.methods.applying import Applied, applying
 from deltahalt.methods.base import Ends
 from deltahalt.methods.halting import method_of
 from deltahalt.methods.registry import AnyMethod
-from deltahalt.policies import Dense
 
 WARM_UP_TOKENS = 256
 
@@ -112,7 +112,7 @@ def ask_each(
     check_each(method)
     with _under(loaded, method, min_prompt_tokens) as applied:
         read = prefill_shared(loaded.model, shared)
-    with _under(loaded, None if method is None else Dense(), 0):  # a question stays whole, however long it is
+    with _under(loaded, method, sys.maxsize):  # no question is so long: each stays whole, and halted tokens may run on
         done = [generate_after(loaded.model, read, rest, max_new_tokens) for rest in rests]
     return [_answer(loaded, one, shared.shape[1], applied) for one in done]
 

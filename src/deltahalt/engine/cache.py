@@ -1,7 +1,7 @@
 """A K/V cache whose layers hold different tokens."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from deltahalt.engine.resting import Resting
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.compat import version_error
 
@@ -92,6 +93,7 @@ class HaltedCache(DynamicCache):
     seen: int  # columns of the input so far, halted tokens and padding included
     tail: int  # number of last columns that every layer holds
     generated: int  # columns since the latest call of several tokens
+    resting: Resting | None  # halted tokens that may run on in a later turn
 
     @classmethod
     def adopt(cls, cache: DynamicCache, segments: list[Segment], seen: int) -> "HaltedCache":
@@ -102,6 +104,7 @@ class HaltedCache(DynamicCache):
         cache.__class__ = cls
         assert isinstance(cache, cls)
         cache.segments, cache.seen, cache.tail, cache.generated = segments, seen, seen, 0
+        cache.resting = None
         return cache
 
     def extend(self, added: list[Segment], *, columns: int, tail: int, skipped: Collection[int] = ()) -> None:
@@ -161,15 +164,25 @@ class HaltedCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
+        self.resting = None  # to reorder their states at each token would take longer than they can save
         self._select(segment.slots.index_select(0, beam_idx.to(segment.slots.device)) for segment in self.segments)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
+        self._select_resting(lambda rows: rows.repeat_interleave(repeats))
         self._select(segment.slots.repeat_interleave(repeats, dim=0) for segment in self.segments)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
+        self._select_resting(lambda rows: rows[indices.to(rows.device)])
         self._select(segment.slots[indices.to(segment.slots.device)] for segment in self.segments)
+
+    def _select_resting(self, chosen: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Keep the rows of the resting tokens that `chosen` makes of the numbers of all rows."""
+        if self.resting is not None:
+            tokens = self.resting.tokens
+            rows = chosen(torch.arange(len(tokens.lengths), device=tokens.slots.device))
+            self.resting = replace(self.resting, tokens=tokens.rows(rows.tolist()))
 
     def _select(self, slots: Iterable[torch.Tensor]) -> None:
         for segment, selected in zip(self.segments, list(slots), strict=True):

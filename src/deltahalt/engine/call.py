@@ -13,6 +13,7 @@ from deltahalt.engine.layout import Layout
 from deltahalt.engine.mask import ATTENTION
 from deltahalt.engine.masks import Masks
 from deltahalt.engine.question import Question
+from deltahalt.engine.resting import Resting
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.compat import version_error
@@ -30,7 +31,8 @@ class DecoderCall:
     """One call of a host's decoder: what every layer is given beside its tokens.
 
     own: arguments for the family's `after_layer`. embeddings: [B, width, D] input of the first layer, where some tokens
-    are not text. piece: the number of tokens that run through a layer at once.
+    are not text. piece: the number of tokens that run through a layer at once. resting: halted tokens of earlier turns,
+    some of which run on.
     """
 
     host: HostDecoder
@@ -41,6 +43,7 @@ class DecoderCall:
     own: dict[str, Any] = field(default_factory=dict)
     embeddings: torch.Tensor | None = None
     piece: int = WHOLE
+    resting: Resting | None = None
 
     def asked(self, question: Question, ids: torch.Tensor | None) -> "DecoderCall":
         """The call with the places of its question. ids: [B, width]. Raises InputError as `Question.positions` does."""

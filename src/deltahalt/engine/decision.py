@@ -26,7 +26,10 @@ class ActiveRow:
 
 @dataclass
 class Decision:
-    """A stage at work on one prefill. rows: by row, the policies that have tokens to halt; other rows stay whole."""
+    """A stage at work on one prefill. rows: by row, the policies that have tokens to halt; other rows stay whole.
+
+    Without any rows, the stage is there for halted tokens of earlier turns that run on.
+    """
 
     stage: Stage
     rows: dict[int, tuple[Policy, ...]]
@@ -100,15 +103,18 @@ def _in_all(indexes: list[torch.Tensor], length: int) -> torch.Tensor:
     return (counts == len(indexes)).nonzero().squeeze(1)
 
 
-def decide(stage: Stage, rows: Sequence[ActiveRow | None]) -> Decision | None:
-    """The stage's decision on a prefill, or None where it would halt nothing. rows: None for those that stay whole."""
+def decide(stage: Stage, rows: Sequence[ActiveRow | None], *, even_whole: bool = False) -> Decision | None:
+    """The stage's decision on a prefill. rows: None for those that stay whole.
+
+    None where it would halt nothing, but for `even_whole`.
+    """
     deciding = {
         number: tuple(policy for policy in stage.policies if _halts(policy, row))
         for number, row in enumerate(rows)
         if row is not None
     }
     deciding = {number: policies for number, policies in deciding.items() if policies}
-    return Decision(stage, deciding) if deciding else None
+    return Decision(stage, deciding) if deciding or even_whole else None
 
 
 def _halts(policy: Policy, row: ActiveRow) -> bool:

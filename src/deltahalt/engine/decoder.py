@@ -22,10 +22,13 @@ def run_layers(
     """
     trace, decision = Trace.begin(stream, dropped=call.layout.dropped), None
     begins = {stage.first: stage for stage in stages}
+    resting = call.resting
+    if resting is not None:
+        begins[resting.stage.first] = resting.stage
     plans = call.masks.layers_per_plan(stages)
     for index, layer in layers:
         if index in begins:
-            decision = decide(begins[index], call.layout.active_rows(stream))
+            decision = decide(begins[index], call.layout.active_rows(stream), even_whole=resting is not None)
         attended, kv_only = stream.lengths, trace.readable_tokens(len(stream.lengths))
         for readable in trace.readable:
             call.store(layer, index, readable.as_of(stream.prompt))

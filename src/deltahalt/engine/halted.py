@@ -18,6 +18,7 @@ from deltahalt.engine.prefill import halting_stages, last_columns, refuse_halted
 from deltahalt.engine.question import Question
 from deltahalt.engine.recorded.decoding import Decoding
 from deltahalt.engine.report import Report
+from deltahalt.engine.resuming import resting_in
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.switch import check_switch
 from deltahalt.engine.trace import Trace
@@ -143,10 +144,11 @@ class Halted:
         layout, held = call.layout, isinstance(call.cache, HaltedCache)
         may_halt = bool(layout.prompts) and (not layout.later_turn or (wanted is not None and wanted.columns == 1))
         stages = halting_stages(self.stages, stream, call) if may_halt else ()
+        call = replace(call, resting=resting_in(call, self.stages) if may_halt else None)
         if stages and self.question is not None:
             call = call.asked(self.question, arguments.get("input_ids"))
         tail = last_columns(stages, call)
-        compacted = bool(stages) or layout.dropped
+        compacted = bool(stages) or layout.dropped or call.resting is not None
         if compacted and wanted is not None and not 0 < wanted.columns <= tail:
             raise UnsupportedError(wanted.advice.format(tail=tail))
         if compacted or held:
@@ -193,8 +195,8 @@ class Halted:
         return set(every).difference(self.depth(call.cache.generated + 1, len(every)))
 
     def _note(self, report: Report, layout: Layout) -> None:
-        """Keep the report. Of a later turn in which nothing halted, only the reason is added to an earlier report."""
-        turn_is_whole = layout.later_turn and not report.stages
+        """Keep the report. Of a later turn in which no token halted or ran on, an earlier report gets the reason."""
+        turn_is_whole = layout.later_turn and not report.stages and not any(report.resumed)
         earlier = self._report if turn_is_whole else None
         self._report = report if earlier is None else replace(earlier, reason=report.reason)
 
@@ -219,6 +221,7 @@ class Halted:
             seconds=None if begin is None or end is None else end - begin,
             reason=None if trace.stages else self._why_whole(layout, may_halt=may_halt),
             cached=cached,
+            resumed=trace.resumed,
         )
 
     def _why_whole(self, layout: Layout, *, may_halt: bool) -> str:

@@ -1,6 +1,6 @@
 """A layer run in its two halves, so that a policy can read its parts and tokens can halt in it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from deltahalt.engine.decision import Decision
 from deltahalt.engine.host_layer import HostLayer
 from deltahalt.engine.readable import Readable
+from deltahalt.engine.resting import Resting
+from deltahalt.engine.resuming import choose, may_resume
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.engine.views import view_layer
@@ -56,20 +58,41 @@ class OpenedLayer:
         return stream.hidden
 
     def _halt(self, whole: TokenStream) -> TokenStream:
+        """The tokens that deeper layers run on: those of `whole` that stay active, and those of earlier turns."""
+        stream = self._active(whole) if self.decision.rows else whole
+        resting = self.layer.call.resting
+        return stream if resting is None else self._resumed(resting, whole.prompt, stream)
+
+    def _active(self, whole: TokenStream) -> TokenStream:
         """The tokens of `whole` that stay active."""
         decision, prompts = self.decision, whole.prompt
         active = decision.active_sets(prompts.lengths, prompts.slots.device)
         stream, states = whole.keep(active), decision.stage.halted_states
-        if states is not None:
+        rests = may_resume(decision.stage, self.layer.call)
+        if states is not None or rests:
             halted = prompts.keep([_complement(kept, n) for kept, n in zip(active, prompts.lengths, strict=True)])
-            self.trace.readable.append(Readable(halted, stream.prompt.last(decision.stage.running), states))
+            if states is not None:
+                self.trace.readable.append(Readable(halted, stream.prompt.last(decision.stage.running), states))
+            if rests:
+                self.trace.resting = Resting(decision.stage, halted)
         self.trace.halt(self.layer.index, stream, decision.row_scores())
         self.trace.nan_checks += decision.nan_checks()
         return stream
 
+    def _resumed(self, resting: Resting, turn: TokenStream, stream: TokenStream) -> TokenStream:
+        """`stream`, and before it those of the resting tokens that run on. turn: the whole turn's tokens."""
+        chosen, checks = choose(resting, turn, self.layer.index)
+        lengths, halted = resting.tokens.lengths, self.trace.resting
+        others = [_complement(index, count) for index, count in zip(chosen, lengths, strict=True)]
+        left = replace(resting, tokens=resting.tokens.keep(others))
+        self.trace.resting = left if halted is None else left.followed_by(halted.tokens)
+        stream = stream.preceded_by(resting.tokens.keep(chosen))
+        self.trace.resume(self.layer.index, stream, tuple(map(len, chosen)))
+        self.trace.nan_checks += checks
+        return stream
+
 
 def _complement(index: torch.Tensor, length: int) -> torch.Tensor:
-    """The numbers below `length` that are not in `index`, ascending."""
-    others = torch.ones(length, dtype=torch.bool, device=index.device)
-    others[index] = False
-    return others.nonzero().squeeze(1)
+    """The numbers below `length` that are not in `index`, ascending. It does not wait for the device."""
+    others = torch.ones(length, dtype=torch.uint8, device=index.device).index_fill_(0, index, 0)
+    return others.argsort(descending=True, stable=True)[: length - len(index)]

@@ -71,6 +71,8 @@ def run_call(
         cache = HaltedCache.adopt(cache, call.masks.past, seen=layout.seen)
     if isinstance(cache, HaltedCache):
         cache.extend(trace.segments, columns=layout.width, tail=last_columns(stages, call), skipped=skipped)
+        if cache.resting is call.resting:  # else tokens of another policy rest there
+            cache.resting = trace.resting or cache.resting
     return stream, trace
 
 

@@ -33,6 +33,8 @@ class Report:
         reason: Why no token of the latest prompt or later turn halted; None where some did. The report of an earlier
             prompt stays when no token of a later turn halts, and only this changes.
         cached: For each layer, the number of tokens that its cache held before a later turn; empty for a prompt.
+        resumed: For each later turn, the number of halted tokens of earlier ones that ran on in it; empty where none
+            could. They count in the FLOPs.
 
     Example:
         >>> with halting(model, "auto") as halted:  # doctest: +SKIP
@@ -51,11 +53,14 @@ class Report:
     seconds: float | None
     reason: str | None = None
     cached: tuple[int, ...] = ()
+    resumed: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         kept = [len(positions) for positions in self.kept]
         layers = " and ".join(str(layer) for layer, _ in self.stages)
         halted = f"{in_short(kept)} active after layer {layers}" if kept != list(self.prompts) else "none halted"
+        if any(self.resumed):
+            halted += f", {in_short(self.resumed)} of earlier turns ran on"
         gain = f"{self.speedup_bound:.2f}x fewer FLOPs"
         cache = f"K/V {self.cache_bytes / 1e6:.1f} of {self.full_cache_bytes / 1e6:.1f} MB"
         return f"Report(prompts of {in_short(self.prompts)} tokens, {halted}, {gain}, {cache})"

@@ -67,6 +67,39 @@ class TokenStream:
             trailing=later.width,
         )
 
+    def preceded_by(self, earlier: "TokenStream") -> "TokenStream":
+        """The tokens `earlier` of the same rows, then these; of streams without trailing tokens."""
+        rows, device = len(self.lengths), self.hidden.device
+        hidden = torch.cat([earlier.hidden.to(device), self.hidden], dim=1)
+        both = TokenStream(
+            hidden,
+            torch.cat([earlier.slots.to(self.slots.device), self.slots], dim=1),
+            (hidden.shape[1],) * rows,
+            {kind: _joined(earlier.rotary[kind], rotary) for kind, rotary in self.rotary.items()},
+        )
+        if not (earlier.padded or self.padded):
+            return both
+        places = torch.arange(both.width, device=self.slots.device)
+        return both.keep(
+            [
+                torch.cat([places[: earlier.width][earlier.row(row)], places[earlier.width :][self.row(row)]])
+                for row in range(rows)
+            ]
+        )
+
+    def rows(self, numbers: list[int]) -> "TokenStream":
+        """The rows of these numbers, in this order."""
+        return TokenStream(
+            self.hidden[numbers],
+            self.slots[numbers],
+            tuple(self.lengths[number] for number in numbers),
+            {
+                kind: (cos, sin) if len(cos) == 1 else (cos[numbers], sin[numbers])
+                for kind, (cos, sin) in self.rotary.items()
+            },
+            self.trailing,
+        )
+
     def keep(self, index: list[torch.Tensor]) -> "TokenStream":
         """Of each row b, the prompt's tokens at `index[b]` (ascending), and trailing ones; short rows are padded."""
         if self.trailing:
@@ -96,16 +129,21 @@ class TokenStream:
     def spread(self, seen: int, width: int) -> torch.Tensor:
         """Hidden states back in the `width` columns of the input, `seen` before them: [B, width, D].
 
-        NaN for halted tokens and padding.
+        NaN for halted tokens and padding. Tokens of earlier columns are left out.
         """
         rows, _, size = self.hidden.shape
-        column = torch.where(self.slots < 0, width, self.slots - seen).to(self.hidden.device)  # padding: a spare one
+        column = torch.where(self.slots < seen, width, self.slots - seen).to(self.hidden.device)  # others: a spare one
         full = self.hidden.new_full((rows, width + 1, size), torch.nan)
         return full.scatter_(1, column[..., None].expand(-1, -1, size), self.hidden)[:, :width]
 
 
 def _joined(rotary: Rotary, later: Rotary) -> Rotary:
-    cos, sin = (torch.cat(parts, dim=1) for parts in zip(rotary, later, strict=True))
+    """cos and sin [B or 1, n + m, d] of n tokens and m later ones."""
+    rows = max(len(rotary[0]), len(later[0]))
+    cos, sin = (
+        torch.cat([part.to(after.device).expand(rows, -1, -1), after.expand(rows, -1, -1)], dim=1)
+        for part, after in zip(rotary, later, strict=True)
+    )
     return cos, sin
 
 

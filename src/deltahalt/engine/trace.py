@@ -7,6 +7,7 @@ import torch
 
 from deltahalt.engine.cache import Segment
 from deltahalt.engine.readable import Readable
+from deltahalt.engine.resting import Resting
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import PolicyError
 from deltahalt.flops import LayerLoad
@@ -22,6 +23,8 @@ class Trace:
     scores: list[tuple[torch.Tensor | None, ...]] = field(default_factory=list)  # by stage, then by row, [n]
     loads: list[tuple[LayerLoad, ...]] = field(default_factory=list)  # by layer, then by row
     nan_checks: list[tuple[torch.Tensor, str]] = field(default_factory=list)  # whether scores hold a NaN; the message
+    resting: Resting | None = None  # halted tokens that may run on in a later turn
+    resumed: tuple[int, ...] = ()  # by row, the number of tokens of earlier turns that run on
 
     @classmethod
     def begin(cls, stream: TokenStream, *, dropped: bool) -> "Trace":
@@ -42,6 +45,13 @@ class Trace:
         slots = torch.cat([part.slots for part in held], dim=1)
         self.segments.append(Segment(layer + 1, slots, any(part.padded for part in held)))
         self.stages.append((layer, _slots_by_row(stream)))
+
+    def resume(self, layer: int, stream: TokenStream, resumed: tuple[int, ...]) -> None:
+        """Note that deeper layers hold `stream`, of which these numbers of tokens, by row, are of earlier turns."""
+        self.resumed = resumed
+        if self.segments[-1].start == layer + 1:
+            self.segments.pop()
+        self.segments.append(Segment(layer + 1, stream.slots, stream.padded))
 
     def log(
         self, attended: tuple[int, ...], ffn: tuple[int, ...], kv_only: tuple[int, ...], lookahead: tuple[int, ...]

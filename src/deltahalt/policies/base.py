@@ -132,6 +132,11 @@ class Policy:
         """The states from which deeper layers compute K and V of halted tokens. None: they hold no such K/V."""
         return None
 
+    @property
+    def resumed_share(self) -> float:
+        """Share of the halted tokens that run on in a later turn, in [0, 1]; needs a score of hidden states alone."""
+        return 0
+
     def score(self, view: LayerView) -> torch.Tensor:
         """Score of each of the n active tokens: [n]. Those with the highest scores stay active."""
         raise NotImplementedError
@@ -278,12 +283,14 @@ class Stage:
     """Policies placed in a model: layers `first` to `last` are scored, and tokens halt at `last`.
 
     Several policies have scopes that share no token. running: number of a prompt's last tokens that halt in no stage.
+    resumed_share: share of the halted tokens that run on in a later turn; 0 in a model with several stages.
     """
 
     policies: tuple[Policy, ...]
     first: int
     last: int
     running: int = 0
+    resumed_share: float = 0
 
     @property
     def boundary(self) -> Boundary:
@@ -349,4 +356,5 @@ def place(policy: AnyPolicy, layers: int, *, vision: bool = False) -> tuple[Stag
                 f"{stage.policies[0].name} needs at least {fewest} tokens at the prompt's end that are never halted "
                 f"(here {running}): set keep_last={fewest} or more in every stage, and use a scope that includes text"
             )
-    return tuple(replace(stage, running=running) for stage in stages)
+    share = policy.stages[0].resumed_share if len(policy.stages) == 1 else 0
+    return tuple(replace(stage, running=running, resumed_share=share) for stage in stages)

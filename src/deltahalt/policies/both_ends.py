@@ -44,6 +44,8 @@ class BothEnds(Policy):
             contiguous tokens share their best match.
         power: Exponent on how far a match exceeds the average over the prompt, 1 or more. With a higher one, a rare
             match outweighs more common ones.
+        resume: Share of the halted tokens that run on in each later turn, in [0, 1]: those around the states most
+            similar to the turn's tokens, 4,096 at most. The cache keeps their states until then, [n, D]. 0 keeps none.
 
     Raises:
         PolicyError: For an option out of range.
@@ -69,16 +71,23 @@ class BothEnds(Policy):
     best: int = 8
     reach: int = 64
     power: int = 3
+    resume: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, 1, "best", "power")
+        if not 0 <= self.resume <= 1:
+            raise PolicyError(f"resume is {self.resume!r}; it must lie in [0, 1]")
         if self.reach < 0 or self.reach % RUN:
             raise PolicyError(f"reach is {self.reach}; it must be a multiple of {RUN}, 0 or more")
 
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"hidden_in" if self.boundary == "attention" else "hidden_out"})
+
+    @property
+    def resumed_share(self) -> float:
+        return self.resume
 
     def score(self, view: LayerView) -> torch.Tensor:
         among, question = self.may_halt(view), view.active_question

@@ -241,7 +241,9 @@ def judge(
     if ran == 0:
         cache = fork(prefilled.cache)
         with applying(model, method, tokenizer) as applied:
-            calls = [rest, *given.split(1, dim=1)] if applied.by_token else [torch.cat([rest, given], dim=1)]
+            if rest.shape[1]:
+                logits.append(model(rest, **{CACHE: cache}, logits_to_keep=1).logits[0])
+            calls = given.split(1, dim=1) if applied.by_token else [given]
             logits += [model(tokens, **{CACHE: cache}).logits[0] for tokens in calls if tokens.shape[1]]
     judged = torch.cat(logits)[-len(answer) :]
     nll = torch.nn.functional.cross_entropy(judged.float(), answer)
@@ -253,7 +255,7 @@ def greedy_answer(model: Any, prefilled: Prefilled, rest: torch.Tensor, limit: i
     ends, cache = end_tokens(model), fork(prefilled.cache)
     logits = model.get_output_embeddings()(prefilled.states)
     if rest.shape[1]:
-        logits = model(rest, **{CACHE: cache}).logits
+        logits = model(rest, **{CACHE: cache}, logits_to_keep=1).logits
     tokens = [int(logits[0, -1].argmax())]
     while len(tokens) < limit and tokens[-1] not in ends:
         step = torch.tensor([[tokens[-1]]], device=rest.device)
