@@ -110,9 +110,11 @@ def test_the_stock_model_notices_tokens_that_do_not_run_on() -> None:
     assert (talk.logits[2][0] - theirs[2]).abs().max() > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("policy", [POLICY, INSIDE], ids=["after the layer", "inside it"])
-def test_pieces_change_nothing(policy: BothEnds) -> None:
-    whole, pieces = Talk(tiny(), policy, CALLS), Talk(tiny(), policy, CALLS, piece_tokens=5)
+def test_pieces_change_nothing(policy: BothEnds, rows: int) -> None:
+    calls = [lengths[:rows] for lengths in CALLS]
+    whole, pieces = Talk(tiny(), policy, calls), Talk(tiny(), policy, calls, piece_tokens=5)
     assert all(torch.equal(one, other) for one, other in zip(whole.held, pieces.held, strict=True))
     gaps = [float((one - other).abs().max()) for one, other in zip(whole.logits, pieces.logits, strict=True)]
     assert max(gaps) < TOLERANCE

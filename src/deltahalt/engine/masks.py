@@ -107,7 +107,7 @@ class Masks:
             slots=torch.cat([past, *(part.slots for part in parts)], dim=1),
             padded=any(part.padded for part in parts) or before.padded,
             window=self._window(layer),
-            in_order=all(readable.in_order for readable in trace.readable),
+            in_order=not trace.resumed and all(readable.in_order for readable in trace.readable),
         )
 
     def _block_of(self, slots: torch.Tensor) -> torch.Tensor:
