@@ -58,8 +58,12 @@ def summarize(rows: Iterable[ShapeRow]) -> list[ShapeSummary]:
 
 
 def markdown(rows: Sequence[ShapeRow]) -> str:
-    """A Markdown table of `summarize`: scores of generated answers in percent, and NLL in nats a token."""
-    lines = summarize(rows)
+    """A Markdown table of `summarize`: scores of generated answers in percent, and NLL in nats a token.
+
+    Rows of one shape have no line of all shapes.
+    """
+    one_shape = len({row.shape for row in rows}) == 1
+    lines = [line for line in summarize(rows) if not (one_shape and line.shape == ALL)]
     return table(
         {
             **differing({"model": [one.model for one in lines], "dtype": [one.dtype for one in lines]}),
