@@ -17,7 +17,6 @@ from deltahalt.engine.resting import Resting
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, UnsupportedError
 from deltahalt.host.compat import version_error
-from deltahalt.host.families.base import Module
 from deltahalt.kinds import DROPPED, TEXT
 
 WHOLE = sys.maxsize  # as a number of tokens in a piece: no call has more, so all its tokens run at once
@@ -63,12 +62,6 @@ class DecoderCall:
             return stream
         columns = stream.slots - self.layout.seen
         return stream.advance(self.host.family.after_layer(layer, stream.hidden, columns, **self.own))
-
-    def store(self, layer: Module, index: int, tokens: TokenStream) -> None:
-        """Put K and V that the layer computes from the states of `tokens` into its cache."""
-        assert self.cache is not None  # a policy that needs this is refused without a cache
-        rotary = self.host.rotary_of(index, tokens.rotary)
-        self.cache.update(*self.host.family.keys_values(layer, tokens.hidden, rotary), index)
 
 
 def prepare(

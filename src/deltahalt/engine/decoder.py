@@ -7,6 +7,7 @@ from deltahalt.engine.decision import decide
 from deltahalt.engine.host_layer import HostLayer
 from deltahalt.engine.opened import OpenedLayer
 from deltahalt.engine.piece_layer import PieceLayer
+from deltahalt.engine.store import store
 from deltahalt.engine.stream import TokenStream
 from deltahalt.engine.trace import Trace
 from deltahalt.host.families.base import Module
@@ -29,9 +30,9 @@ def run_layers(
     for index, layer in layers:
         if index in begins:
             decision = decide(begins[index], call.layout.active_rows(stream), even_whole=resting is not None)
-        attended, kv_only = stream.lengths, trace.readable_tokens(len(stream.lengths))
         for readable in trace.readable:
-            call.store(layer, index, readable.as_of(stream.prompt))
+            store(readable.as_of(stream.prompt), index, layer, call)
+        attended, kv_only = stream.lengths, trace.readable_tokens(len(stream.lengths))
         kind = PieceLayer if stream.width > call.piece else HostLayer
         host_layer, lookahead = kind.on(stream, index, layer, call, trace, plans[index]), (0,) * len(attended)
         with host_layer.around:

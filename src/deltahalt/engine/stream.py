@@ -42,14 +42,15 @@ class TokenStream:
     @property
     def prompt(self) -> "TokenStream":
         """The prompts' tokens alone."""
-        if not self.trailing:
-            return self
-        column = self.width - self.trailing
+        return self.columns(0, self.width - self.trailing) if self.trailing else self
+
+    def columns(self, begin: int, end: int) -> "TokenStream":
+        """The tokens from column `begin` to before column `end` of [0, n), none of which counts as trailing."""
         return TokenStream(
-            self.hidden[:, :column],
-            self.slots[:, :column],
-            tuple(length - self.trailing for length in self.lengths),
-            {kind: (cos[:, :column], sin[:, :column]) for kind, (cos, sin) in self.rotary.items()},
+            self.hidden[:, begin:end],
+            self.slots[:, begin:end],
+            tuple(max(0, end - max(begin, self.width - length)) for length in self.lengths),
+            {kind: (cos[:, begin:end], sin[:, begin:end]) for kind, (cos, sin) in self.rotary.items()},
         )
 
     def last(self, count: int) -> "TokenStream":
