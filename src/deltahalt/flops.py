@@ -153,6 +153,9 @@ def dense_loads(layers: int, tokens: int) -> list[LayerLoad]:
 def policy_loads(policy: AnyPolicy, layers: int, tokens: int, *, paper: bool = False) -> list[LayerLoad]:
     """Return the load of each layer under `policy`, for a prompt of `tokens` tokens with scope "all".
 
+    All active tokens count in the last layer. A prefill of which only the last token's logits are wanted spends less:
+    see `Report.loads`.
+
     paper: count as the paper's Eq. 7 does, where the start layer runs on the kept tokens only. The paper's Alg. 1 and
     this engine run it on all tokens.
     """

@@ -53,7 +53,7 @@ def test_answers_are_those_of_generate_and_costs_those_of_the_reports(small: Loa
         assert answer.prefill_seconds > 0
         assert answer.decode_seconds >= 0
     assert answers["full"].lengths[-1] == prompt
-    assert answers["both"].lengths[-1] < answers["late"].lengths[-1] < prompt
+    assert answers["both"].lengths[-2] < answers["late"].lengths[-2] < prompt  # the last layer runs on one token
     with torch.no_grad():
         plain = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, prompt:]
     assert answers["full"].text == small.tokenizer.decode(plain, skip_special_tokens=True).strip()

@@ -38,7 +38,7 @@ def test_run_answers_with_the_policy(tiny_folder: Path, document: str, capsys: p
     assert answer["new_tokens"] <= 3
     assert (answer["question"], answer["policy"]) == ("What is a module?", "dash")
     assert answer["ran"] == "dash:keep_first=4,keep_last=8"
-    assert answer["lengths"][0] == answer["prompt_tokens"] > answer["lengths"][-1]
+    assert answer["lengths"][0] == answer["prompt_tokens"] > answer["lengths"][-2]
 
 
 def test_compare_puts_the_full_model_beside_it(
@@ -78,8 +78,8 @@ def test_several_questions_are_answered_after_one_prefill_that_sees_none(
     (alone,) = answers_in(capsys.readouterr().out)
     assert len(full) == len(halted) == 2
     assert full[0]["prompt_tokens"] == halted[1]["prompt_tokens"] < alone["prompt_tokens"]
-    assert {answer["lengths"][-1] for answer in halted} == {halted[0]["lengths"][-1]}
-    assert halted[0]["lengths"][-1] < halted[0]["prompt_tokens"]
+    assert {answer["lengths"][-2] for answer in halted} == {halted[0]["lengths"][-2]}
+    assert halted[0]["lengths"][-2] < halted[0]["prompt_tokens"]
     assert run(tiny_folder, document, *DASH, *more[:3]) == 0
     shown = capsys.readouterr().out
     assert all(f"{number}. " in shown for number in (1, 2))
@@ -121,7 +121,7 @@ def test_options_of_a_policy_reach_it(tiny_folder: Path, document: str, capsys: 
     (answer,) = answers_in(capsys.readouterr().out)
     prompt = answer["prompt_tokens"]
     kept = prompt - round(0.5 * (prompt - 12))
-    assert answer["lengths"] == [prompt, prompt, kept, kept, kept, kept]
+    assert answer["lengths"] == [prompt, prompt, kept, kept, kept, 1]
 
 
 @pytest.mark.parametrize("policy", ["auto", "profile.json"])
@@ -149,7 +149,7 @@ def test_options_override_what_a_profile_chose_and_the_output_says_so(
     (answer,) = answers_in(shown.out)
     prompt = answer["prompt_tokens"]
     kept = prompt if policy == "auto" else prompt - round(0.5 * (prompt - 36))  # the default leaves short prompts whole
-    assert answer["lengths"] == [prompt] * 2 + [kept] * 4
+    assert answer["lengths"] == [prompt] * 2 + [kept] * 3 + [prompt if policy == "auto" else 1]
     assert f"{policy}: pruning_ratio=0.5 replaces 0.35" in shown.err
     assert f"{policy}: {'both-ends' if policy == 'auto' else 'max-sim'}:" in shown.err
     assert ("default for uncalibrated models" in shown.err) == (policy == "auto")
@@ -245,7 +245,7 @@ def test_demo_answers_right_both_ways(capsys: pytest.CaptureFixture[str]) -> Non
     assert full["prompt_tokens"] >= 4000
     assert EXPECTED in full["text"]
     assert EXPECTED in halted["text"]
-    assert halted["lengths"][-1] < 0.7 * full["lengths"][-1]
+    assert halted["lengths"][-2] < 0.7 * full["lengths"][-2]
 
 
 def test_a_profile_is_written_and_then_used(

@@ -51,12 +51,12 @@ def test_each_run_of_layers_is_weighed_by_its_own_pairs(monkeypatch: pytest.Monk
     with halting(model, DASH) as halted, torch.no_grad():
         model(ids, logits_to_keep=1)
         active = halted.report.stages[0][1][0].numel()
-        before, behind = HEADS * 2 * 20 * 20, HEADS * (LAYERS - 2) * active * active
+        before, behind = HEADS * 2 * 20 * 20, HEADS * (LAYERS - 3) * active * active  # the last layer has one query
         assert behind < before
         for worth in (behind - 1, behind, before):
             monkeypatch.setattr(backends, "PAIRS_A_PLAN", worth)
             model(ids, logits_to_keep=1)
-    assert calls[1:] == [[first] * 2 + [deeper] * (LAYERS - 2) for first, deeper in ((1, 1), (1, 0), (0, 0))]
+    assert calls[1:] == [[first] * 2 + [deeper] * (LAYERS - 3) + [0] for first, deeper in ((1, 1), (1, 0), (0, 0))]
 
 
 def test_layers_of_another_window_have_a_plan_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

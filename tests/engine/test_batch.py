@@ -22,7 +22,7 @@ from deltahalt import (
 )
 from helpers.frozen import frozen, plain
 from helpers.oracle import Feed
-from helpers.tiny import LAYERS, VARIANTS, VOCAB, prompts, tiny
+from helpers.tiny import VARIANTS, VOCAB, prompts, tiny
 
 TOLERANCE = 1e-5
 HALF: dict[str, Any] = {"start": 1, "pruning_ratio": 0.6, "keep_first": 2, "keep_last": 3}
@@ -90,8 +90,8 @@ def test_a_short_row_stays_whole_while_its_mate_halts(kept: Any) -> None:
     model = tiny()
     ids, mask = prompts(40, 29)
     _, report = run(model, kept(Dash(**HALF)), ids, mask, min_prompt_tokens=30)
-    assert report.lengths[0] == (40, 40, 19, 19, 19, 19)
-    assert report.lengths[1] == (29,) * LAYERS
+    assert report.lengths[0] == (40, 40, 19, 19, 19, 1)
+    assert report.lengths[1] == (29, 29, 29, 29, 29, 1)
     assert report.kept[1].tolist() == list(range(29))
 
 
@@ -100,7 +100,7 @@ def test_a_row_shorter_than_what_is_protected_stays_whole() -> None:
     ids, mask = prompts(40, 5)
     together, report = run(model, Dash(**HALF), ids, mask)
     plain = Feed(model)(ids[1:, -5:])[:, -1]
-    assert report.lengths[1] == (5,) * LAYERS
+    assert report.lengths[1] == (5, 5, 5, 5, 5, 1)
     assert (together[1, 0] - plain).abs().max() < TOLERANCE
 
 

@@ -49,7 +49,7 @@ def logits(model: Any, policy: Any, ids: torch.Tensor, mask: torch.Tensor | None
 
 
 @pytest.mark.parametrize("pieces", [None, 5])
-def test_all_layers_of_a_halted_prefill_run_on_it(reference: Reference, pieces: int | None) -> None:
+def test_all_layers_of_a_halted_prefill_but_the_last_run_on_it(reference: Reference, pieces: int | None) -> None:
     model, ids = tiny("qwen2", **BFLOAT16), prompts(20)[0][:1]
     with pytest.MonkeyPatch.context() as without:
         without.setattr(flash_four, "kernel", lambda: None)
@@ -58,7 +58,7 @@ def test_all_layers_of_a_halted_prefill_run_on_it(reference: Reference, pieces: 
     assert torch.allclose(found, expected, atol=0.05)
     if pieces is None:
         assert reference.calls[:2] == [(20, 20)] * 2
-        assert len(reference.calls) == LAYERS
+        assert len(reference.calls) == LAYERS - 1  # the last has one query, which is not causal
         assert len(set(reference.calls)) == 2
     else:
         assert reference.calls[:4] == [(5, 5), (5, 10), (5, 15), (5, 20)]

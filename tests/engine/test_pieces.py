@@ -231,4 +231,4 @@ def test_hooks_on_a_layer_see_the_whole_prompt_once() -> None:
     with halting(model, POLICIES["dash"], piece_tokens=5):
         Feed(model)(prompts(TOKENS)[0], logits_to_keep=1)
     kept = POLICIES["dash"].kept(TOKENS)
-    assert seen == [(TOKENS, TOKENS), (TOKENS, kept), *[(kept, kept)] * (LAYERS - 2)]
+    assert seen == [(TOKENS, TOKENS), (TOKENS, kept), *[(kept, kept)] * (LAYERS - 3), (1, 1)]

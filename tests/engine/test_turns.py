@@ -182,7 +182,7 @@ def test_the_report_counts_what_the_cache_holds() -> None:
     prompt, turn = reports[0], reports[2]
     kept, left = len(prompt.kept[0]), len(turn.kept[0])
     assert turn.cached == (41, 41, kept + 1, kept + 1, kept + 1, kept + 1)
-    assert turn.lengths == ((24, 24, left, left, left, left),)
+    assert turn.lengths == ((24, 24, left, left, left, 1),)
     entry = prompt.cache_bytes // (2 * 40 + 4 * kept)
     assert turn.cache_bytes == entry * (2 * 65 + 4 * (kept + 1 + left))
     assert turn.full_cache_bytes == entry * 6 * 65

@@ -133,5 +133,6 @@ def test_the_documented_examples_run(tiny_folder: Path, tmp_path: Path) -> None:
     assert len(names["answers"]) == 2
     names |= {"model": names["ask"].model, "input_ids": torch.ones(1, 200).long(), "question_ids": IDS}
     exec(compile(calling, "docs/kvpress.md", "exec"), names)
-    assert names["halted"].report.lengths[0][-1] < names["halted"].report.lengths[0][0]
+    report = names["halted"].report
+    assert len(report.kept[0]) < report.prompts[0]
     exec(compile(composing, "docs/kvpress.md", "exec"), names)

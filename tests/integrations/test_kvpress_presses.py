@@ -95,7 +95,7 @@ def test_a_press_on_a_vision_language_model_is_halting_on_it() -> None:
     for context in (press(model), halting(model, press.policy)):
         with context as halted, torch.no_grad():
             generated.append(model.generate(**call, max_new_tokens=4, do_sample=False))
-        assert halted.report.lengths[0][-1] < call["input_ids"].shape[1]
+        assert len(halted.report.kept[0]) < call["input_ids"].shape[1]
     assert torch.equal(*generated)
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from deltahalt import Dash, InputError, PolicyError, UnsupportedError, halting
 from deltahalt.answering.ask import ask
 from deltahalt.answering.documents import context_ends, format_turn
-from deltahalt.flops import ModelShape, dense_loads, savings, true_flops
+from deltahalt.flops import ModelShape, dense_loads, policy_loads, savings, true_flops
 from deltahalt.host.compat import CACHE
 from deltahalt.lab.bench.measure import measure
 from deltahalt.lab.bench.prompts import random_prompts
@@ -28,6 +28,7 @@ from deltahalt.methods.llmlingua2 import LLMLingua2
 from deltahalt.methods.registry import METHODS, format_method, parse_method
 from deltahalt.methods.snapkv import SnapKV
 from helpers.encoders import save_xlm_roberta
+from helpers.loads import with_exit
 from helpers.methods import named
 from helpers.tiny import prompts, tiny
 
@@ -243,9 +244,12 @@ def test_the_bench_has_a_row_for_each_method(batch: int, texts: list[str], loade
     given = random_prompts(model, 200, batch, seed=0)
     (rows,) = measure(model, "tiny", methods, given, tokenizer=loaded_tiny.tokenizer, new_tokens=4, repeats=1)
     assert [row.policy for row in rows] == texts
-    for row in rows:
-        bound = speedup_bound(ModelShape.of(model.config), methods[row.policy], 200)
-        assert row.gain.flops == pytest.approx(bound)
+    shape = ModelShape.of(model.config)
+    for row in rows[:-1]:
+        assert row.gain.flops == pytest.approx(speedup_bound(shape, methods[row.policy], 200))
+    loads = with_exit(policy_loads(Dash(keep_first=4, keep_last=8), shape.layers, 200))
+    full = true_flops(shape, dense_loads(shape.layers, 200), 200)
+    assert rows[-1].gain.flops == pytest.approx(full / true_flops(shape, loads, 200))
 
 
 def test_the_bench_refuses_words_where_there_are_none(texts: list[str], loaded_tiny: LoadedModel) -> None:

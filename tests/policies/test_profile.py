@@ -188,7 +188,7 @@ def test_a_number_of_tokens_replaces_the_share_that_a_profile_chose(decoder: tor
     for policy in ("auto", MaxSim(start=1, pruning_ratio=0.3)):
         with halting(model, policy, keep=420) as halted:
             model(ids, logits_to_keep=1)
-        assert halted.report.lengths[0][-1] == 420
+        assert len(halted.report.kept[0]) == 420
     with pytest.raises(PolicyError, match=r"keep is 300, but 'dash:pruning_ratio=0\.5' gives pruning_ratio"):
         resolve("dash:pruning_ratio=0.5", decoder, options={"keep": 300})
 
@@ -200,7 +200,7 @@ def test_auto_gives_every_model_a_policy_that_runs(variant: str) -> None:
     ids = torch.randint(1, VOCAB, (1, 600), generator=torch.Generator().manual_seed(0))
     with halting(model, "auto") as halted:
         model(ids, logits_to_keep=1)
-    assert halted.report.lengths[0][-1] == 600 - round(0.35 * (600 - 256 - 128))
+    assert len(halted.report.kept[0]) == 600 - round(0.35 * (600 - 256 - 128))
 
 
 def test_the_default_decides_after_a_twelfth_of_the_layers() -> None:

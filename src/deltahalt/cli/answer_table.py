@@ -35,10 +35,11 @@ def _ratio(value: str, full: float, own: float) -> str:
 
 
 def _runs(lengths: tuple[int, ...]) -> str:
-    """Equal neighbours written once: "0-12: 4,300", a line for each run of layers."""
+    """Equal neighbours written once: "layers 0-12: 4,300", a line for each run of layers."""
     lines, layer = [], 0
     for length, run in groupby(lengths):
         count = len(list(run))
-        lines.append(f"layers {layer}-{layer + count - 1}: {length:,}")
+        run_of = f"layer {layer}" if count == 1 else f"layers {layer}-{layer + count - 1}"
+        lines.append(f"{run_of}: {length:,}")
         layer += count
     return "\n".join(lines)

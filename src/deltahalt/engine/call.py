@@ -31,7 +31,8 @@ class DecoderCall:
 
     own: arguments for the family's `after_layer`. embeddings: [B, width, D] input of the first layer, where some tokens
     are not text. piece: the number of tokens that run through a layer at once. resting: halted tokens of earlier turns,
-    some of which run on.
+    some of which run on. exit_layer: the layer before which all tokens but the last of each row stop; None for none
+    (see `deltahalt.engine.last_layer`).
     """
 
     host: HostDecoder
@@ -43,6 +44,7 @@ class DecoderCall:
     embeddings: torch.Tensor | None = None
     piece: int = WHOLE
     resting: Resting | None = None
+    exit_layer: int | None = None
 
     def asked(self, question: Question, ids: torch.Tensor | None) -> "DecoderCall":
         """The call with the places of its question. ids: [B, width]. Raises InputError as `Question.positions` does."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.decision import decide
 from deltahalt.engine.host_layer import HostLayer
+from deltahalt.engine.last_layer import leave
 from deltahalt.engine.opened import OpenedLayer
 from deltahalt.engine.piece_layer import PieceLayer
 from deltahalt.engine.store import store
@@ -26,12 +27,14 @@ def run_layers(
     resting = call.resting
     if resting is not None:
         begins[resting.stage.first] = resting.stage
-    plans = call.masks.layers_per_plan(stages)
+    plans = call.masks.layers_per_plan(stages, call.exit_layer)
     for index, layer in layers:
         if index in begins:
             decision = decide(begins[index], call.layout.active_rows(stream), even_whole=resting is not None)
         for readable in trace.readable:
             store(readable.as_of(stream.prompt), index, layer, call)
+        if index == call.exit_layer:
+            stream = leave(stream, index, layer, call, trace)
         attended, kv_only = stream.lengths, trace.readable_tokens(len(stream.lengths))
         kind = PieceLayer if stream.width > call.piece else HostLayer
         host_layer, lookahead = kind.on(stream, index, layer, call, trace, plans[index]), (0,) * len(attended)

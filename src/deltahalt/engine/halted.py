@@ -12,6 +12,7 @@ from deltahalt.engine.cache import HaltedCache, cache_bytes, cache_entries, unto
 from deltahalt.engine.call import DecoderCall, prepare
 from deltahalt.engine.handover import WANTED
 from deltahalt.engine.host_decoder import HostDecoder
+from deltahalt.engine.last_layer import exit_layer
 from deltahalt.engine.layout import Layout
 from deltahalt.engine.pieces import check_piece_tokens, in_pieces, piece_size
 from deltahalt.engine.prefill import halting_stages, last_columns, refuse_halted_kv, run_call
@@ -130,8 +131,8 @@ class Halted:
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Stand in for the decoder's forward, with the same arguments.
 
-        After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens. Raises what
-        `deltahalt.engine.call.prepare` and the policy raise.
+        After a halting prefill, last_hidden_state [B, T, D] holds NaN for halted tokens, and for all tokens but the
+        last where the head reads only that one. Raises what `deltahalt.engine.call.prepare` and the policy raise.
         """
         begin = clock() if self.timed else None
         kwargs |= block.handed or {}
@@ -153,6 +154,7 @@ class Halted:
             raise UnsupportedError(wanted.advice.format(tail=tail))
         if compacted or held:
             call.masks.refuse_flash_window(stages[0].last + 1 if stages and not layout.dropped and not held else 0)
+        call = replace(call, exit_layer=exit_layer(stages, wanted, call))
         cached = cache_entries(call.cache) if layout.later_turn and call.cache is not None else ()
         stream, trace = self._run(stages, stream, call)
         stream = stream.advance(in_pieces(self.host.norm, stream.hidden, call.piece))

@@ -21,6 +21,7 @@ from deltahalt.errors import UnsupportedError
 from deltahalt.policies.base import Stage
 
 Attention = tuple[torch.Tensor | None, AbstractContextManager[object]]  # the mask, and where it is to be used
+Run = tuple[int, int, int | None]  # what layers share that read the same keys: first layers of both runs, and window
 
 
 class Masks:
@@ -31,8 +32,8 @@ class Masks:
 
     def __init__(self, host: HostDecoder, layout: Layout, past: list[Segment], cache: DynamicCache | None) -> None:
         self.host, self.layout, self.past, self.cache = host, layout, past, cache
-        self._made: dict[tuple[int, int, int | None], Attention] = {}  # by first layers of both runs, and window
-        self._in_pieces: dict[tuple[int, int, int | None], PieceMasks] = {}
+        self._made: dict[tuple[Run, int], Attention] = {}  # by run, and number of queries
+        self._in_pieces: dict[Run, PieceMasks] = {}
 
     def of(self, layer: int, stream: TokenStream, trace: Trace, layers_per_plan: int | None) -> Attention:
         """The mask of a layer about to run on `stream`, and the context to run its attention in.
@@ -40,7 +41,7 @@ class Masks:
         layers_per_plan: the number of layers, itself included, that share its tokens and window; None where all layers
         run on the same tokens.
         """
-        run = self._run(layer, trace)
+        run = self._run(layer, trace), stream.width
         if run not in self._made:
             keys = self._keys(layer, stream, trace)
             mask = attention_mask(
@@ -67,13 +68,16 @@ class Masks:
             self._in_pieces[run] = PieceMasks(keys, stream.width, attention=self.host.attention, dtype=dtype)
         return self._in_pieces[run]
 
-    def layers_per_plan(self, stages: Iterable[Stage]) -> list[int | None]:
+    def layers_per_plan(self, stages: Iterable[Stage], exit_layer: int | None) -> list[int | None]:
         """For each layer, the number of layers (itself included) that share its tokens and window.
 
         None for every layer if all layers run on the same tokens. cuDNN compiles one plan for layers that share both.
+        exit_layer: as in DecoderCall.
         """
         layers = len(self.host.windows)
         borders = {0, layers, *(stage.last + 1 for stage in stages), *(segment.start for segment in self.past)}
+        if exit_layer is not None:
+            borders.add(exit_layer)
         runs = [self.host.windows[begin:end] for begin, end in pairwise(sorted(borders))]
         if len(runs) == 1:
             return [None] * layers
@@ -89,11 +93,10 @@ class Masks:
                 'with attn_implementation="sdpa" to halt prompts longer than its window'
             )
 
-    def _run(self, layer: int, trace: Trace) -> tuple[int, int, int | None]:
-        """What layers share that read the same keys: the first layers of both runs, and the window."""
-        return segment_of(self.past, layer).start, segment_of(trace.segments, layer).start, self._window(layer)
+    def _run(self, layer: int, trace: Trace) -> Run:
+        return segment_of(self.past, layer).start, segment_of(trace.segments, layer).start, self.window(layer)
 
-    def _window(self, layer: int) -> int | None:
+    def window(self, layer: int) -> int | None:
         """The layer's window; None where all tokens so far fit into it."""
         window, layout = self.host.windows[layer], self.layout
         return None if window is not None and layout.seen + layout.width < window else window
@@ -106,7 +109,7 @@ class Masks:
         return Keys(
             slots=torch.cat([past, *(part.slots for part in parts)], dim=1),
             padded=any(part.padded for part in parts) or before.padded,
-            window=self._window(layer),
+            window=self.window(layer),
             in_order=not trace.resumed and all(readable.in_order for readable in trace.readable),
         )
 

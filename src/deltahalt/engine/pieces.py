@@ -8,6 +8,7 @@ import torch
 from deltahalt.engine.call import WHOLE, DecoderCall
 from deltahalt.engine.stream import TokenStream
 from deltahalt.errors import InputError, UnsupportedError
+from deltahalt.host.families.base import Module
 
 LONGEST_WHOLE = 32_768  # a longer prompt runs in pieces by default,
 PIECE = 16_384  # tokens in each piece, which keep the matrix units of a GPU full
@@ -49,10 +50,14 @@ def _obstacle(stream: TokenStream, call: DecoderCall) -> str | None:
     learned = (weight.requires_grad for weight in call.host.module.parameters())
     if torch.is_grad_enabled() and (stream.hidden.requires_grad or any(learned)):
         return "autograd cannot follow K and V that are filled piece by piece: call the model in torch.no_grad()"
-    parts = (layer.self_attn for layer in call.host.layers)
-    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+    if any(hooked(layer.self_attn) for layer in call.host.layers):
         return "a hook on an attention module, such as that of a KV press, would see one piece at a time: remove it"
     return None
+
+
+def hooked(part: Module) -> bool:
+    """Whether a hook on a part of the host, such as that of a KV press, sees which tokens it runs on."""
+    return bool(part._forward_hooks or part._forward_pre_hooks)
 
 
 def pieces(tokens: int, size: int) -> Iterator[slice]:

@@ -40,7 +40,7 @@ class Report:
         >>> with halting(model, "auto") as halted:  # doctest: +SKIP
         ...     model.generate(**inputs)
         >>> halted.report  # doctest: +SKIP
-        Report(prompts of 4,373 tokens, 2,678 active after layer 4, 1.73x fewer FLOPs, K/V 133.8 of 201.5 MB)
+        Report(prompts of 4,373 tokens, 2,678 active after layer 4, 1.78x fewer FLOPs, K/V 133.8 of 201.5 MB)
     """
 
     shape: ModelShape
@@ -67,14 +67,17 @@ class Report:
 
     @property
     def kept(self) -> tuple[torch.Tensor, ...]:
-        """For each prompt, the ascending positions [k] of the tokens active in the last layer, on the CPU."""
+        """For each prompt, the ascending positions [k] of the tokens active after the last decision, on the CPU."""
         if self.stages:
             return tuple(positions.cpu() for positions in self.stages[-1][1])
         return tuple(torch.arange(tokens) for tokens in self.prompts)
 
     @property
     def lengths(self) -> tuple[tuple[int, ...], ...]:
-        """For each prompt, how many tokens each layer's attention ran on."""
+        """For each prompt, how many tokens each layer's attention ran on.
+
+        In the last layer this is 1 where tokens halted and only the last token's logits were wanted.
+        """
         return tuple(tuple(load.attended for load in loads) for loads in self.loads)
 
     @property

@@ -78,8 +78,8 @@ def halting(
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=500, **sizes)).eval()
         >>> with torch.no_grad(), halting(model, Dash(start=1, pruning_ratio=0.5)) as halted:
         ...     logits = model(torch.arange(496)[None], logits_to_keep=1).logits
-        >>> halted.report.lengths  # tokens in each layer: of 400 eligible ones, 200 halt after layer 1
-        ((496, 496, 296, 296),)
+        >>> halted.report.lengths  # of 400 eligible tokens, 200 halt after layer 1; the last layer runs on the last one
+        ((496, 496, 296, 1),)
     """
     options = {} if keep is None else {"keep": keep}
     if isinstance(policy, str):

@@ -63,6 +63,7 @@ class Halting(Method):
         return self.attach(model)
 
     def flops(self, shape: ModelShape, tokens: int) -> int:
+        """True FLOPs of a prefill in which all active tokens run through the last layer: see `policy_loads`."""
         return true_flops(shape, policy_loads(self.policy, shape.layers, tokens), tokens)
 
     def stages(self, layers: int) -> tuple[Stage, ...]:
