@@ -61,10 +61,8 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's style
 bench: $(VENV)/.installed ## measure speed and memory on this machine
 	$(VENV)/bin/deltahalt bench --policies "dash auto"
 
-# dash as in the paper, the schedules of auto and auto:2.5, the latter with an exit before the last layer (exact, since only its last
-# token is read), FastKV's and GemFilter's settings.
+# dash as in the paper, the schedules of auto and auto:2.5, FastKV's and GemFilter's settings.
 RECORD := dash both-ends:start=2,pruning_ratio=0.425,chunk=64 both-ends:start=2,pruning_ratio=0.64,chunk=64 \
-	both-ends:start=2,pruning_ratio=0.64,chunk=64+single-input-kv:start=26 \
 	gemfilter:start=13,count=1024,keep_first=0,keep_last=1 \
 	window-attention:start=15,pruning_ratio=0.8,ratio_of=prompt,keep_first=0,keep_last=8,window=8,kernel=7
 RECORD_ROWS := results/record-h200.jsonl

@@ -44,10 +44,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 LONG = 16_384  # tokens: prompts of the short table of speed
 SCHEDULE = "both-ends:start=2,pruning_ratio={},chunk=64"
-RECORD = {  # the methods of `make bench-gpu`, as the short table names them
+EXIT = f"{SCHEDULE.format(0.64)}+single-input-kv:start=26"  # measured before the exit came by itself
+RECORD = {  # the methods of `make bench-gpu`, and the exit, as the short table names them
     SCHEDULE.format(0.425): "`auto`, 1.7x",
     SCHEDULE.format(0.64): "`auto:2.5`",
-    f"{SCHEDULE.format(0.64)}+single-input-kv:start=26": "`auto:2.5` and an exit before the last layer",
+    EXIT: "`auto:2.5` and an exit before the last layer",
     "dash": "`dash`",
     "gemfilter:start=13,count=1024,keep_first=0,keep_last=1": "GemFilter",
     "window-attention:start=15,pruning_ratio=0.8,ratio_of=prompt,keep_first=0,keep_last=8,window=8,kernel=7": "FastKV",
