@@ -164,7 +164,7 @@ def test_counts() -> None:
     second = -(-(halted - first) // 4)
     assert [report.resumed for report in talk.reports] == [(), (first,), (second,)]
     assert talk.cache.resting.tokens.lengths == (halted - first - second,)
-    assert talk.reports[1].lengths == ((5, 5, *(4 * (5 + first,))),)
+    assert talk.reports[1].lengths == ((5, 5, *(3 * (5 + first,)), 1),)
     assert f"{first} of earlier turns ran on" in repr(talk.reports[1])
     assert talk.reports[1].flops > talk.reports[1].full_flops
 

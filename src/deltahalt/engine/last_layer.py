@@ -17,11 +17,12 @@ def exit_layer(stages: tuple[Stage, ...], wanted: Wanted | None, call: DecoderCa
 
     stages: those that halt tokens of this call. wanted: what the head reads; None where it is not known. The exit is
     exact: nothing reads the other tokens' final states, and the cache gets the K and V that it would get without it.
-    None where no token halts, since such a call is the host's bit for bit, and where a sliding window, an offloaded
+    None where no token halts or runs on, since such a call is the host's bit for bit, and where a sliding window, an offloaded
     layer or a hook on its attention needs the layer to run on all of them.
     """
     host, last = call.host, call.host.shape.layers - 1
-    if not (stages or call.layout.dropped) or wanted is None or wanted.columns != 1 or call.cache is None:
+    fewer = bool(stages) or call.layout.dropped or call.resting is not None
+    if not fewer or wanted is None or wanted.columns != 1 or call.cache is None:
         return None
     if any(stage.last >= last for stage in stages) or call.masks.window(last) is not None:
         return None
