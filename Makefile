@@ -69,9 +69,9 @@ RECORD_ROWS := results/record-h200.jsonl
 BENCH_GPU := $(VENV)/bin/deltahalt bench --shape qwen2.5-7b --dtype bfloat16 --policies "$(RECORD)"
 
 bench-gpu: $(VENV)/.installed ## time all methods on a GPU, for docs/speed.md: RECORD_ROWS=
-	$(BENCH_GPU) --lengths 4096,16384 --new-tokens 8 --repeats 3 --rows $(RECORD_ROWS)
+	$(BENCH_GPU) --lengths 4096,8192,16384 --new-tokens 8 --repeats 3 --rows $(RECORD_ROWS)
 	$(BENCH_GPU) --lengths 16384 --batch-sizes 8 --new-tokens 8 --repeats 1 --rows $(RECORD_ROWS)
-	$(BENCH_GPU) --lengths 131072 --new-tokens 8 --repeats 1 --rows $(RECORD_ROWS)
+	$(BENCH_GPU) --lengths 65536,131072 --new-tokens 8 --repeats 1 --rows $(RECORD_ROWS)
 
 eval-smoke: $(VENV)/.installed-dev ## score the full model and two policies on nine small samples, in a few minutes
 	$(VENV)/bin/python -m tools.smoke_data build/eval-smoke/data

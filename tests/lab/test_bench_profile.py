@@ -1,10 +1,14 @@
 """`deltahalt bench --profile`: where the time of a prefill goes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from deltahalt.lab.bench import profile
 from deltahalt.lab.bench.profile import ATTENTION, MATRIX, ProfileRow, cells
 from deltahalt.lab.rows.base import read_rows
 
@@ -21,6 +25,21 @@ def test_parts_add_up_to_the_prefill(deltahalt: Callable[..., int], tmp_path: Pa
         assert min(row.matrix, row.attention_kernels, row.other) > 0
     assert dash.flops < full.flops == dense.flops
     assert len(cells([full, dash])["waiting"]) == 2
+
+
+def test_what_does_not_fit_has_no_row(
+    deltahalt: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = profile.cost_of
+
+    def limited(model: Any, context: Any, *others: Any) -> Any:
+        if context is nullcontext:
+            raise torch.OutOfMemoryError
+        return run(model, context, *others)
+
+    monkeypatch.setattr(profile, "cost_of", limited)
+    assert deltahalt(*BENCH, "--repeats", "1", "--rows", tmp_path / "rows.jsonl") == 0
+    assert [row.policy for row in read_rows(tmp_path / "rows.jsonl", ProfileRow)] == ["dense", "dash:start=0"]
 
 
 @pytest.mark.parametrize(

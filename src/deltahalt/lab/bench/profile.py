@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext, context_of, run_once
+from deltahalt.lab.bench.measure import FULL, RunContext, context_of, cost_of, run_once
 from deltahalt.lab.bench.prompts import Prompts, random_prompts
 from deltahalt.lab.bench.row import Cost
 from deltahalt.lab.rows.base import RanRow
@@ -19,6 +20,7 @@ from deltahalt.methods.registry import AnyMethod
 
 # Words in the names of kernels on a GPU and of operations on a CPU. Attention comes first: its kernels are of cutlass.
 ATTENTION = re.compile("flash|fmha|sdpa|scaled_dot_product|attention", re.IGNORECASE)
+WARM_UP = 131_072  # tokens: a longer prompt takes minutes, and is warmed up by one of this length
 MATRIX = re.compile(r"gemm|nvjet|cutlass|xmma|cublas|\b(?:add|b|badd)?mm\b", re.IGNORECASE)
 
 
@@ -57,15 +59,27 @@ def measure_profiles(
     runs: int,
     seed: int,
 ) -> list[ProfileRow]:
-    """Profile the full model and each policy. Raises InputError if the GPU's memory is too small."""
+    """Profile the full model and each policy; no row of those that do not fit into the GPU's memory."""
     contexts: dict[str, RunContext] = {FULL: nullcontext}
     contexts |= {text: context_of(model, policy, tokenizer) for text, policy in policies.items()}
     prompts, rows = random_prompts(model, length, 1, seed), []
+    warm_up = random_prompts(model, min(length, WARM_UP), 1, seed)
     for text, context in contexts.items():
-        run_once(model, context, prompts, 1)  # a warm-up
-        costs = [run_once(model, context, prompts, 1) for _ in range(runs)]
-        rows.append(_row(model, name, text, prompts, costs, profiled(model, context, prompts), seed=seed))
+        run_once(model, context, warm_up, 1)
+        costs = _costs(model, context, prompts, runs)
+        if costs is not None:
+            rows.append(_row(model, name, text, prompts, costs, profiled(model, context, prompts), seed=seed))
     return rows
+
+
+def _costs(model: Any, context: RunContext, prompts: Prompts, runs: int) -> list[Cost] | None:
+    """The cost of each run; None where the GPU's memory is too small for one."""
+    try:
+        return [cost_of(model, context, prompts, 1) for _ in range(runs)]
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()  # outside of the handler, whose error holds the tensors of the run
+    return None
 
 
 def profiled(model: Any, context: RunContext, prompts: Prompts) -> dict[str, float]:
