@@ -17,8 +17,8 @@ def exit_layer(stages: tuple[Stage, ...], wanted: Wanted | None, call: DecoderCa
 
     stages: those that halt tokens of this call. wanted: what the head reads; None where it is not known. The exit is
     exact: nothing reads the other tokens' final states, and the cache gets the K and V that it would get without it.
-    None where no token halts or runs on, since such a call is the host's bit for bit, and where a sliding window, an offloaded
-    layer or a hook on its attention needs the layer to run on all of them.
+    None where no token halts or runs on, since such a call is the host's bit for bit, and where a sliding window, an
+    offloaded layer or a hook on its attention needs the layer to run on all of them.
     """
     host, last = call.host, call.host.shape.layers - 1
     fewer = bool(stages) or call.layout.dropped or call.resting is not None
