@@ -43,7 +43,7 @@ test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
 # Once on each of vLLM's model runners. Triton's kernels, which V2 needs, run in Triton's interpreter, for tests alone.
 test-vllm: $(VLLM)/.installed ## run the tests of vLLM with halting, on a CPU
 	$(VLLM)/bin/python -m pytest tests/integrations/test_vllm_*.py
-	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM)/bin/python -m pytest tests/integrations/test_vllm_[cghr]*.py
+	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM)/bin/python -m pytest tests/integrations/test_vllm_[cghnr]*.py
 
 vllm-env: $(VLLM)/.installed ## set up .venv-vllm: vLLM for a CPU (3.4 GB; needs Python 3.11 or newer)
 

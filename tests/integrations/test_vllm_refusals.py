@@ -31,7 +31,7 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"enable_prefix_caching": True, "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "leave --scheduler-cls out"),
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
         ({"enforce_eager": False}, f"--enforce-eager, or for graphs of steps that only decode {GRAPHS}"),
         ({"enforce_eager": False, "compilation_config": {"mode": 0}}, "--enforce-eager"),

@@ -7,10 +7,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
 from deltahalt.errors import UnsupportedError
+from deltahalt.integrations.vllm.folder import leave_policy
 from deltahalt.integrations.vllm.metadata import halted_backend
 from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.plan import Plan, Row
@@ -37,6 +39,7 @@ class HaltingModel(nn.Module):
         assert settings is not None  # else vLLM's own class is used
         refuse_unsupported(vllm_config, settings)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.vllm_config = vllm_config
         self.settings = settings
         self.budget: int = vllm_config.scheduler_config.max_num_batched_tokens
         self.longest: int = vllm_config.model_config.max_model_len
@@ -48,6 +51,8 @@ class HaltingModel(nn.Module):
         self.halting = Halting(self.settings, policy, self.budget)
         self.names = (*sorted(policy.reads & {"hidden_in", "update"}), CONTINUED)  # the states that are needed
         log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(policy))
+        if get_tensor_model_parallel_rank() == 0:
+            leave_policy(self.vllm_config, policy)
         attentions = [layer.self_attn.attn for layer in self.model.layers[self.halting.start + 1 :]]
         backend = halted_backend(attentions[0].attn_backend, self.halting)
         for attention in attentions:
@@ -145,10 +150,6 @@ class HaltingModel(nn.Module):
             if row.halts:
                 own = self.halting.waiting.whole(row, own)
                 active = self._active(row, own)
-                stay = row.prompt - row.dropped
-                log.info(
-                    "request %s: %d of %d tokens stay after layer %d", row.name, stay, row.prompt, self.halting.start
-                )
                 places = active + row.prefix
                 here = (places - row.computed + begin).masked_fill(places < row.computed, len(positions))
                 kept = own[CONTINUED][active], places.to(positions.dtype), here

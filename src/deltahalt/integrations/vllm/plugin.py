@@ -5,6 +5,8 @@ from typing import Any
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+from deltahalt.integrations.vllm.counts import show_counts
+from deltahalt.integrations.vllm.folder import folder_of, name_folder
 from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.refusals import MODELS, refuse_unsupported
 from deltahalt.integrations.vllm.versions import PACKAGE, SCHEDULER, WORKER_V1, request_check
@@ -44,8 +46,9 @@ def configure(config: Any) -> None:
     model, runner_v2 = config.model_config, config.use_v2_model_runner
     if not runner_v2:
         config.parallel_config.worker_cls = WORKER_V1
-    if config.cache_config.enable_prefix_caching:
-        config.scheduler_config.scheduler_cls = SCHEDULER
+    config.scheduler_config.scheduler_cls = SCHEDULER
+    name_folder(config)
+    show_counts(folder_of(config))
     model.hf_config.architectures = [PREFIX + model.architecture]
     check = request_check(runner_v2=runner_v2)
     if check is not None:

@@ -51,9 +51,9 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
         "choose a model whose layers all attend to the whole prompt",
     ),
     (
-        lambda c: c.cache_config.enable_prefix_caching and c.scheduler_config.scheduler_cls not in (None, SCHEDULER),
-        "prefix caching with a scheduler of another class: halting has its own",
-        "leave --scheduler-cls out, or set --no-enable-prefix-caching",
+        lambda c: c.scheduler_config.scheduler_cls not in (None, SCHEDULER),
+        "a scheduler of another class: halting has its own",
+        "leave --scheduler-cls out",
     ),
     (
         lambda c: c.scheduler_config.long_prefill_token_threshold,

@@ -6,9 +6,6 @@ those of its tokens in shallow layers, so its blocks have no hashes, except thos
 
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
-
 from deltahalt.errors import DeltahaltError
 from deltahalt.integrations.vllm.options import Settings, request_choice
 from deltahalt.policies.base import Policy
@@ -50,17 +47,3 @@ class Sharing:
         except DeltahaltError:
             return 0
         return choice.prefix if choice.may_halt(request.num_prompt_tokens, self._shortest) else None
-
-
-class HaltingScheduler(Sharing, Scheduler):
-    """vLLM's scheduler with these blocks."""
-
-
-class HaltingAsyncScheduler(Sharing, AsyncScheduler):
-    """vLLM's asynchronous scheduler with these blocks."""
-
-
-def halting_scheduler(*, vllm_config: Any, **options: Any) -> Sharing:
-    """The scheduler for a VllmConfig. vLLM decides whether it is asynchronous after halting is configured."""
-    chosen = HaltingAsyncScheduler if vllm_config.scheduler_config.async_scheduling else HaltingScheduler
-    return chosen(vllm_config=vllm_config, **options)

@@ -9,7 +9,7 @@ from deltahalt.errors import UnsupportedError
 SUPPORTED = ("0.26", "0.32")
 PACKAGE = "deltahalt.integrations.vllm"
 WORKER_V1 = f"{PACKAGE}.runner_v1.HaltingCPUWorker"
-SCHEDULER = f"{PACKAGE}.sharing.halting_scheduler"
+SCHEDULER = f"{PACKAGE}.scheduler.halting_scheduler"
 
 
 def installed() -> str:

@@ -1,0 +1,23 @@
+"""vLLM's schedulers where prompts halt."""
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from deltahalt.integrations.vllm.noting import Noting
+from deltahalt.integrations.vllm.sharing import Sharing
+
+
+class HaltingScheduler(Sharing, Noting, Scheduler):
+    """vLLM's scheduler, with blocks that only tokens which never halt share, and notes of prompts that halt."""
+
+
+class HaltingAsyncScheduler(Sharing, Noting, AsyncScheduler):
+    """vLLM's asynchronous scheduler with the same."""
+
+
+def halting_scheduler(*, vllm_config: Any, **options: Any) -> Noting:
+    """The scheduler for a VllmConfig. vLLM decides whether it is asynchronous after halting is configured."""
+    chosen = HaltingAsyncScheduler if vllm_config.scheduler_config.async_scheduling else HaltingScheduler
+    return chosen(vllm_config=vllm_config, **options)
