@@ -11,7 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 from deltahalt import __version__
-from deltahalt.cli import accuracy, ask, benchmarks, describe, embed, look, observe, shapes, show, speed, view, vision
+from deltahalt.cli import (
+    accuracy,
+    ask,
+    benchmarks,
+    describe,
+    embed,
+    look,
+    observe,
+    served,
+    shapes,
+    show,
+    speed,
+    view,
+    vision,
+)
 from deltahalt.cli.base import log, out
 from deltahalt.errors import DeltahaltError, DeltahaltWarning
 
@@ -21,6 +35,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Ask": (ask.run, ask.demo, look.look, view.view),
     "Measure": (
         speed.bench,
+        served.bench_vllm,
         benchmarks.evaluate,
         accuracy.sweep,
         shapes.shapes,

@@ -7,6 +7,7 @@ CALIBRATE = "calibrate --model {tiny} --out {new}.json"
 OBSERVE = "observe --model {tiny} --rows {new}.jsonl"
 VISION = "vision-sweep --model {small} --rows {new}.jsonl"
 SHAPES = "shapes --model {tiny} --tokens 500"
+SERVED = "bench-vllm --model {tiny}"
 EMBED = "embed --model {tiny} --tokens 500 --documents 3"
 BITS = "99999999999999999999"
 
@@ -131,6 +132,23 @@ MEASURING: list[tuple[str, str]] = [
     (f"{BENCH} --decode --readout", "--readout"),
     (f"{BENCH} --decode --piece-tokens 8", "--piece-tokens"),
     (f"{BENCH} --decode --new-tokens 1", "--new-tokens"),
+    ("bench-vllm", "'--model'"),
+    (f"{SERVED} --policies |", "--policies"),
+    (f"{SERVED} --policies nope", "policy"),
+    (f"{SERVED} --policies off", "policy"),
+    (f"{SERVED} --policies fastv", "both-ends"),
+    (f"{SERVED} --policies dash:start=2+dash:start=3", "one layer"),
+    (f"{SERVED} --policies auto:0", "1 or more"),
+    (f"{SERVED} --lengths many", "whole numbers"),
+    (f"{SERVED} --lengths {BITS}", "number"),
+    (f"{SERVED} --new-tokens 1", "--new-tokens"),
+    (f"{SERVED} --requests 0", "--requests"),
+    (f"{SERVED} --gpus 0", "--gpus"),
+    (f"{SERVED} --dtype int8", "bfloat16"),
+    (f"{SERVED} --options --port=80", "--port=80"),
+    (f"{SERVED} --options '", "quotation mark"),
+    (f"{SERVED} --rows {{notes}}", "notes.svg"),
+    (f"{SERVED} --rows {{folder}}", "cannot write"),
     (f"{EMBED} --policies |", "--policies"),
     (f"{EMBED} --policies nope", "policy"),
     (f"{EMBED} --policies fastv", "scope"),

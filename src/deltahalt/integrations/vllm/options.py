@@ -69,8 +69,8 @@ class Settings:
         return placed(parse_policy(text), decoder.config.num_hidden_layers)
 
 
-def placed(policy: AnyPolicy, layers: int) -> Policy:
-    """The same policy, if vLLM can run it in a model of `layers` layers, with its start as an index."""
+def check_runs(policy: AnyPolicy) -> None:
+    """Raise UnsupportedError for a policy that vLLM cannot run in any model."""
     if isinstance(policy, Progressive):
         raise UnsupportedError("in vLLM tokens halt at one layer: name a policy of one stage, such as both-ends")
     if policy.name not in POLICIES:
@@ -78,6 +78,11 @@ def placed(policy: AnyPolicy, layers: int) -> Policy:
             f"{policy.name} is not supported in vLLM, where a policy sees only states that every GPU has whole: "
             f'choose auto or one of {", ".join(POLICIES)}; "off" turns halting off'
         )
+
+
+def placed(policy: AnyPolicy, layers: int) -> Policy:
+    """The same policy, if vLLM can run it in a model of `layers` layers, with its start as an index."""
+    check_runs(policy)
     (stage,) = place(policy, layers)
     start: Any = override(policy, start=stage.last)
     return start

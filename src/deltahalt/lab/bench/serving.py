@@ -1,4 +1,4 @@
-"""Prompts served by vLLM, with halting and without: rows that `recipes/time_vllm.py` measures."""
+"""Prompts served by vLLM, with halting and without: rows of `deltahalt bench-vllm` and `recipes/time_vllm.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,17 @@ STOCK = "stock vLLM"
 
 @dataclass(frozen=True)
 class ServingRow(RanRow):
-    """Prompts of about `prompt` tokens, each of another length, served by an engine of vLLM in one process.
+    """Prompts of about `prompt` tokens, served by vLLM.
 
     policy: the plugin's, or STOCK. graphs: how tokens are generated: "on", with CUDA graphs; "off", eagerly; "default",
     as stock vLLM does, compiled. vllm: its version. gpus: number of them, by tensor parallelism. first_token: seconds
     until the first token of one prompt, the median over `runs` prompts after one warm-up. Then, where they were
     measured, else None: token: seconds of each later token of one prompt, the median over `new_tokens`; per_second:
     requests finished per second, of `requests` that come at once, with `new_tokens` each.
+
+    http: whether `vllm bench serve` sent prompts of one length to a server, so that times include HTTP and
+    tokenization, and `token` is the median over `runs` prompts. Else an engine in one process got their ids, and each
+    prompt has another length.
     """
 
     kind: ClassVar[str] = "serving"
@@ -35,11 +39,18 @@ class ServingRow(RanRow):
     token: float | None
     requests: int | None
     per_second: float | None
+    http: bool = False
 
 
 def markdown(rows: Sequence[ServingRow]) -> str:
-    """Return the rows as a Markdown table; gains are beside the first stock row of the same prompts."""
+    """Return the rows as a Markdown table: see `cells`."""
+    return table(cells(rows))
+
+
+def cells(rows: Sequence[ServingRow]) -> dict[str, list[str]]:
+    """The cells of each column that has some, by its head; gains are beside the first stock row of the same prompts."""
     columns = {
+        "over": ["HTTP" if row.http else "" for row in rows],
         "GPUs": [f"{row.gpus}" for row in rows],
         "prompt": [f"{row.prompt:,}" for row in rows],
         "policy": [row.policy if row.policy == STOCK else f"`{row.policy}`" for row in rows],
@@ -50,7 +61,7 @@ def markdown(rows: Sequence[ServingRow]) -> str:
         "requests/s": [_number(row.per_second, 1, 2) for row in rows],
         "gain in requests": [_gain(row, rows, "per_second") for row in rows],
     }
-    return table({head: cells for head, cells in columns.items() if any(cells)})
+    return {head: column for head, column in columns.items() if any(column)}
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:
@@ -59,7 +70,7 @@ def _number(value: float | None, factor: float, digits: int) -> str:
 
 def _gain(row: ServingRow, rows: Sequence[ServingRow], figure: str) -> str:
     """How many times as good the figure is as that of stock vLLM: a time that is shorter, or a rate that is higher."""
-    same = (other for other in rows if (other.prompt, other.gpus) == (row.prompt, row.gpus))
+    same = (other for other in rows if (other.prompt, other.gpus, other.http) == (row.prompt, row.gpus, row.http))
     stock = next((other for other in same if other.policy == STOCK), None)
     own: Any = getattr(row, figure)
     if stock is None or own is None or row.policy == STOCK:

@@ -61,7 +61,7 @@ def _wait(server: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
     end = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise ModelError(f"vLLM's server ended with status {server.returncode}: {_reason(log)} (all of it: {log})")
+            raise ModelError(f"vLLM's server ended with status {server.returncode}: {reason(log)} (all of it: {log})")
         with suppress(URLError, OSError):
             fetched(f"{address}/health")
             return
@@ -69,11 +69,11 @@ def _wait(server: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
     raise ModelError(f"vLLM's server did not answer within {SECONDS_TO_START} seconds: see {log}")
 
 
-def _reason(log: Path) -> str:
-    """The last line that names an error, or the last line."""
+def reason(log: Path) -> str:
+    """The first line that names an error, or the last line."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     named = [line for line in lines if "Error: " in line or "error: " in line]
-    return (named or lines or ["it wrote nothing"])[-1].strip()
+    return [*named[:1], *lines[-1:], "it wrote nothing"][0].strip()
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
