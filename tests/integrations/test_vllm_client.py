@@ -26,7 +26,12 @@ TOOL = {
     "function": {
         "name": "look_up",
         "description": "Look a word up in the index of the standard library. " * 3,
-        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"word": {"type": "string", "enum": ["module", "file"]}},  # so that random weights end
+            "required": ["word"],
+            "additionalProperties": False,
+        },
     },
 }
 TEMPLATE = """

@@ -67,6 +67,24 @@ def test_stock_and_policies_get_rows_and_a_table(
     assert "GPUs: 1" in table
 
 
+def test_what_was_measured_before_an_interruption_is_shown(
+    servers: list[list[str]],
+    deltahalt: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    send = vllm_serving.send
+
+    def interrupted(*given: Any) -> Served:
+        if len(servers) == 2:
+            raise KeyboardInterrupt
+        return send(*given)
+
+    monkeypatch.setattr(vllm_serving, "send", interrupted)
+    assert bench(deltahalt, "--lengths", "100") == 130
+    assert STOCK in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("eager", [False, True])
 def test_servers_differ_in_what_halting_needs(
     servers: list[list[str]], deltahalt: Callable[..., int], eager: bool

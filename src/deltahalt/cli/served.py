@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltahalt.cli.base import MOST_REPEATS, MOST_SAMPLES, MOST_SEED, MOST_TOKENS, log, out, status
+from deltahalt.cli.base import MOST_REPEATS, MOST_SAMPLES, MOST_SEED, MOST_TOKENS, out, status
 from deltahalt.cli.common import parse_names, parse_numbers
 from deltahalt.cli.tables import of_policies
 from deltahalt.errors import InputError
@@ -58,16 +58,18 @@ def bench_vllm(
     servers = Servers(model, dtype, gpus, eager, further, sizes, repeats, requests, new_tokens, seed)
     measured: list[ServingRow] = []
     every = measure_serving(servers, named)
-    for name in (STOCK, *named):
-        with status(f"{name}: starting a server, then {requests + repeats} prompts of each length"):
-            of_one = next(every)
-        measured += of_one
-        if rows is not None:
-            append_rows(rows, of_one)
-        log.print(f"{name}: measured", soft_wrap=True)
-    columns = cells(measured)
-    texts = [policy.strip("`") for policy in columns.pop("policy")]
-    out.print(of_policies(texts, columns, common=("GPUs", "prompt", "graphs", "over")))
+    try:
+        for name in (STOCK, *named):
+            with status(f"{name}: starting a server, then {requests + repeats} prompts of each length"):
+                of_one = next(every)
+            measured += of_one
+            if rows is not None:
+                append_rows(rows, of_one)
+    finally:
+        if measured:
+            columns = cells(measured)
+            texts = [policy.strip("`") for policy in columns.pop("policy")]
+            out.print(of_policies(texts, columns, common=("GPUs", "prompt", "graphs", "over")))
 
 
 def _split(options: str) -> list[str]:
