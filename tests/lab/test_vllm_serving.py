@@ -18,9 +18,10 @@ HALTED = "dash:start=4"
 
 
 @pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The options of each server that was started."""
     started: list[list[str]] = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # an interruption leaves logs
 
     @contextmanager
     def serving(model: str, options: list[str], log: Path) -> Iterator[str]:
