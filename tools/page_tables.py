@@ -5,7 +5,7 @@ usage: python -m tools.page_tables
 A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`; ROWS is a file in results/, without
 `.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation, sweep or `embed`; `frontier`, those of a
 sweep that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a
-bench; `shapes`, right answers by shape and policy; `real`, NLL by policy and place of the question; `embeddings`, what
+bench, and `short-speed`, few rows of it; `shapes`, right answers by shape and policy; `real`, NLL by policy and place of the question; `embeddings`, what
 embeddings lose, without times; `adr`, `pictures`, `beside` and `images`, of methods on images. `profiles`, of no file,
 is what calibration chose in the shipped profiles.
 """
@@ -42,13 +42,11 @@ from tools.shapes_table import real_table, shapes_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-LONG = 16_384  # tokens: prompts of the short table of speed
+SHORT = (16_384, 131_072)  # tokens: prompts of the short table of speed
 SCHEDULE = "both-ends:start=2,pruning_ratio={},chunk=64"
-EXIT = f"{SCHEDULE.format(0.64)}+single-input-kv:start=26"  # measured before the exit came by itself
-RECORD = {  # the methods of `make bench-gpu`, and the exit, as the short table names them
+RECORD = {  # the methods of `make bench-gpu`, as the short table names them
     SCHEDULE.format(0.425): "`auto`, 1.7x",
     SCHEDULE.format(0.64): "`auto:2.5`",
-    EXIT: "`auto:2.5` and an exit before the last layer",
     "dash": "`dash`",
     "gemfilter:start=13,count=1024,keep_first=0,keep_last=1": "GemFilter",
     "window-attention:start=15,pruning_ratio=0.8,ratio_of=prompt,keep_first=0,keep_last=8,window=8,kernel=7": "FastKV",
@@ -128,14 +126,26 @@ def _prefill(pairs: Sequence[tuple[EvalRow, EvalRow]]) -> str:
 
 
 def speed_table(name: str) -> str:
-    """Prefill, bound and K/V of single long prompts, by the methods of `make bench-gpu`, from a file of its rows."""
-    rows = [row for row in read_rows(rows_file(RESULTS, name), BenchRow) if row.batch == 1 and row.prompt >= LONG]
+    """Prefill, bound and K/V by the methods of `make bench-gpu`, from a file of its rows."""
+    return _speed(read_rows(rows_file(RESULTS, name), BenchRow))
+
+
+def short_speed_table(name: str) -> str:
+    """The rows of `speed_table` of single prompts of few lengths, by `auto` alone."""
+    rows = read_rows(rows_file(RESULTS, name), BenchRow)
+    return _speed(
+        [row for row in rows if row.batch == 1 and row.prompt in SHORT and RECORD[row.policy].startswith("`auto")]
+    )
+
+
+def _speed(rows: Sequence[BenchRow]) -> str:
     return table(
         {
-            "prompt": [f"{row.prompt:,}" for row in rows],
+            "prompt": [f"{row.batch} x {row.prompt:,}" if row.batch > 1 else f"{row.prompt:,}" for row in rows],
             "policy": [RECORD[row.policy] for row in rows],
             "first token, full / halted": [f"{row.full.prefill:.3f} s / {row.halted.prefill:.3f} s" for row in rows],
             "gain": [f"{row.gain.prefill:.2f}x" for row in rows],
+            "beside nothing halted": [f"{(1 + row.overhead) * row.gain.prefill:.2f}x" for row in rows],
             "bound": [f"{row.gain.flops:.2f}x" for row in rows],
             "K/V": [f"{row.gain.kv_bytes:.2f}x" for row in rows],
             "peak GB": [_peaks(row) for row in rows],
@@ -220,6 +230,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "real": lambda name: real_table(read_sweep(rows_file(RESULTS, name))),
     "shapes": lambda name: shapes_table(read_rows(rows_file(RESULTS, name), ShapeRow)),
     "speed": speed_table,
+    "short-speed": short_speed_table,
     "adr": adr_table,
     "pictures": pictures_table,
     "beside": beside_table,

@@ -188,13 +188,21 @@ def test_nll_stands_by_policy_and_place_of_the_question() -> None:
     assert dash == "| `dash` 2.5x |" + " +0.50 \u00b1 0.00 |" * 5
 
 
-def test_the_short_table_of_speed_has_long_prompts_of_the_methods_that_a_target_measures() -> None:
+def test_the_table_of_speed_has_the_methods_that_a_target_measures() -> None:
     lines = page_tables.speed_table("record-h200").splitlines()[2:]
-    shown = [tuple(line.strip("| ").split(" | ")[:2]) for line in lines]
-    assert sorted(shown) == sorted((prompt, name) for prompt in ("16,384", "131,072") for name in RECORD.values())
+    shown = {tuple(line.strip("| ").split(" | ")[:2]) for line in lines}
+    prompts = ("4,096", "8,192", "16,384", "65,536", "131,072", "8 x 16,384")
+    assert shown == {(prompt, name) for prompt in prompts for name in RECORD.values()}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     written = makefile.partition("RECORD := ")[2].partition("\nRECORD_ROWS")[0].replace("\\", "").split()
-    assert sorted([*written, page_tables.EXIT]) == sorted(RECORD)
+    assert sorted(written) == sorted(RECORD)
+
+
+def test_the_short_table_of_speed_has_four_rows_of_auto() -> None:
+    lines = page_tables.short_speed_table("record-h200").splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        [f"| {prompt}", name] for prompt in ("16,384", "131,072") for name in ("`auto`, 1.7x", "`auto:2.5`")
+    ]
 
 
 def test_savings_on_images_are_shown_for_every_row() -> None:

@@ -170,7 +170,7 @@ class Halted:
         options: dict[str, Any] = {"counted": self.depth is not None, "skipped": skipped}
         if call.layout.prompts:
             self.decoding.drop(call.cache)
-            with untouched_on_error(call.cache), self._kernels(stages, stream):
+            with untouched_on_error(call.cache), self._kernels(stages, stream, call):
                 return run_call(layers, stages, stream, call, **options)
         done = self.decoding.run(stream, call)
         result = run_call(layers, stages, stream, call, done=done, **options)
@@ -178,9 +178,11 @@ class Halted:
             self.decoding.note(call)
         return result
 
-    def _kernels(self, stages: tuple[Stage, ...], stream: TokenStream) -> AbstractContextManager[object]:
+    def _kernels(
+        self, stages: tuple[Stage, ...], stream: TokenStream, call: DecoderCall
+    ) -> AbstractContextManager[object]:
         """The block in which a prompt runs, with fused kernels or without."""
-        usual = bool(stages) and stream.hidden.is_cuda
+        usual = (bool(stages) or call.resting is not None) and stream.hidden.is_cuda
         if not (usual if self.fused_kernels is None else self.fused_kernels):
             return nullcontext()
         return Block(fused_parts(self.host.family, self.host.layers)).opened()
