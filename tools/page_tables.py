@@ -6,8 +6,8 @@ A page holds a table between `<!-- table: KIND [ROWS] -->` and `<!-- /table -->`
 `.jsonl` or `.jsonl.gz`. Kinds of one file: `rows`, all of a bench, evaluation, sweep or `embed`; `frontier`, those of a
 sweep that no other policy beats; `means`, the mean over an evaluation's tasks, by method; `speed`, a few figures of a
 bench, and `short-speed`, few rows of it; `shapes`, right answers by shape and policy; `real`, NLL by policy and place
-of the question; `embeddings`, what embeddings lose, without times; `adr`, `pictures`, `beside` and `images`, of methods on
-images. `profiles`, of no file, is what calibration chose in the shipped profiles.
+of the question; `embeddings`, what embeddings lose, without times; `adr`, `pictures`, `beside` and `images`, of methods
+on images. `profiles`, of no file, is what calibration chose in the shipped profiles.
 """
 
 import argparse
