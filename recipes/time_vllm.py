@@ -40,14 +40,14 @@ CONFIG = {
     "num_attention_heads": SIZES.heads,
     "num_key_value_heads": SIZES.kv_heads,
     "vocab_size": VOCABULARY,
-    "max_position_embeddings": 131072,
+    "max_position_embeddings": 262144,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     "dtype": "bfloat16",
 }
-LENGTHS, DECODED = (4_096, 16_384, 65_536), 16_384
+LENGTHS, DECODED, LONG = (4_096, 16_384, 65_536, 131_072), 16_384, 100_000
 RUNS, NEW_TOKENS, REQUESTS = 3, 128, 24
 CAPTURED = [1, 2, 4, 8, 16, 24, 32]  # batches that occur here; vLLM's list of 51 takes longer to start
 EAGER: dict[str, Any] = {"enforce_eager": True}
@@ -119,7 +119,8 @@ def measure(way: str, gpus: int, out: Path) -> None:
     server.serve([min(LENGTHS), min(LENGTHS) - 3], 8)  # kernels are compiled at their first use
     rows = []
     for length in LENGTHS:
-        firsts = [server.serve([length - 17 * run], 1)[0][0] for run in range(RUNS + 1)]
+        runs = 1 if length > LONG else RUNS
+        firsts = [server.serve([length - 17 * run], 1)[0][0] for run in range(runs + 1)]
         token = per_second = None
         if length == DECODED:
             (times,) = server.serve([length - 100], NEW_TOKENS)
@@ -134,7 +135,7 @@ def measure(way: str, gpus: int, out: Path) -> None:
                 vllm=vllm.__version__,
                 gpus=gpus,
                 prompt=length,
-                runs=RUNS,
+                runs=runs,
                 first_token=statistics.median(firsts[1:]),
                 new_tokens=None if token is None else NEW_TOKENS,
                 token=token,

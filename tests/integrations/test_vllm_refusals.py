@@ -2,16 +2,18 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deltahalt import UnsupportedError
 from deltahalt.integrations.vllm import versions
+from deltahalt.integrations.vllm.plugin import leave_uncompiled
 from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sampling, saved, served, token_ids
 
 POLICY = f"dash:{HALF}"
-GRAPHS = """--compilation-config '{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}'"""
+COMPILED: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"mode": 3}}
 REFUSED = versions.request_check(runner_v2=V2) is not None  # before a request reaches the engine
 
 
@@ -33,10 +35,11 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
     [
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "leave --scheduler-cls out"),
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
-        ({"enforce_eager": False}, f"--enforce-eager, or for graphs of steps that only decode {GRAPHS}"),
-        ({"enforce_eager": False, "compilation_config": {"mode": 0}}, "--enforce-eager"),
-        ({"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}}, "--enforce-eager"),
-        ({"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"}}, "--enforce-eager"),
+        ({"enforce_eager": False, "compilation_config": {"mode": 3}}, "leave mode and cudagraph_mode out"),
+        (
+            {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}},
+            "leave mode and cudagraph_mode out",
+        ),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
         ({"enable_lora": True}, "leave --enable-lora out"),
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "leave --speculative-config out"),
@@ -55,6 +58,16 @@ def test_graphs_of_steps_that_only_decode_are_not_refused(folder: Path, graphs: 
     configured(folder, config(POLICY), enforce_eager=False, compilation_config={"mode": 0, "cudagraph_mode": graphs})
 
 
+def test_what_is_not_set_about_compiling_is_chosen(folder: Path) -> None:
+    """A CPU has no graphs, so this looks at what vLLM is given before it looks at the platform."""
+    open_config = SimpleNamespace(compilation_config=SimpleNamespace(mode=None, cudagraph_mode=None))
+    leave_uncompiled(open_config)
+    assert open_config.compilation_config.mode.name == "NONE"
+    assert open_config.compilation_config.cudagraph_mode.name == "FULL_DECODE_ONLY"
+    assert configured(folder, config(POLICY), enforce_eager=False).compilation_config.mode.name == "NONE"
+    assert configured(folder, config("off"), enforce_eager=False).compilation_config.mode.name != "NONE"
+
+
 @pytest.mark.skipif(V2, reason="runner V2 has no worker class of ours")
 def test_another_worker_is_refused(folder: Path) -> None:
     with pytest.raises(UnsupportedError, match="leave --worker-cls out"):
@@ -63,9 +76,9 @@ def test_another_worker_is_refused(folder: Path) -> None:
 
 def test_all_settings_are_named_at_once(folder: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        configured(folder, config(POLICY), long_prefill_token_threshold=64, enable_lora=True, enforce_eager=False)
+        configured(folder, config(POLICY), long_prefill_token_threshold=64, enable_lora=True, **COMPILED)
     assert str(caught.value).count("\n- ") == 3
-    configured(folder, config("off"), long_prefill_token_threshold=64, enable_lora=True, enforce_eager=False)
+    configured(folder, config("off"), long_prefill_token_threshold=64, enable_lora=True, **COMPILED)
 
 
 @pytest.mark.parametrize(("variant", "reason"), [("phi3", "Phi3ForCausalLM"), ("mistral-sliding", "sliding window")])

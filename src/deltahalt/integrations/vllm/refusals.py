@@ -11,8 +11,6 @@ from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.versions import SCHEDULER, WORKER_V1, installed, refuse_unknown
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-# Part of a format string, so its braces are doubled.
-GRAPHS = """--compilation-config '{{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}'"""
 
 
 def _windows(config: Any) -> bool:
@@ -23,7 +21,7 @@ def _windows(config: Any) -> bool:
 
 
 def _compiled(config: Any) -> bool:
-    """Whether vLLM compiles layers, or captures more than steps that only decode. What is not set, vLLM chooses."""
+    """Whether vLLM compiles layers, or captures more than steps that only decode."""
     compilation, graphs = config.compilation_config, (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
     plain = compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode in graphs
     return not config.model_config.enforce_eager and not plain
@@ -63,7 +61,7 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
     (
         _compiled,
         "compiled models, and CUDA graphs of steps with prompts: the number of tokens changes between layers",
-        f"set --enforce-eager, or for graphs of steps that only decode {GRAPHS}",
+        "leave mode and cudagraph_mode out of --compilation-config, which gives graphs of steps that only decode",
     ),
     (
         lambda c: c.speculative_config,

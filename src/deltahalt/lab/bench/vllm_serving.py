@@ -17,8 +17,6 @@ from deltahalt.lab.bench.serving import STOCK, ServingRow
 from deltahalt.lab.bench.vllm_load import Load, send
 from deltahalt.lab.bench.vllm_server import serving
 
-EAGER = ["--enforce-eager"]
-GRAPHS = ["--compilation-config", '{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}']
 SPARE = 16  # tokens beside a prompt and its answer, such as one that begins every prompt
 
 
@@ -69,8 +67,8 @@ def _options(servers: Servers, policy: str | None) -> list[str]:
     longest = max(servers.lengths) + servers.new_tokens + SPARE
     own = ["--dtype", servers.dtype, "--tensor-parallel-size", str(servers.gpus), "--max-model-len", str(longest)]
     halting = [] if policy is None else ["--additional-config", json.dumps({"deltahalt": {"policy": policy}})]
-    kind = EAGER if servers.eager else [] if policy is None else GRAPHS
-    return [*own, "--no-enable-prefix-caching", *kind, *servers.options, *halting]
+    eager = ["--enforce-eager"] if servers.eager else []
+    return [*own, "--no-enable-prefix-caching", *eager, *servers.options, *halting]
 
 
 def _row(servers: Servers, policy: str | None, address: str, tokens: int, folder: Path) -> ServingRow:
