@@ -1,10 +1,11 @@
 """Time prompts in vLLM, stock or with halting, on random weights of Qwen2.5-7B's shape.
 
-usage: time_vllm.py OUT.jsonl WAY [GPUS]
+usage: time_vllm.py OUT.jsonl WAY [GPUS [GIB]]
 
 WAY: `stock`, vLLM as it is by default; `stock-graphs`, without torch.compile; `stock-eager`; or a policy, such as
 `dash`, with a suffix `/eager` for decoding without CUDA graphs. GPUS: the number of them, by tensor parallelism; 1 if
-it is left out. Rows are added to OUT.jsonl. It needs vLLM.
+it is left out. GIB: memory for K and V; with it only prompts of 16,384 tokens are served, and the row has the largest
+number of them that ran at once. Rows are added to OUT.jsonl. It needs vLLM.
 """
 
 import json
@@ -49,6 +50,7 @@ CONFIG = {
 }
 LENGTHS, DECODED, LONG = (4_096, 16_384, 65_536, 131_072), 16_384, 100_000
 RUNS, NEW_TOKENS, REQUESTS = 3, 128, 24
+ENOUGH = 36  # GiB: all requests fit at once
 CAPTURED = [1, 2, 4, 8, 16, 24, 32]  # batches that occur here; vLLM's list of 51 takes longer to start
 EAGER: dict[str, Any] = {"enforce_eager": True}
 GRAPHS: dict[str, Any] = {
@@ -67,8 +69,8 @@ VARIABLES = {
 }
 
 
-def settings(way: str, gpus: int) -> dict[str, Any]:
-    """The engine's options of a way."""
+def settings(way: str, gpus: int, gibibytes: int) -> dict[str, Any]:
+    """The engine's options of a way, with this memory for K and V."""
     options: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "load_format": "dummy",
@@ -77,7 +79,7 @@ def settings(way: str, gpus: int) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "tensor_parallel_size": gpus,
         "disable_custom_all_reduce": True,
-        "kv_cache_memory_bytes": 36 << 30,  # without it, vLLM searches for what is free
+        "kv_cache_memory_bytes": gibibytes << 30,  # without it, vLLM searches for what is free
     }
     if way in PLAIN:
         return options | PLAIN[way]
@@ -86,13 +88,16 @@ def settings(way: str, gpus: int) -> dict[str, Any]:
 
 
 class Server:
-    """An engine in this process, which is given prompts of random tokens. seed: of the next prompt."""
+    """An engine in this process, which is given prompts of random tokens.
 
-    def __init__(self, way: str, gpus: int) -> None:
+    seed: of the next prompt. at_once: the largest number of requests that ran at once.
+    """
+
+    def __init__(self, way: str, gpus: int, gibibytes: int) -> None:
         folder = Path(tempfile.mkdtemp())
         (folder / "config.json").write_text(json.dumps(CONFIG))
-        self.engine = vllm.LLM(str(folder), **settings(way, gpus)).llm_engine
-        self.seed = 0
+        self.engine = vllm.LLM(str(folder), **settings(way, gpus, gibibytes)).llm_engine
+        self.seed = self.at_once = 0
 
     def serve(self, lengths: list[int], new_tokens: int) -> list[list[float]]:
         """Serve prompts that come at once; returns when each token of each was there, in seconds."""
@@ -107,18 +112,20 @@ class Server:
         for name, ids in prompts.items():
             self.engine.add_request(name, {"prompt_token_ids": ids}, params)
         while self.engine.has_unfinished_requests():
-            for output in self.engine.step():
+            outputs = self.engine.step()
+            self.at_once = max(self.at_once, len(self.engine.engine_core.engine_core.scheduler.running))
+            for output in outputs:
                 seen = times[output.request_id.split("-")[0]]
                 seen += [time.perf_counter() - begin] * (len(output.outputs[0].token_ids) - len(seen))
         return list(times.values())
 
 
-def measure(way: str, gpus: int, out: Path) -> None:
-    """Add a row of each length."""
-    server = Server(way, gpus)
+def measure(way: str, gpus: int, gibibytes: int | None, out: Path) -> None:
+    """Add a row of each length; of one only where the memory is given."""
+    server = Server(way, gpus, gibibytes or ENOUGH)
     server.serve([min(LENGTHS), min(LENGTHS) - 3], 8)  # kernels are compiled at their first use
     rows = []
-    for length in LENGTHS:
+    for length in LENGTHS if gibibytes is None else (DECODED,):
         runs = 1 if length > LONG else RUNS
         firsts = [server.serve([length - 17 * run], 1)[0][0] for run in range(runs + 1)]
         token = per_second = None
@@ -141,6 +148,8 @@ def measure(way: str, gpus: int, out: Path) -> None:
                 token=token,
                 requests=None if token is None else REQUESTS,
                 per_second=per_second,
+                gibibytes=gibibytes,
+                at_once=None if gibibytes is None else server.at_once,
                 dtype=str(CONFIG["dtype"]),
                 attention="vLLM",
                 machine=machine_name(torch.device("cuda")),
@@ -154,6 +163,7 @@ def measure(way: str, gpus: int, out: Path) -> None:
 
 if __name__ == "__main__":
     os.environ |= VARIABLES
-    file, chosen, number = [*sys.argv[1:], "1"][:3]
-    measure(chosen, int(number), Path(file))
+    file, chosen, *numbers = sys.argv[1:]
+    number, memory, *_ = [*map(int, numbers), None, None]
+    measure(chosen, number or 1, memory, Path(file))
     os._exit(0)  # taking the engine down takes seconds

@@ -23,6 +23,9 @@ class ServingRow(RanRow):
     http: whether `vllm bench serve` sent prompts of one length to a server, so that times include HTTP and
     tokenization, and `token` is the median over `runs` prompts. Else an engine in one process got their ids, and each
     prompt has another length.
+
+    gibibytes, at_once: the memory for K and V, where it was set so that not all requests fit, and the largest number of
+    requests that ran at once.
     """
 
     kind: ClassVar[str] = "serving"
@@ -40,6 +43,8 @@ class ServingRow(RanRow):
     requests: int | None
     per_second: float | None
     http: bool = False
+    gibibytes: int | None = None
+    at_once: int | None = None
 
 
 def markdown(rows: Sequence[ServingRow]) -> str:
@@ -52,6 +57,7 @@ def cells(rows: Sequence[ServingRow]) -> dict[str, list[str]]:
     columns = {
         "over": ["HTTP" if row.http else "" for row in rows],
         "GPUs": [f"{row.gpus}" for row in rows],
+        "K/V GiB": [_number(row.gibibytes, 1, 0) for row in rows],
         "prompt": [f"{row.prompt:,}" for row in rows],
         "policy": [row.policy if row.policy == STOCK else f"`{row.policy}`" for row in rows],
         "graphs": [row.graphs for row in rows],
@@ -60,6 +66,7 @@ def cells(rows: Sequence[ServingRow]) -> dict[str, list[str]]:
         "ms a token": [_number(row.token, 1000, 1) for row in rows],
         "requests/s": [_number(row.per_second, 1, 2) for row in rows],
         "gain in requests": [_gain(row, rows, "per_second") for row in rows],
+        "at once": [_number(row.at_once, 1, 0) for row in rows],
     }
     return {head: column for head, column in columns.items() if any(column)}
 
@@ -68,9 +75,13 @@ def _number(value: float | None, factor: float, digits: int) -> str:
     return "" if value is None else f"{factor * value:.{digits}f}"
 
 
+def _setting(row: ServingRow) -> tuple[Any, ...]:
+    return row.prompt, row.gpus, row.http, row.gibibytes
+
+
 def _gain(row: ServingRow, rows: Sequence[ServingRow], figure: str) -> str:
     """How many times as good the figure is as that of stock vLLM: a time that is shorter, or a rate that is higher."""
-    same = (other for other in rows if (other.prompt, other.gpus, other.http) == (row.prompt, row.gpus, row.http))
+    same = (other for other in rows if _setting(other) == _setting(row))
     stock = next((other for other in same if other.policy == STOCK), None)
     own: Any = getattr(row, figure)
     if stock is None or own is None or row.policy == STOCK:
