@@ -75,7 +75,7 @@ def test_a_preempted_prompt_finds_its_prefix_again(folder: Path, model: Any) -> 
     ids = [RULES[:40] + rest for rest in token_ids(54, 54, 54, 54)]
     want = expected(model, ids, POLICY, prefix=40)
     for settings in ({}, CHUNKS):
-        with engine(folder, POLICY, num_gpu_blocks_override=13, **CACHED, **settings) as llm:
+        with engine(folder, POLICY, num_gpu_blocks_override=22, **CACHED, **settings) as llm:
             preempted = preemptions(llm)
             assert answered(llm, ids, "prefix=40")[0] == want
             assert preempted

@@ -72,8 +72,8 @@ def test_in_chunks_too_each_request_has_its_own_ratio(folder: Path, model: Any) 
 
 
 def test_a_prompt_preempted_between_its_chunks_starts_with_its_first_token(folder: Path, model: Any) -> None:
-    ids, answers = token_ids(60, 60, 60, 200), {}
-    with engine(folder, POLICIES[0], num_gpu_blocks_override=14, **CHUNKS) as llm:
+    ids, answers = token_ids(60, 60, 200), {}
+    with engine(folder, POLICIES[0], num_gpu_blocks_override=19, **CHUNKS) as llm:
         preempted = preemptions(llm)
         for number, prompt in enumerate(ids):
             params = sampling(max_tokens=NEW if len(prompt) == 200 else 70)
@@ -91,7 +91,7 @@ def test_a_prompt_preempted_between_its_chunks_starts_with_its_first_token(folde
 
 def test_a_prompt_recomputed_in_chunks_keeps_its_generated_tokens(folder: Path, model: Any) -> None:
     ids = token_ids(60, 90, 62, 94)
-    with engine(folder, POLICIES[0], num_gpu_blocks_override=13, **CHUNKS) as llm:
+    with engine(folder, POLICIES[0], num_gpu_blocks_override=22, **CHUNKS) as llm:
         preempted = preemptions(llm)
         assert served(llm, ids) == expected(model, ids, POLICIES[0])
         assert any(generated for _, generated in preempted)

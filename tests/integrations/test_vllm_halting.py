@@ -80,7 +80,7 @@ def test_each_request_has_its_own_ratio(folder: Path, model: Any) -> None:
 
 def test_a_preempted_prompt_is_recomputed_to_the_same_tokens(folder: Path, model: Any) -> None:
     ids = token_ids(60, 90, 62, 94)
-    with engine(folder, POLICIES[0], num_gpu_blocks_override=13) as llm:
+    with engine(folder, POLICIES[0], num_gpu_blocks_override=22) as llm:
         preempted = preemptions(llm)
         assert served(llm, ids) == expected(model, ids, POLICIES[0])
         assert any(generated for _, generated in preempted)

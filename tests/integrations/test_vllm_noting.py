@@ -83,7 +83,7 @@ def test_a_preempted_prompt_is_noted_once_and_an_aborted_one_never(
     folder: Path, model: Any, lines: list[tuple[int, ...]]
 ) -> None:
     ids = token_ids(60, 90, 62, 94)
-    with engine(folder, POLICY, num_gpu_blocks_override=13, **CHUNKS) as llm:
+    with engine(folder, POLICY, num_gpu_blocks_override=22, **CHUNKS) as llm:
         preempted = preemptions(llm)
         served(llm, ids)
         assert preempted

@@ -35,7 +35,7 @@ def halted_backend(backend: Any, halting: Halting) -> Any:
             plan, built = halting.plan, super().build
             if common_attn_metadata.max_query_len == 1 and not (plan and plan.halts):
                 decoding = self.decode.of(common_attn_metadata, plan, self.kv_cache_spec.block_size)
-                halting.slots = decoding.slot_mapping
+                self.write(decoding.slot_mapping)
                 return built(common_prefix_len, decoding, **options)
             if plan is None or not plan.dropped:
                 return built(common_prefix_len, common_attn_metadata, **options)
@@ -45,11 +45,16 @@ def halted_backend(backend: Any, halting: Halting) -> Any:
                 deep = deep_metadata(common_attn_metadata, piece, self.kv_cache_spec.block_size)
                 return built(common_prefix_len, deep, **options), deep.slot_mapping
 
-            halting.enter = enter
             if plan.halts:
+                halting.entrances.append((self.layer_names, enter))
                 return None
-            metadata, halting.slots = enter(plan.pieces[0])
+            metadata, slots = enter(plan.pieces[0])
+            self.write(slots)
             return metadata
+
+        def write(self, slots: torch.Tensor) -> None:
+            """Let the layers of this group write to these slots."""
+            halting.slots |= dict.fromkeys(self.layer_names, slots)
 
     return subclass_attention_backend("Halted", backend, Builder)
 

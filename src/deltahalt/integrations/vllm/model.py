@@ -13,13 +13,16 @@ from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
 from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.folder import leave_policy
+from deltahalt.integrations.vllm.groups import Groups
 from deltahalt.integrations.vllm.metadata import halted_backend
-from deltahalt.integrations.vllm.options import Settings
+from deltahalt.integrations.vllm.options import Choice, Settings
 from deltahalt.integrations.vllm.plan import Plan, Row
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
 from deltahalt.integrations.vllm.shared import Halting, log
+from deltahalt.integrations.vllm.specs import DeepSpec, ShallowSpec, set_spec
 from deltahalt.integrations.vllm.versions import PACKAGE
 from deltahalt.integrations.vllm.waiting import States
+from deltahalt.policies.base import Policy
 from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.text import format_policy
 
@@ -53,11 +56,22 @@ class HaltingModel(nn.Module):
         log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(policy))
         if get_tensor_model_parallel_rank() == 0:
             leave_policy(self.vllm_config, policy)
-        attentions = [layer.self_attn.attn for layer in self.model.layers[self.halting.start + 1 :]]
-        backend = halted_backend(attentions[0].attn_backend, self.halting)
-        for attention in attentions:
+        attentions, shallow = [layer.self_attn.attn for layer in self.model.layers], self.halting.start + 1
+        backend = halted_backend(attentions[shallow].attn_backend, self.halting)
+        for attention in attentions[shallow:]:
             attention.attn_backend = backend
-        self.deep = [attention.layer_name for attention in attentions]
+        problem = self._problem_of_groups(Groups(shallow, len(attentions) - shallow), policy)
+        if problem is not None:
+            log.info("deltahalt: blocks of tokens that halt in deep layers stay unused, since %s", problem)
+            return
+        for number, attention in enumerate(attentions):
+            set_spec(attention, ShallowSpec if number < shallow else DeepSpec)
+
+    def _problem_of_groups(self, groups: Groups, policy: Policy) -> str | None:
+        """Why shallow and deep layers cannot have blocks of their own; None if they can."""
+        if self.vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
+            return "vLLM's hybrid KV cache manager is off"
+        return groups.problem(1 - Choice(policy).dropped(self.longest, self.settings.min_prompt_tokens) / self.longest)
 
     @classmethod
     def get_model_state_cls(cls) -> Any:
@@ -74,11 +88,11 @@ class HaltingModel(nn.Module):
         """Final states [n, D] of the step's n tokens; NaN for those that halted or wait, zeros for a chunk's last."""
         context = get_forward_context()
         profiled = context.attn_metadata is None
-        plan, slots = (None, None) if profiled else (self.halting.plan, self.halting.slots)
+        plan, slots = (None, {}) if profiled else (self.halting.plan, self.halting.slots)
         if plan is not None and plan.halts:
             return self._halted(self.model.embed_input_ids(input_ids), positions, plan)
-        if slots is not None:
-            context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, slots)
+        if slots:
+            context.slot_mapping = context.slot_mapping | slots
         room = self._room_for_chunks(positions.device) if profiled else None
         whole = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
         del room
@@ -109,8 +123,8 @@ class HaltingModel(nn.Module):
             split = [torch.cat(part).split(sizes) for part in zip(*parts, strict=True)]
             for piece, deep, places, targets in zip(plan.pieces, *split, strict=True):
                 metadata, slots = self.halting.enter(piece)
-                context.attn_metadata = context.attn_metadata | dict.fromkeys(self.deep, metadata)
-                context.slot_mapping = context.slot_mapping | dict.fromkeys(self.deep, slots)
+                context.attn_metadata = context.attn_metadata | metadata
+                context.slot_mapping = context.slot_mapping | slots
                 whole[targets] = self._run_deep(deep, places)
         return whole[:count]
 

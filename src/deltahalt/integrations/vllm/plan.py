@@ -9,6 +9,11 @@ import numpy as np
 from deltahalt.policies.base import Policy
 
 
+def held(tokens: int, prompt: int, prefix: int, dropped: int) -> int:
+    """Number of tokens that deep layers hold of a request, once its first `tokens` have run. For the rest see `Row`."""
+    return min(tokens, prefix) if dropped and tokens < prompt else tokens - dropped
+
+
 @dataclass(frozen=True)
 class Row:
     """A request in a step.
@@ -69,16 +74,16 @@ class Row:
         return self._held(self.end)
 
     def _held(self, tokens: int) -> int:
-        return min(tokens, self.prefix) if self.dropped and tokens < self.prompt else tokens - self.dropped
+        return held(tokens, self.prompt, self.prefix, self.dropped)
 
     @property
     def decoding(self) -> "Row":
         """The same request as one that decodes the last token of this step, if deep layers hold those before it.
 
-        While a prompt waits for its last chunk, deep layers hold its prefix only. The token is then written after the
-        prefix, to a place that holds nothing yet.
+        While a prompt waits for its last chunk, deep layers hold its prefix only. The token is then written right after
+        the prefix, to a place that holds nothing yet.
         """
-        dropped = min(self.dropped, max(0, self.end - 1 - self.prefix))
+        dropped = max(0, self.end - 1 - self.prefix) if self.waits else self.dropped
         return replace(self, computed=max(self.computed, self.prompt), dropped=dropped)
 
 

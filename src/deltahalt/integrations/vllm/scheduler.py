@@ -5,15 +5,16 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from deltahalt.integrations.vllm.freeing import Freeing
 from deltahalt.integrations.vllm.noting import Noting
 from deltahalt.integrations.vllm.sharing import Sharing
 
 
-class HaltingScheduler(Sharing, Noting, Scheduler):
-    """vLLM's scheduler, with blocks that only tokens which never halt share, and notes of prompts that halt."""
+class HaltingScheduler(Sharing, Freeing, Noting, Scheduler):
+    """vLLM's scheduler, with blocks shared by tokens that never halt alone, none for those that halt, and notes."""
 
 
-class HaltingAsyncScheduler(Sharing, Noting, AsyncScheduler):
+class HaltingAsyncScheduler(Sharing, Freeing, Noting, AsyncScheduler):
     """vLLM's asynchronous scheduler with the same."""
 
 

@@ -14,18 +14,18 @@ from deltahalt.policies.base import Policy
 
 log = logging.getLogger("vllm.deltahalt")  # of vLLM's logger, so that it is shown as vLLM's own lines are
 
+Entrance = tuple[Sequence[str], Callable[[Piece], tuple[Any, torch.Tensor]]]
+
 
 class Halting:
     """How an engine halts.
 
     policy: for requests that do not choose otherwise. budget: number of tokens that a layer runs at once. start: the
     layer that decides; those after it are deep. waiting: states of prompts whose last chunk has not come. plan: that of
-    the step that runs; None for a step without requests, such as a warm-up. slots: [deep tokens] where deep layers
-    write this step's keys and values, if it does not halt. enter: function of a piece of this step that returns its
-    attention metadata and slots.
+    the step that runs; None for a step without requests, such as a warm-up. slots: by deep layer, [deep tokens] where
+    it writes keys and values in a step in which no token halts. entrances: for each group of deep layers, in a step in
+    which tokens halt, their names, and a function of a piece that returns its attention metadata and slots.
     """
-
-    enter: Callable[[Piece], tuple[Any, torch.Tensor]]
 
     def __init__(self, settings: Settings, policy: Policy, budget: int) -> None:
         self.shortest = settings.min_prompt_tokens
@@ -34,12 +34,19 @@ class Halting:
         self.start = int(policy.start)
         self.waiting = Waiting()
         self.plan: Plan | None = None
-        self.slots: torch.Tensor | None = None
+        self.slots: dict[str, torch.Tensor] = {}
+        self.entrances: list[Entrance] = []
         self._shown = ""  # the latest warning
 
     def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
-        self.plan, self.slots = None if rows is None else Plan(rows, self.budget), None
+        self.plan, self.slots, self.entrances = None if rows is None else Plan(rows, self.budget), {}, []
+
+    def enter(self, piece: Piece) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The attention metadata and slots of a piece of this step, by deep layer."""
+        entered = [(names, *entrance(piece)) for names, entrance in self.entrances]
+        metadata = {name: own for names, own, _ in entered for name in names}
+        return metadata, {name: slots for names, _, slots in entered for name in names}
 
     def choice_of(self, params: Any) -> Choice:
         """What a request with these SamplingParams has chosen.
