@@ -104,23 +104,24 @@ by_v2 = pytest.mark.skipif(
 
 @by_v2
 @pytest.mark.parametrize(
-    ("lengths", "sizes", "settings", "single"),
+    ("lengths", "start", "sizes", "settings", "single"),
     [
-        (LENGTHS, {1, 4, 8}, {}, set()),
-        ((65, 129, 150, 64, 60), {1, 4}, CHUNKS, {"halts"}),
-        ((40, 50, 45), {1, 2}, SINGLE, {"halts", "waits"}),
+        (LENGTHS, 1, {1, 4, 8}, {}, set()),
+        ((65, 129, 150, 64, 60), 0, {1, 4}, CHUNKS, {"halts"}),
+        ((40, 50, 45), 0, {1, 2}, SINGLE, {"halts", "waits"}),
     ],
 )
 def test_replayed_steps_give_the_tokens_of_the_core_engine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     lengths: tuple[int, ...],
+    start: int,
     sizes: set[int],
     settings: dict[str, Any],
     single: set[str],
 ) -> None:
-    """single: what chunks of one token do, in steps that are replayed."""
-    model, ids, policy = saved(tmp_path), token_ids(*lengths), f"dash:{HALF}"
+    """start: with 0, three groups of deep layers. single: what chunks of one token do, in steps that are replayed."""
+    model, ids, policy = saved(tmp_path), token_ids(*lengths), f"dash:{HALF.replace('start=1', f'start={start}')}"
     with engine(tmp_path, policy, **GRAPHS | settings) as llm:
         own, chunks = type(runner(llm).model), []
         replays, run = replayed(llm, sizes=sorted(sizes), monkeypatch=monkeypatch), own._halted

@@ -109,6 +109,16 @@ def test_no_block_is_lost_where_requests_are_preempted_and_aborted(
         assert served(llm, IDS) == expected(model, IDS, POLICY)
 
 
+def test_several_groups_of_deep_layers_give_the_tokens_of_the_core_engine(folder: Path, model: Any) -> None:
+    policy = f"both-ends:{HALF.replace('start=1', 'start=0')}"
+    with engine(folder, policy, enable_prefix_caching=True, **CHUNKS) as llm:
+        assert len(scheduler(llm).kv_cache_config.kv_cache_groups) == 4
+        for prefix in (0, 70, 70):  # the second time from the cache
+            ids = [IDS[0][:70] + prompt[70:] for prompt in IDS]
+            want = expected(model, ids, policy, prefix=prefix)
+            assert served(llm, ids, options=[f"prefix={prefix},pruning_ratio=0.6"] * 4) == want
+
+
 def test_shared_blocks_of_a_prefix_are_there_once(folder: Path, model: Any) -> None:
     rules, *rests = token_ids(64, 100, 100, 100)
     ids = [rules + rest for rest in rests]
