@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from deltahalt import parse_policy
 from deltahalt.integrations.vllm.shared import log
@@ -35,11 +33,13 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return found
 
 
-def counts(model: Path, registry: CollectorRegistry = REGISTRY) -> list[float]:
+def counts(model: Path, registry: Any = None) -> list[float]:
     """Of a model: the number of prompts that halted, of their tokens, and of those that did not halt."""
+    from prometheus_client import REGISTRY
+
     labels = {"model_name": str(model), "engine": "0"}
     names = ("prompts_halted", "prompt_tokens", "prompt_tokens_kept")
-    return [registry.get_sample_value(f"deltahalt:{name}_total", labels) or 0 for name in names]
+    return [(registry or REGISTRY).get_sample_value(f"deltahalt:{name}_total", labels) or 0 for name in names]
 
 
 @pytest.mark.parametrize("chunks", [{}, CHUNKS])
@@ -61,6 +61,9 @@ def test_prompts_that_halt_have_a_line_and_counts(
 def test_several_servers_show_counts_from_their_own_folder(
     folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (ids,) = token_ids(150)
     with engine(folder, POLICY, disable_log_stats=True) as llm:

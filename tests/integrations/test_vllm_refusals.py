@@ -9,7 +9,6 @@ import pytest
 
 from deltahalt import UnsupportedError
 from deltahalt.integrations.vllm import versions
-from deltahalt.integrations.vllm.plugin import leave_uncompiled
 from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sampling, saved, served, token_ids
 
 POLICY = f"dash:{HALF}"
@@ -60,6 +59,8 @@ def test_graphs_of_steps_that_only_decode_are_not_refused(folder: Path, graphs: 
 
 def test_what_is_not_set_about_compiling_is_chosen(folder: Path) -> None:
     """A CPU has no graphs, so this looks at what vLLM is given before it looks at the platform."""
+    from deltahalt.integrations.vllm.plugin import leave_uncompiled
+
     open_config = SimpleNamespace(compilation_config=SimpleNamespace(mode=None, cudagraph_mode=None))
     leave_uncompiled(open_config)
     assert open_config.compilation_config.mode.name == "NONE"

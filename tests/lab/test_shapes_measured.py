@@ -107,7 +107,7 @@ def test_rows_are_those_of_a_real_halted_run(chatting: LoadedModel, prompt: Shap
             cache = DynamicCache(config=model.config)
             logits = model(encoded.prompt, **{CACHE: cache}, logits_to_keep=1).logits
             if encoded.rest.shape[1]:
-                logits = model(encoded.rest, **{CACHE: cache}).logits
+                logits = model(encoded.rest, **{CACHE: cache}, logits_to_keep=1).logits
             said: list[int] = []
             while len(said) < prompt.limit and (not said or said[-1] != model.generation_config.eos_token_id):
                 said.append(int(logits[0, -1].argmax()))
