@@ -3,26 +3,20 @@
 from math import ceil
 from typing import Any
 
-from deltahalt.errors import DeltahaltError
-from deltahalt.integrations.vllm.folder import left_policy
-from deltahalt.integrations.vllm.options import Choice, Settings, request_choice
+from deltahalt.integrations.vllm.choosing import Choosing
+from deltahalt.integrations.vllm.options import Choice
 from deltahalt.integrations.vllm.plan import held
 from deltahalt.integrations.vllm.shared import log
 from deltahalt.integrations.vllm.specs import DeepBlocks
 
 
-class Freeing:
+class Freeing(Choosing):
     """The part that both schedulers have in common. It changes nothing where deep layers have no own groups."""
 
-    vllm_config: Any
     kv_cache_manager: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        settings = Settings.of(self.vllm_config.additional_config)
-        assert settings is not None  # else vLLM's own class is used
-        self._shortest = settings.min_prompt_tokens
-        self._policy = left_policy(self.vllm_config)
         # By request whose prompt halts: the number of its prompt's tokens, of those that never halt, and that do
         self._halted: dict[str, tuple[int, int, int]] = {}
         groups = self.kv_cache_manager.coordinator.single_type_managers
@@ -34,10 +28,7 @@ class Freeing:
 
     def add_request(self, request: Any) -> None:
         """Queue a request."""
-        try:
-            choice = request_choice(self._policy, request.sampling_params)
-        except DeltahaltError:
-            choice = Choice(None)  # as the runner has it
+        choice = self._choice(request)
         dropped = choice.dropped(request.num_prompt_tokens, self._shortest)
         if dropped:
             self._halted[request.request_id] = request.num_prompt_tokens, choice.prefix, dropped

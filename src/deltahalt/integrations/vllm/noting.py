@@ -3,25 +3,18 @@
 import time
 from typing import Any
 
-from deltahalt.errors import DeltahaltError
+from deltahalt.integrations.vllm.choosing import Choosing
 from deltahalt.integrations.vllm.counts import Counts
-from deltahalt.integrations.vllm.folder import left_policy
-from deltahalt.integrations.vllm.options import Choice, Settings, request_choice
 from deltahalt.integrations.vllm.shared import log
 
 
-class Noting:
+class Noting(Choosing):
     """The part that both schedulers have in common."""
 
-    vllm_config: Any
     requests: dict[str, Any]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        settings = Settings.of(self.vllm_config.additional_config)
-        assert settings is not None  # else vLLM's own class is used
-        self._shortest = settings.min_prompt_tokens
-        self._policy = left_policy(self.vllm_config)
         self._layers: int = self.vllm_config.model_config.hf_text_config.num_hidden_layers
         self._counts = Counts(self.vllm_config)
         # By request whose first token has not come: when its first step began, and its number of tokens in the cache
@@ -66,9 +59,3 @@ class Noting:
             1000 * (time.monotonic() - begin),
         )
         self._counts.add(1, prompt, prompt - dropped)
-
-    def _choice(self, request: Any) -> Choice:
-        try:
-            return request_choice(self._policy, request.sampling_params)
-        except DeltahaltError:
-            return Choice(None)  # as the runner has it

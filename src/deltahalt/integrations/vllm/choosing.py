@@ -1,0 +1,26 @@
+"""vLLM's schedulers, which know what each request has chosen."""
+
+from typing import Any
+
+from deltahalt.errors import DeltahaltError
+from deltahalt.integrations.vllm.folder import left_policy
+from deltahalt.integrations.vllm.options import Choice, Settings, request_choice
+
+
+class Choosing:
+    """The part that knows the policy of the engine and the choices of requests."""
+
+    vllm_config: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        settings = Settings.of(self.vllm_config.additional_config)
+        assert settings is not None  # else vLLM's own class is used
+        self._shortest = settings.min_prompt_tokens
+        self._policy = left_policy(self.vllm_config)
+
+    def _choice(self, request: Any) -> Choice:
+        try:
+            return request_choice(self._policy, request.sampling_params)
+        except DeltahaltError:
+            return Choice(None)  # as the runner has it
