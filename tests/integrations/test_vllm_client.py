@@ -1,4 +1,4 @@
-"""The openai client at vLLM's server: what it is told stays true where prompts halt, and the engine lives on."""
+"""The openai client at vLLM's server: answers and numbers stay true where prompts halt, and errors do not end it."""
 
 import json
 import re

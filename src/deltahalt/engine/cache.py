@@ -43,6 +43,12 @@ def cache_entries(cache: DynamicCache) -> tuple[int, ...]:
     return tuple(layer.keys.shape[-2] for layer in layers)
 
 
+def holds_all(cache: DynamicCache, segments: list[Segment]) -> bool:
+    """Whether each layer holds all tokens of its segment; after a KV press, layers hold fewer."""
+    given = (segment_of(segments, index).slots.shape[1] for index in range(len(cache.layers)))
+    return cache_entries(cache) == tuple(given)
+
+
 def cache_rows(cache: DynamicCache) -> int:
     """Number of sequences that the cache holds."""
     layers: list[Any] = cache.layers

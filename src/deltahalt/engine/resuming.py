@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deltahalt.engine.cache import HaltedCache, cache_entries, segment_of
+from deltahalt.engine.cache import HaltedCache, holds_all
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.resting import Resting
 from deltahalt.engine.stream import TokenStream
@@ -41,8 +41,7 @@ def resting_in(call: DecoderCall, stages: tuple[Stage, ...]) -> Resting | None:
     resting = cache.resting if isinstance(cache, HaltedCache) else None
     if cache is None or resting is None or not resting.tokens.width or stages != (resting.stage,):
         return None
-    given = tuple(segment_of(call.masks.past, index).slots.shape[1] for index in range(len(cache.layers)))
-    return resting if may_resume(resting.stage, call) and cache_entries(cache) == given else None
+    return resting if may_resume(resting.stage, call) and holds_all(cache, call.masks.past) else None
 
 
 def choose(resting: Resting, turn: TokenStream, layer: int) -> tuple[list[torch.Tensor], Checks]:

@@ -7,7 +7,7 @@ import torch
 from packaging.version import Version
 from transformers.cache_utils import DynamicLayer
 
-from deltahalt.engine.cache import cache_entries, segment_of
+from deltahalt.engine.cache import holds_all
 from deltahalt.engine.call import DecoderCall
 from deltahalt.engine.host_decoder import HostDecoder
 from deltahalt.host.ranks import is_spread
@@ -54,6 +54,5 @@ def _in_call(host: HostDecoder, call: DecoderCall) -> Iterator[str]:
     layers: list[Any] = call.cache.layers
     if any(type(layer) is not DynamicLayer for layer in layers):
         yield "the cache has layers of another kind: pass a plain DynamicCache"
-    given = tuple(segment_of(call.masks.past, index).slots.shape[1] for index in range(len(layers)))
-    if cache_entries(call.cache) != given:
+    if not holds_all(call.cache, call.masks.past):
         yield "layers hold fewer tokens than they were given, as after a KV press: leave the press out"

@@ -5,12 +5,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext, context_of, cost_of
+from deltahalt.lab.bench.measure import FULL, RunContext, context_of, fitting
 from deltahalt.lab.bench.prompts import random_prompts
-from deltahalt.lab.bench.row import Cost, medians
+from deltahalt.lab.bench.row import medians
 from deltahalt.lab.rows.base import RanRow
 from deltahalt.lab.rows.markdown import table
 from deltahalt.methods.registry import AnyMethod
@@ -62,13 +60,13 @@ def measure_long_prompts(
         contexts[text] = context_of(model, policy, tokenizer, piece_tokens=piece_tokens)
     warm_up = random_prompts(model, min(*lengths, 2 * piece_tokens), 1, seed)
     for context in contexts.values():
-        _fitting(model, context, warm_up, min(new_tokens, 2))
+        fitting(model, context, warm_up, min(new_tokens, 2))
     for length in lengths:
         prompts = random_prompts(model, length, 1, seed)
         for text, context in contexts.items():
-            costs = [_fitting(model, context, prompts, new_tokens)]
+            costs = [fitting(model, context, prompts, new_tokens)]
             while len(costs) < runs and costs[-1] is not None:
-                costs.append(_fitting(model, context, prompts, new_tokens))
+                costs.append(fitting(model, context, prompts, new_tokens))
             done = [cost for cost in costs if cost is not None]
             usual = medians(done) if len(done) == len(costs) else None
             yield LongPromptRow(
@@ -86,16 +84,6 @@ def measure_long_prompts(
                 peak_bytes=None if usual is None else usual.peak_bytes,
                 **ran_on(model),
             )
-
-
-def _fitting(model: Any, context: RunContext, prompts: Any, new_tokens: int) -> Cost | None:
-    """The cost of a run; None where the GPU's memory is too small for it."""
-    try:
-        return cost_of(model, context, prompts, new_tokens)
-    except torch.OutOfMemoryError:
-        pass
-    torch.cuda.empty_cache()  # outside of the handler, whose error holds the tensors of the run
-    return None
 
 
 def cells(rows: Sequence[LongPromptRow]) -> dict[str, list[str]]:

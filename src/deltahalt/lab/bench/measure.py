@@ -128,6 +128,16 @@ def run_once(model: Any, context: RunContext, prompts: Prompts, new_tokens: int)
         raise InputError(f"{many} do not fit into the GPU's memory: measure fewer at once, or shorter ones") from error
 
 
+def fitting(model: Any, context: RunContext, prompts: Any, new_tokens: int) -> Cost | None:
+    """The cost of a run; None where the GPU's memory is too small for it."""
+    try:
+        return cost_of(model, context, prompts, new_tokens)
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()  # outside of the handler, whose error holds the tensors of the run
+    return None
+
+
 def cost_of(model: Any, context: RunContext, prompts: Prompts, new_tokens: int) -> Cost:
     """As `run_once`. Raises torch.OutOfMemoryError if the GPU's memory is too small."""
     on_gpu = model.device.type == "cuda"

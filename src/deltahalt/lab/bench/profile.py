@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from deltahalt.lab.bench.machine import ran_on
-from deltahalt.lab.bench.measure import FULL, RunContext, context_of, cost_of, run_once
+from deltahalt.lab.bench.measure import FULL, RunContext, context_of, fitting, run_once
 from deltahalt.lab.bench.prompts import Prompts, random_prompts
 from deltahalt.lab.bench.row import Cost
 from deltahalt.lab.rows.base import RanRow
@@ -66,20 +65,11 @@ def measure_profiles(
     warm_up = random_prompts(model, min(length, WARM_UP), 1, seed)
     for text, context in contexts.items():
         run_once(model, context, warm_up, 1)
-        costs = _costs(model, context, prompts, runs)
-        if costs is not None:
-            rows.append(_row(model, name, text, prompts, costs, profiled(model, context, prompts), seed=seed))
+        costs = [fitting(model, context, prompts, 1) for _ in range(runs)]
+        done = [cost for cost in costs if cost is not None]
+        if len(done) == runs:
+            rows.append(_row(model, name, text, prompts, done, profiled(model, context, prompts), seed=seed))
     return rows
-
-
-def _costs(model: Any, context: RunContext, prompts: Prompts, runs: int) -> list[Cost] | None:
-    """The cost of each run; None where the GPU's memory is too small for one."""
-    try:
-        return [cost_of(model, context, prompts, 1) for _ in range(runs)]
-    except torch.OutOfMemoryError:
-        pass
-    torch.cuda.empty_cache()  # outside of the handler, whose error holds the tensors of the run
-    return None
 
 
 def profiled(model: Any, context: RunContext, prompts: Prompts) -> dict[str, float]:
