@@ -7,22 +7,19 @@ those of its tokens in shallow layers, so its blocks have no hashes, except thos
 from typing import Any
 
 from deltahalt.errors import DeltahaltError
-from deltahalt.integrations.vllm.options import Settings, request_choice
+from deltahalt.integrations.vllm.choosing import Choosing
+from deltahalt.integrations.vllm.options import request_choice
 from deltahalt.policies.base import Policy
 
 
-class Sharing:
+class Sharing(Choosing):
     """The part that both schedulers have in common."""
 
-    vllm_config: Any
     kv_cache_manager: Any
     hash_block_size: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        settings = Settings.of(self.vllm_config.additional_config)
-        assert settings is not None  # else vLLM's own class is used
-        self._shortest = settings.min_prompt_tokens
         coordinator = self.kv_cache_manager.coordinator
         cache_blocks = coordinator.cache_blocks
 
