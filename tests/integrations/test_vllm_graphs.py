@@ -4,6 +4,8 @@ There is no GPU here. A stand-in records a forward pass as vLLM captures it, and
 of a replay.
 """
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,19 @@ DECODING = [decoding(40, 44, 19), decoding(20, 31, 0), decoding(60, 60, 37)]
 LATER = [decoding(60, 61, 37), decoding(33, 33, 12)]
 
 
-def buffers() -> Any:
-    """Tensors for eight requests."""
-    from deltahalt.integrations.vllm.decode import DecodeMetadata
+class Group:
+    """A group of deep layers, with tensors for eight requests."""
 
-    return DecodeMetadata(8, torch.device("cpu"))
+    def __init__(self) -> None:
+        from deltahalt.integrations.vllm.decode import DecodeMetadata
+
+        self.metadata = DecodeMetadata(8, torch.device("cpu"))
+        self.slots = torch.zeros(8, dtype=torch.int64)
+
+    def of(self, given: Any, plan: Plan | None) -> Any:
+        """The metadata of a step."""
+        step = self.metadata.begin(given, plan, BLOCK)
+        return step.replace(slot_mapping=self.metadata.slots(given.block_table_tensor, self.slots))
 
 
 def common(rows: list[Row], padded: int) -> Any:
@@ -63,7 +73,7 @@ def common(rows: list[Row], padded: int) -> Any:
 def test_a_step_that_decodes_has_the_counts_of_any_step(rows: list[Row]) -> None:
     from deltahalt.integrations.vllm.metadata import deep_metadata
 
-    deep = buffers().of(common(rows, len(rows)), Plan(rows, 64), BLOCK)
+    deep = Group().of(common(rows, len(rows)), Plan(rows, 64))
     other = deep_metadata(common(rows, len(rows)), Plan(rows, 64).pieces[0], BLOCK)
     names = ("query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound", "slot_mapping")
     for name in names:
@@ -73,9 +83,9 @@ def test_a_step_that_decodes_has_the_counts_of_any_step(rows: list[Row]) -> None
 
 
 def test_all_steps_are_in_the_same_tensors() -> None:
-    tensors, addresses = buffers(), set()
+    group, addresses = Group(), set()
     for rows, padded in ((DECODING, 4), (LATER, 2), (DECODING, 8)):
-        deep = tensors.of(common(rows, padded), Plan(rows, 64), BLOCK)
+        deep = group.of(common(rows, padded), Plan(rows, 64))
         addresses.add((deep.seq_lens.data_ptr(), deep.slot_mapping.data_ptr()))
         assert deep.seq_lens.tolist() == [row.computed + 1 - row.dropped for row in rows] + [0] * (padded - len(rows))
         assert all(deep.slot_mapping[: len(rows)] > 0)
@@ -86,7 +96,7 @@ def test_all_steps_are_in_the_same_tensors() -> None:
 
 def test_without_requests_deep_layers_have_the_counts_of_shallow_ones() -> None:
     capture = common([decoding(1, 0, 0)] * 4, 4).replace(max_seq_len=4096, slot_mapping=torch.full((4,), -1))
-    deep = buffers().of(capture, None, BLOCK)
+    deep = Group().of(capture, None)
     assert deep.seq_lens.tolist() == [1] * 4
     assert deep.slot_mapping.tolist() == [-1] * 4
     assert deep.max_seq_len == 4096  # with which vLLM captures, so that a graph is right for all lengths
@@ -96,6 +106,30 @@ GRAPHS: dict[str, Any] = {
     "enforce_eager": False,
     "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
 }
+
+
+def test_one_build_serves_all_groups_where_the_backend_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder as Builder
+
+    own, builds = Builder.build, []
+
+    def build(self: Any, prefix: int, given: Any, **options: Any) -> Any:
+        builds.append((given.max_query_len, type(self).__name__))
+        return own(self, prefix, given, **options)
+
+    def update(_: Any, metadata: Any, table: torch.Tensor, slots: torch.Tensor) -> Any:
+        return replace(metadata, block_table=table, slot_mapping=slots)  # as FlashAttention's builder does
+
+    monkeypatch.setattr(Builder, "build", build)
+    monkeypatch.setattr(Builder, "supports_update_block_table", True)
+    monkeypatch.setattr(Builder, "update_block_table", update, raising=False)
+    model, ids, policy = saved(tmp_path), token_ids(*LENGTHS), f"dash:{HALF.replace('start=1', 'start=0')}"
+    with engine(tmp_path, policy) as llm:
+        assert served(llm, ids) == expected(model, ids, policy)
+    decoding = Counter(name for most, name in builds if most == 1)
+    assert decoding["Builder"] == decoding["CPUAttentionMetadataBuilder"] > 10  # one of three deep groups
+
+
 SINGLE = CHUNKS | {"max_num_batched_tokens": 2, "max_num_seqs": 2}  # chunks of one token, where two requests run
 by_v2 = pytest.mark.skipif(
     not V2, reason="vLLM runs CUDA graphs by runner V2 here: with it, `make test-vllm` repeats this"

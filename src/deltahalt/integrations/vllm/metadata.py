@@ -1,5 +1,6 @@
 """The attention backend of deep layers: vLLM's own, whose metadata count the tokens that deep layers hold."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,48 +16,69 @@ from deltahalt.integrations.vllm.versions import counts_on_cpu
 OF_EACH_REQUEST = ("is_prefilling", "req_idx", "rswa_prefix_lens")  # further fields of the common metadata
 
 
-def halted_backend(backend: Any, halting: Halting) -> Any:
-    """A subclass of an attention backend, for the layers after the one that decides.
+class HaltedBuilder:
+    """What is added to the metadata builder of an attention backend, for a group of deep layers.
 
     What vLLM derives from the common metadata, such as a kernel's schedule, follows from the changed counts. In a step
-    in which tokens halt, metadata are built for one piece at a time, when deep layers come to it.
+    in which tokens halt, metadata are built for one piece at a time, when deep layers come to it. In a step that only
+    decodes, those of the first group serve all groups, with blocks and slots of their own, if `shares`.
     """
 
-    own: Any = backend.get_builder_cls()
+    halting: Halting
+    decode: DecodeMetadata
+    shares: bool  # whether the backend can exchange the blocks and slots of its metadata
+    supports_update_block_table = False  # vLLM's runner would put the shallow layers' slots back
 
-    class Builder(own):
-        supports_update_block_table = False  # it would put the shallow layers' slots back
+    layer_names: Sequence[str]
+    kv_cache_spec: Any
 
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.decode = DecodeMetadata(self.vllm_config.scheduler_config.max_num_seqs, self.device)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.slots = torch.zeros_like(self.decode.lengths, dtype=torch.int64)
 
-        def build(self, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:
-            plan, built = halting.plan, super().build
-            if common_attn_metadata.max_query_len == 1 and not (plan and plan.halts):
-                decoding = self.decode.of(common_attn_metadata, plan, self.kv_cache_spec.block_size)
-                self.write(decoding.slot_mapping)
-                return built(common_prefix_len, decoding, **options)
-            if plan is None or not plan.dropped:
-                return built(common_prefix_len, common_attn_metadata, **options)
-            _refuse_padding(common_attn_metadata, plan)
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:
+        """The metadata of a step for this group; None where each piece has its own."""
+        plan, built = self.halting.plan, super().build  # type: ignore[misc]
+        if common_attn_metadata.max_query_len == 1 and not (plan and plan.halts):
+            return self._decoding(common_prefix_len, common_attn_metadata, **options)
+        if plan is None or not plan.dropped:
+            return built(common_prefix_len, common_attn_metadata, **options)
+        _refuse_padding(common_attn_metadata, plan)
 
-            def enter(piece: Piece) -> tuple[Any, torch.Tensor]:
-                deep = deep_metadata(common_attn_metadata, piece, self.kv_cache_spec.block_size)
-                return built(common_prefix_len, deep, **options), deep.slot_mapping
+        def enter(piece: Piece) -> tuple[Any, torch.Tensor]:
+            deep = deep_metadata(common_attn_metadata, piece, self.kv_cache_spec.block_size)
+            return built(common_prefix_len, deep, **options), deep.slot_mapping
 
-            if plan.halts:
-                halting.entrances.append((self.layer_names, enter))
-                return None
-            metadata, slots = enter(plan.pieces[0])
-            self.write(slots)
-            return metadata
+        if plan.halts:
+            self.halting.entrances.append((self.layer_names, enter))
+            return None
+        metadata, slots = enter(plan.pieces[0])
+        self._write(slots)
+        return metadata
 
-        def write(self, slots: torch.Tensor) -> None:
-            """Let the layers of this group write to these slots."""
-            halting.slots |= dict.fromkeys(self.layer_names, slots)
+    def _decoding(self, common_prefix_len: int, common: Any, **options: Any) -> Any:
+        """The metadata of a step in which each request has one token."""
+        halting, table = self.halting, common.block_table_tensor
+        if halting.decoding is None:
+            halting.decoding = self.decode.begin(common, halting.plan, self.kv_cache_spec.block_size)
+        slots = self.decode.slots(table, self.slots)
+        self._write(slots)
+        if halting.decoded is not None and self.shares:
+            return super().update_block_table(halting.decoded, table, slots)  # type: ignore[misc]
+        step = halting.decoding.replace(block_table_tensor=table, slot_mapping=slots)
+        halting.decoded = super().build(common_prefix_len, step, **options)  # type: ignore[misc]
+        return halting.decoded
 
-    return subclass_attention_backend("Halted", backend, Builder)
+    def _write(self, slots: torch.Tensor) -> None:
+        """Let the layers of this group write to these slots."""
+        self.halting.slots |= dict.fromkeys(self.layer_names, slots)
+
+
+def halted_backend(backend: Any, halting: Halting, decode: DecodeMetadata) -> Any:
+    """A subclass of an attention backend, for the layers after the one that decides."""
+    own = backend.get_builder_cls()
+    parts = {"halting": halting, "decode": decode, "shares": own.supports_update_block_table}
+    return subclass_attention_backend("Halted", backend, type("Builder", (HaltedBuilder, own), parts))
 
 
 def _refuse_padding(common: CommonAttentionMetadata, plan: Plan) -> None:

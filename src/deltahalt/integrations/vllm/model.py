@@ -12,6 +12,7 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
 from deltahalt.errors import UnsupportedError
+from deltahalt.integrations.vllm.decode import DecodeMetadata
 from deltahalt.integrations.vllm.folder import leave_policy
 from deltahalt.integrations.vllm.groups import Groups
 from deltahalt.integrations.vllm.metadata import halted_backend
@@ -57,7 +58,9 @@ class HaltingModel(nn.Module):
         if get_tensor_model_parallel_rank() == 0:
             leave_policy(self.vllm_config, policy)
         attentions, shallow = [layer.self_attn.attn for layer in self.model.layers], self.halting.start + 1
-        backend = halted_backend(attentions[shallow].attn_backend, self.halting)
+        requests, device = self.vllm_config.scheduler_config.max_num_seqs, self.vllm_config.device_config.device
+        decode = DecodeMetadata(requests, torch.device(device))
+        backend = halted_backend(attentions[shallow].attn_backend, self.halting, decode)
         for attention in attentions[shallow:]:
             attention.attn_backend = backend
         problem = self._problem_of_groups(Groups(shallow, len(attentions) - shallow), policy)

@@ -24,7 +24,9 @@ class Halting:
     layer that decides; those after it are deep. waiting: states of prompts whose last chunk has not come. plan: that of
     the step that runs; None for a step without requests, such as a warm-up. slots: by deep layer, [deep tokens] where
     it writes keys and values in a step in which no token halts. entrances: for each group of deep layers, in a step in
-    which tokens halt, their names, and a function of a piece that returns its attention metadata and slots.
+    which tokens halt, their names, and a function of a piece that returns its attention metadata and slots. decoding,
+    decoded: in a step in which each request has one token, the common metadata of all groups of deep layers, and the
+    metadata that were built last; None before they are there.
     """
 
     def __init__(self, settings: Settings, policy: Policy, budget: int) -> None:
@@ -36,11 +38,14 @@ class Halting:
         self.plan: Plan | None = None
         self.slots: dict[str, torch.Tensor] = {}
         self.entrances: list[Entrance] = []
+        self.decoding: Any = None
+        self.decoded: Any = None
         self._shown = ""  # the latest warning
 
     def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
         self.plan, self.slots, self.entrances = None if rows is None else Plan(rows, self.budget), {}, []
+        self.decoding = self.decoded = None
 
     def enter(self, piece: Piece) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The attention metadata and slots of a piece of this step, by deep layer."""
