@@ -2,10 +2,11 @@
 
 usage: time_vllm.py OUT.jsonl WAY [GPUS [GIB]]
 
-WAY: `stock`, vLLM as it is by default; `stock-graphs`, without torch.compile; `stock-eager`; or a policy, such as
-`dash`, with a suffix `/eager` for decoding without CUDA graphs. GPUS: the number of them, by tensor parallelism; 1 if
-it is left out. GIB: memory for K and V; with it only prompts of 16,384 tokens are served, and the row has the largest
-number of them that ran at once. Rows are added to OUT.jsonl. It needs vLLM.
+WAY: `stock`, or a policy, such as `dash`. Both are compiled and have CUDA graphs, as vLLM does by default; with the
+suffix `/graphs` they are not compiled and have graphs of steps that only decode, and with `/eager` neither. GPUS: the
+number of them, by tensor parallelism; 1 if it is left out. GIB: memory for K and V; with it only prompts of 16,384
+tokens are served, and the row has the largest number of them that ran at once. Rows are added to OUT.jsonl. It needs
+vLLM.
 """
 
 import json
@@ -52,14 +53,12 @@ LENGTHS, DECODED, LONG = (4_096, 16_384, 65_536, 131_072), 16_384, 100_000
 RUNS, NEW_TOKENS, REQUESTS = 3, 128, 24
 ENOUGH = 36  # GiB: all requests fit at once
 CAPTURED = [1, 2, 4, 8, 16, 24, 32]  # batches that occur here; vLLM's list of 51 takes longer to start
-EAGER: dict[str, Any] = {"enforce_eager": True}
-GRAPHS: dict[str, Any] = {
-    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": CAPTURED}
-}
-PLAIN: dict[str, dict[str, Any]] = {
-    "stock": {"compilation_config": {"cudagraph_capture_sizes": CAPTURED}},
-    "stock-graphs": GRAPHS,
-    "stock-eager": EAGER,
+MODES: dict[str, dict[str, Any]] = {
+    "default": {"compilation_config": {"cudagraph_capture_sizes": CAPTURED}},
+    "graphs": {
+        "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": CAPTURED}
+    },
+    "eager": {"enforce_eager": True},
 }
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process
@@ -69,8 +68,8 @@ VARIABLES = {
 }
 
 
-def settings(way: str, gpus: int, gibibytes: int) -> dict[str, Any]:
-    """The engine's options of a way, with this memory for K and V."""
+def settings(policy: str, mode: str, gpus: int, gibibytes: int) -> dict[str, Any]:
+    """The engine's options, with this memory for K and V."""
     options: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "load_format": "dummy",
@@ -81,10 +80,8 @@ def settings(way: str, gpus: int, gibibytes: int) -> dict[str, Any]:
         "disable_custom_all_reduce": True,
         "kv_cache_memory_bytes": gibibytes << 30,  # without it, vLLM searches for what is free
     }
-    if way in PLAIN:
-        return options | PLAIN[way]
-    policy, _, eager = way.partition("/")
-    return options | (EAGER if eager else GRAPHS) | {"additional_config": {"deltahalt": {"policy": policy}}}
+    halting = {} if policy == "stock" else {"additional_config": {"deltahalt": {"policy": policy}}}
+    return options | MODES[mode] | halting
 
 
 class Server:
@@ -93,10 +90,10 @@ class Server:
     seed: of the next prompt. at_once: the largest number of requests that ran at once.
     """
 
-    def __init__(self, way: str, gpus: int, gibibytes: int) -> None:
+    def __init__(self, **given: Any) -> None:
         folder = Path(tempfile.mkdtemp())
         (folder / "config.json").write_text(json.dumps(CONFIG))
-        self.engine = vllm.LLM(str(folder), **settings(way, gpus, gibibytes)).llm_engine
+        self.engine = vllm.LLM(str(folder), **settings(**given)).llm_engine
         self.seed = self.at_once = 0
 
     def serve(self, lengths: list[int], new_tokens: int) -> list[list[float]]:
@@ -122,7 +119,9 @@ class Server:
 
 def measure(way: str, gpus: int, gibibytes: int | None, out: Path) -> None:
     """Add a row of each length; of one only where the memory is given."""
-    server = Server(way, gpus, gibibytes or ENOUGH)
+    policy, _, mode = way.partition("/")
+    mode = mode or "default"
+    server = Server(policy=policy, mode=mode, gpus=gpus, gibibytes=gibibytes or ENOUGH)
     server.serve([min(LENGTHS), min(LENGTHS) - 3], 8)  # kernels are compiled at their first use
     rows = []
     for length in LENGTHS if gibibytes is None else (DECODED,):
@@ -137,8 +136,8 @@ def measure(way: str, gpus: int, gibibytes: int | None, out: Path) -> None:
         rows.append(
             ServingRow(
                 model=f"random {SHAPE}",
-                policy=STOCK if way in PLAIN else way.partition("/")[0],
-                graphs="default" if way == "stock" else "off" if way.endswith("eager") else "on",
+                policy=STOCK if policy == "stock" else policy,
+                mode=mode,
                 vllm=vllm.__version__,
                 gpus=gpus,
                 prompt=length,

@@ -12,7 +12,7 @@ from deltahalt.integrations.vllm import versions
 from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sampling, saved, served, token_ids
 
 POLICY = f"dash:{HALF}"
-COMPILED: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"mode": 3}}
+COMPILED: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"mode": 1}}  # as a whole
 REFUSED = versions.request_check(runner_v2=V2) is not None  # before a request reaches the engine
 
 
@@ -34,10 +34,10 @@ def configured(folder: Path, additional: Any, **settings: Any) -> Any:
     [
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "leave --scheduler-cls out"),
         ({"long_prefill_token_threshold": 64}, "--long-prefill-token-threshold 0"),
-        ({"enforce_eager": False, "compilation_config": {"mode": 3}}, "leave mode and cudagraph_mode out"),
+        (COMPILED, "leave mode out of --compilation-config"),
         (
             {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL"}},
-            "leave mode and cudagraph_mode out",
+            "leave cudagraph_mode out",
         ),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
         ({"enable_lora": True}, "leave --enable-lora out"),
@@ -57,16 +57,19 @@ def test_graphs_of_steps_that_only_decode_are_not_refused(folder: Path, graphs: 
     configured(folder, config(POLICY), enforce_eager=False, compilation_config={"mode": 0, "cudagraph_mode": graphs})
 
 
-def test_what_is_not_set_about_compiling_is_chosen(folder: Path) -> None:
+def test_graphs_of_steps_that_only_decode_are_the_default(folder: Path) -> None:
     """A CPU has no graphs, so this looks at what vLLM is given before it looks at the platform."""
-    from deltahalt.integrations.vllm.plugin import leave_uncompiled
+    from deltahalt.integrations.vllm.plugin import choose_graphs
 
-    open_config = SimpleNamespace(compilation_config=SimpleNamespace(mode=None, cudagraph_mode=None))
-    leave_uncompiled(open_config)
-    assert open_config.compilation_config.mode.name == "NONE"
+    open_config = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=None))
+    choose_graphs(open_config)
     assert open_config.compilation_config.cudagraph_mode.name == "FULL_DECODE_ONLY"
-    assert configured(folder, config(POLICY), enforce_eager=False).compilation_config.mode.name == "NONE"
-    assert configured(folder, config("off"), enforce_eager=False).compilation_config.mode.name != "NONE"
+
+
+@pytest.mark.parametrize("policy", [POLICY, "off"])
+def test_layers_are_compiled_as_in_stock_vllm(folder: Path, policy: str) -> None:
+    modes = {configured(folder, config(policy), enforce_eager=eager).compilation_config.mode.name for eager in (0, 1)}
+    assert modes == {"DYNAMO_TRACE_ONCE", "NONE"}
 
 
 @pytest.mark.skipif(V2, reason="runner V2 has no worker class of ours")

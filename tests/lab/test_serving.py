@@ -8,7 +8,7 @@ from helpers.ran import RAN
 ROW = ServingRow(
     model="m",
     policy=STOCK,
-    graphs="on",
+    mode="default",
     vllm="0.26.0",
     gpus=1,
     prompt=16_384,
@@ -27,7 +27,7 @@ def test_gains_are_beside_stock_on_the_same_prompts() -> None:
     longer = replace(halted, prompt=65_536, first_token=0.9, token=None, per_second=None)
     shown = markdown([ROW, halted, longer]).splitlines()
     assert shown[2:] == [
-        f"| 1 | 16,384 | {STOCK} | on | 0.430 |  | 5.1 | 2.10 |  |",
-        "| 1 | 16,384 | `dash` | on | 0.215 | 2.00x | 5.1 | 4.20 | 2.00x |",
-        "| 1 | 65,536 | `dash` | on | 0.900 |  |  |  |  |",
+        f"| 1 | 16,384 | {STOCK} | default | 0.430 |  | 5.1 | 2.10 |  |",
+        "| 1 | 16,384 | `dash` | default | 0.215 | 2.00x | 5.1 | 4.20 | 2.00x |",
+        "| 1 | 65,536 | `dash` | default | 0.900 |  |  |  |  |",
     ]

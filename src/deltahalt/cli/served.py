@@ -31,7 +31,7 @@ def bench_vllm(
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = DTYPES[0],
     gpus: Annotated[int, typer.Option(min=1, max=64, help="Number of GPUs, by tensor parallelism.")] = 1,
     eager: Annotated[
-        bool, typer.Option("--eager", help="Run all servers eagerly; else stock vLLM compiles, as it does by default.")
+        bool, typer.Option("--eager", help="Run all servers eagerly; else they compile, as vLLM does by default.")
     ] = False,
     options: Annotated[
         str, typer.Option(help='Further options of all servers: "--max-num-batched-tokens 16384".')
@@ -69,7 +69,7 @@ def bench_vllm(
         if measured:
             columns = cells(measured)
             texts = [policy.strip("`") for policy in columns.pop("policy")]
-            out.print(of_policies(texts, columns, common=("GPUs", "prompt", "graphs", "over")))
+            out.print(of_policies(texts, columns, common=("GPUs", "prompt", "mode", "over")))
 
 
 def _split(options: str) -> list[str]:

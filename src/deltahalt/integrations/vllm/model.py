@@ -1,6 +1,6 @@
 """vLLM's models with a decoder loop in which tokens halt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import chain
 from typing import Any, NoReturn
@@ -16,7 +16,8 @@ from deltahalt.integrations.vllm.decode import DecodeMetadata
 from deltahalt.integrations.vllm.folder import leave_policy
 from deltahalt.integrations.vllm.groups import Groups
 from deltahalt.integrations.vllm.metadata import halted_backend
-from deltahalt.integrations.vllm.options import Choice, Settings
+from deltahalt.integrations.vllm.options import Choice, Settings, name_policy
+from deltahalt.integrations.vllm.parts import split
 from deltahalt.integrations.vllm.plan import Plan, Row
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
 from deltahalt.integrations.vllm.shared import Halting, log
@@ -37,6 +38,8 @@ class HaltingModel(nn.Module):
 
     model: Any
     halting: Halting
+    reads: Sequence[str]  # names of the states that the policy reads
+    parts: tuple[Any, Any]  # shallow and deep; in a tuple, so that their weights are not listed twice
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         settings = Settings.of(vllm_config.additional_config)
@@ -52,8 +55,13 @@ class HaltingModel(nn.Module):
     def settle(self) -> None:
         """Choose the policy, which a profile finds by the weights, and put it into the layers. Raises as `Settings`."""
         policy = self.settings.resolved(self.model)
+        name_policy(self.vllm_config, policy)  # before anything is compiled
         self.halting = Halting(self.settings, policy, self.budget)
-        self.names = (*sorted(policy.reads & {"hidden_in", "update"}), CONTINUED)  # the states that are needed
+        self.reads = sorted(policy.reads & {"hidden_in", "update"})
+        after_attention = policy.boundary == "attention"
+        self.parts = split(
+            self.model, self.vllm_config, self.halting.start, after_attention=after_attention, reads=self.reads
+        )
         log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(policy))
         if get_tensor_model_parallel_rank() == 0:
             leave_policy(self.vllm_config, policy)
@@ -83,7 +91,7 @@ class HaltingModel(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None,
+        input_ids: torch.Tensor,
         positions: torch.Tensor,
         intermediate_tensors: Any = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -92,14 +100,18 @@ class HaltingModel(nn.Module):
         context = get_forward_context()
         profiled = context.attn_metadata is None
         plan, slots = (None, {}) if profiled else (self.halting.plan, self.halting.slots)
-        if plan is not None and plan.halts:
-            return self._halted(self.model.embed_input_ids(input_ids), positions, plan)
         if slots:
             context.slot_mapping = context.slot_mapping | slots
         room = self._room_for_chunks(positions.device) if profiled else None
-        whole = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
-        del room
-        return whole
+        shallow, deep = self.parts
+        hidden, residual, *read = shallow(input_ids, positions)
+        if plan is None or not plan.halts:
+            whole: torch.Tensor = deep(positions, hidden, residual)
+            del room
+            return whole
+        states = {CONTINUED: hidden + residual, **dict(zip(self.reads, read, strict=True))}
+        del hidden, residual, read
+        return self._halted(states, positions, plan)
 
     def _room_for_chunks(self, device: torch.device) -> torch.Tensor:
         """As much as the longest prompt in chunks takes: its states, and those that deep layers run.
@@ -107,15 +119,12 @@ class HaltingModel(nn.Module):
         In the run by which vLLM measures how much memory a step takes, it stands for these.
         """
         longest = self.longest if self.longest > self.halting.budget else 0
-        shape = (len(self.names) + 1, longest, self.model.config.hidden_size)
+        shape = (len(self.reads) + 2, longest, self.model.config.hidden_size)
         return torch.empty(shape, dtype=self.dtype, device=device)
 
-    def _halted(self, hidden: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
-        context, count, residual = get_forward_context(), len(positions), None
-        for layer in self.model.layers[: self.halting.start]:
-            hidden, residual = layer(positions, hidden, residual)
-        states = self._decided(self.model.layers[self.halting.start], positions, hidden, residual)
-        whole = hidden.new_full((count + 1, hidden.shape[-1]), torch.nan)  # the last for tokens of earlier steps
+    def _halted(self, states: States, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
+        context, count, (_, run) = get_forward_context(), len(positions), self.parts
+        whole = states[CONTINUED].new_full((count + 1, states[CONTINUED].shape[-1]), torch.nan)
         for row, end in zip(plan.rows, plan.starts[1:], strict=True):
             if row.waits:
                 whole[end - 1] = 0  # vLLM samples from it, and discards the token
@@ -123,30 +132,13 @@ class HaltingModel(nn.Module):
         if plan.pieces:
             parts = chain.from_iterable(rows if plan.whole else zip(*rows, strict=True))
             sizes = [int(piece.starts[-1]) for piece in plan.pieces]
-            split = [torch.cat(part).split(sizes) for part in zip(*parts, strict=True)]
-            for piece, deep, places, targets in zip(plan.pieces, *split, strict=True):
+            pieces = [torch.cat(part).split(sizes) for part in zip(*parts, strict=True)]
+            for piece, deep, places, targets in zip(plan.pieces, *pieces, strict=True):
                 metadata, slots = self.halting.enter(piece)
                 context.attn_metadata = context.attn_metadata | metadata
                 context.slot_mapping = context.slot_mapping | slots
-                whole[targets] = self._run_deep(deep, places)
-        return whole[:count]
-
-    def _decided(
-        self, layer: Any, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
-    ) -> States:
-        """Run the layer that decides, up to the policy's boundary. Returns states [n, D] of the step's tokens."""
-        if residual is None:
-            normed, residual = layer.input_layernorm(hidden), hidden
-        else:
-            normed, residual = layer.input_layernorm(hidden, residual)
-        update = layer.self_attn(positions=positions, hidden_states=normed)
-        states = {"hidden_in": residual, "update": update}
-        if self.halting.policy.boundary == "attention":
-            states[CONTINUED] = residual + update
-        else:  # the norm adds to both in place
-            normed, residual = layer.post_attention_layernorm(update.clone(), residual.clone())
-            states[CONTINUED] = layer.mlp(normed) + residual
-        return {name: states[name] for name in self.names}
+                whole[targets] = run(places, deep, torch.zeros_like(deep))
+        return whole[:count]  # the last is for tokens of earlier steps
 
     def _continued(self, plan: Plan, states: States, positions: torch.Tensor) -> Iterator[tuple[Run, Run]]:
         """For each request, what deep layers run of it before those tokens from which the policy chooses, and after.
@@ -190,17 +182,6 @@ class HaltingModel(nn.Module):
             scaling=1.0,
         )
         return row.policy.choose(row.policy.score(view), view)
-
-    def _run_deep(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Final states [k, D] of tokens whose states are [k, D] where the policy decides."""
-        residual = None
-        if self.halting.policy.boundary == "attention":
-            layer = self.model.layers[self.halting.start]
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        for layer in self.model.layers[self.halting.start + 1 :]:
-            hidden, residual = layer(positions, hidden, residual)
-        hidden, _ = self.model.norm(hidden, residual)
-        return hidden
 
 
 def _split_over_gpus(*_: Any) -> NoReturn:

@@ -6,7 +6,7 @@ from typing import Any
 
 from deltahalt.errors import InputError, PolicyError, UnsupportedError
 from deltahalt.policies.base import AnyPolicy, Policy, Progressive, place
-from deltahalt.policies.text import override, parse_policy, read
+from deltahalt.policies.text import format_policy, override, parse_policy, read
 from deltahalt.profile import check_profile, resolve
 from deltahalt.profile_names import AUTO, names_profile
 
@@ -67,6 +67,12 @@ class Settings:
         """
         text = resolve(self.policy, decoder).text
         return placed(parse_policy(text), decoder.config.num_hidden_layers)
+
+
+def name_policy(config: Any, policy: Policy) -> None:
+    """Name the policy that was found in a VllmConfig, by which vLLM knows what it compiled before."""
+    given = config.additional_config
+    config.additional_config = {**given, KEY: {**given[KEY], "policy": format_policy(policy)}}
 
 
 def check_runs(policy: AnyPolicy) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.config import CUDAGraphMode
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
@@ -35,13 +35,10 @@ def _hooks(before: type[Any]) -> dict[str, Any]:
     return {"verify_and_update_config": staticmethod(verify_and_update_config), "with_halting": True}
 
 
-def leave_uncompiled(config: Any) -> None:
-    """Set what a VllmConfig leaves open about compiling: nothing is compiled, and steps that only decode are graphs."""
-    compilation = config.compilation_config
-    if compilation.mode is None:
-        compilation.mode = CompilationMode.NONE
-    if compilation.cudagraph_mode is None:
-        compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+def choose_graphs(config: Any) -> None:
+    """Let steps that only decode be CUDA graphs, and no others, where a VllmConfig leaves it open."""
+    if config.compilation_config.cudagraph_mode is None:
+        config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
 def configure(config: Any) -> None:
@@ -52,7 +49,7 @@ def configure(config: Any) -> None:
     settings = Settings.of(config.additional_config)
     if settings is None:
         return
-    leave_uncompiled(config)
+    choose_graphs(config)
     refuse_unsupported(config, settings)
     model, runner_v2 = config.model_config, config.use_v2_model_runner
     if not runner_v2:

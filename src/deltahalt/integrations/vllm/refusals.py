@@ -20,11 +20,10 @@ def _windows(config: Any) -> bool:
     return bool(getattr(text, "sliding_window", None)) if kinds is None else set(kinds) != {"full_attention"}
 
 
-def _compiled(config: Any) -> bool:
-    """Whether vLLM compiles layers, or captures more than steps that only decode."""
-    compilation, graphs = config.compilation_config, (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
-    plain = compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode in graphs
-    return not config.model_config.enforce_eager and not plain
+def _more_graphs(config: Any) -> bool:
+    """Whether vLLM captures graphs of more than steps that only decode."""
+    graphs = (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+    return not config.model_config.enforce_eager and config.compilation_config.cudagraph_mode not in graphs
 
 
 def _another_worker(config: Any) -> bool:
@@ -59,9 +58,19 @@ FEATURES: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
         "set --long-prefill-token-threshold 0",
     ),
     (
-        _compiled,
-        "compiled models, and CUDA graphs of steps with prompts: the number of tokens changes between layers",
-        "leave mode and cudagraph_mode out of --compilation-config, which gives graphs of steps that only decode",
+        _more_graphs,
+        "CUDA graphs of steps with prompts: the number of tokens changes between layers",
+        "leave cudagraph_mode out of --compilation-config, which gives graphs of steps that only decode",
+    ),
+    (
+        lambda c: c.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
+        "compiling the model as a whole, by stock torch.compile",
+        "leave mode out of --compilation-config, which lets vLLM compile layers",
+    ),
+    (
+        lambda c: getattr(c.compilation_config.pass_config, "enable_sp", False),
+        "sequence parallelism: each GPU would have the states of other tokens",
+        "leave enable_sp out of pass_config in --compilation-config",
     ),
     (
         lambda c: c.speculative_config,

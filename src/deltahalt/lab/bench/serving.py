@@ -14,11 +14,12 @@ STOCK = "stock vLLM"
 class ServingRow(RanRow):
     """Prompts of about `prompt` tokens, served by vLLM.
 
-    policy: the plugin's, or STOCK. graphs: how tokens are generated: "on", with CUDA graphs; "off", eagerly; "default",
-    as stock vLLM does, compiled. vllm: its version. gpus: number of them, by tensor parallelism. first_token: seconds
-    until the first token of one prompt, the median over `runs` prompts after one warm-up. Then, where they were
-    measured, else None: token: seconds of each later token of one prompt, the median over `new_tokens`; per_second:
-    requests finished per second, of `requests` that come at once, with `new_tokens` each.
+    policy: the plugin's, or STOCK. mode: "default", as vLLM does by default, compiled and, on a GPU, with CUDA graphs;
+    "graphs", with CUDA graphs of steps that only decode, and not compiled; "eager", with neither. vllm: its version.
+    gpus: number of them, by tensor parallelism. first_token: seconds until the first token of one prompt, the median
+    over `runs` prompts after one warm-up. Then, where they were measured, else None: token: seconds of each later token
+    of one prompt, the median over `new_tokens`; per_second: requests finished per second, of `requests` that come at
+    once, with `new_tokens` each.
 
     http: whether `vllm bench serve` sent prompts of one length to a server, so that times include HTTP and
     tokenization, and `token` is the median over `runs` prompts. Else an engine in one process got their ids, and each
@@ -32,7 +33,7 @@ class ServingRow(RanRow):
 
     model: str
     policy: str
-    graphs: str
+    mode: str
     vllm: str
     gpus: int
     prompt: int
@@ -53,14 +54,14 @@ def markdown(rows: Sequence[ServingRow]) -> str:
 
 
 def cells(rows: Sequence[ServingRow]) -> dict[str, list[str]]:
-    """The cells of each column that has some, by its head; gains are beside the first stock row of the same prompts."""
+    """The cells of each column that has some, by its head; gains are beside stock vLLM in the same mode."""
     columns = {
         "over": ["HTTP" if row.http else "" for row in rows],
         "GPUs": [f"{row.gpus}" for row in rows],
         "K/V GiB": [_number(row.gibibytes, 1, 0) for row in rows],
         "prompt": [f"{row.prompt:,}" for row in rows],
         "policy": [row.policy if row.policy == STOCK else f"`{row.policy}`" for row in rows],
-        "graphs": [row.graphs for row in rows],
+        "mode": [row.mode for row in rows],
         "first token s": [f"{row.first_token:.3f}" for row in rows],
         "gain": [_gain(row, rows, "first_token") for row in rows],
         "ms a token": [_number(row.token, 1000, 1) for row in rows],
@@ -76,7 +77,7 @@ def _number(value: float | None, factor: float, digits: int) -> str:
 
 
 def _setting(row: ServingRow) -> tuple[Any, ...]:
-    return row.prompt, row.gpus, row.http, row.gibibytes
+    return row.prompt, row.gpus, row.http, row.gibibytes, row.mode
 
 
 def _gain(row: ServingRow, rows: Sequence[ServingRow], figure: str) -> str:

@@ -24,9 +24,9 @@ SPARE = 16  # tokens beside a prompt and its answer, such as one that begins eve
 class Servers:
     """How each server runs, and what it is given.
 
-    model: hub id or folder. gpus: number of them, by tensor parallelism. eager: without graphs and compilation, stock
-    vLLM too. options: further ones of vLLM's server. lengths: number of tokens of the prompts. runs: number of prompts
-    sent one after the other. requests: number of those sent at once. new_tokens: number that each gets, 2 or more.
+    model: hub id or folder. gpus: number of them, by tensor parallelism. eager: without graphs and compilation.
+    options: further ones of vLLM's server. lengths: number of tokens of the prompts. runs: number of prompts sent one
+    after the other. requests: number of those sent at once. new_tokens: number that each gets, 2 or more.
     """
 
     model: str
@@ -80,7 +80,7 @@ def _row(servers: Servers, policy: str | None, address: str, tokens: int, folder
     return ServingRow(
         model=servers.model,
         policy=policy or STOCK,
-        graphs="off" if servers.eager or not (policy is None or on_gpu) else "default" if policy is None else "on",
+        mode="eager" if servers.eager else "default",
         vllm=installed(),
         gpus=servers.gpus,
         prompt=tokens,
