@@ -1,4 +1,4 @@
-"""vLLM on tiny models, in this process and on the CPU, and what the core engine gives for the same prompts.
+"""vLLM on tiny models, in this process, and what the core engine gives on a CPU for the same prompts.
 
 VLLM_USE_V2_MODEL_RUNNER=1 makes vLLM run its model runner V2, whose Triton kernels run on a CPU by TRITON_INTERPRET=1.
 """
@@ -26,7 +26,7 @@ os.environ.update(
     VLLM_LOGGING_LEVEL="ERROR",
     VLLM_DO_NOT_TRACK="1",
 )
-if V2:  # Triton counts as usable where one of its backends has an active driver
+if V2 and not torch.cuda.is_available():  # Triton counts as usable where one of its backends has an active driver
     backends = pytest.importorskip("triton.backends", reason="runner V2 needs Triton: make vllm-env").backends
     backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
@@ -45,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "max_num_seqs": 8,
     "block_size": 32,
     "num_gpu_blocks_override": 128,
+    "gpu_memory_utilization": 0.3,
 }
 CHUNKS: dict[str, Any] = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}  # in place of those above
 

@@ -108,6 +108,7 @@ GRAPHS: dict[str, Any] = {
 }
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it looks at the backend for a CPU")
 def test_one_build_serves_all_groups_where_the_backend_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder as Builder
 
@@ -132,7 +133,8 @@ def test_one_build_serves_all_groups_where_the_backend_can(tmp_path: Path, monke
 
 SINGLE = CHUNKS | {"max_num_batched_tokens": 2, "max_num_seqs": 2}  # chunks of one token, where two requests run
 by_v2 = pytest.mark.skipif(
-    not V2, reason="vLLM runs CUDA graphs by runner V2 here: with it, `make test-vllm` repeats this"
+    not V2 or torch.cuda.is_available(),
+    reason="a stand-in for graphs, by runner V2 on a CPU: with it, `make test-vllm` repeats this",
 )
 
 
@@ -182,3 +184,15 @@ def test_a_replayed_chunk_leaves_a_shared_prefix_as_it_is(tmp_path: Path, monkey
         replayed(llm, sizes=[1, 2], monkeypatch=monkeypatch)
         for _ in range(2):  # the second time all find 32 tokens in the cache
             assert served(llm, ids, options=["prefix=40"] * 3) == want
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU: `make test-vllm-gpu`")
+@pytest.mark.parametrize("settings", [GRAPHS, {"enforce_eager": False}], ids=["graphs", "compiled, and graphs"])
+@pytest.mark.parametrize("chunks", [{}, CHUNKS], ids=["whole", "chunks"])
+def test_cuda_graphs_give_the_tokens_of_the_core_engine(
+    tmp_path: Path, settings: dict[str, Any], chunks: dict[str, Any]
+) -> None:
+    model, ids, policy = saved(tmp_path), token_ids(*LENGTHS), f"dash:{HALF.replace('start=1', 'start=0')}"
+    with engine(tmp_path, policy, **settings | chunks) as llm:
+        assert served(llm, ids) == expected(model, ids, policy)
+        assert served(llm, ids[:1]) == expected(model, ids[:1], policy)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deltahalt.lab.bench.agreement import AgreementRow
+from deltahalt.lab.bench.agreement import markdown as agreement_table
 from deltahalt.lab.bench.decode import DecodeRow
 from deltahalt.lab.bench.decode import markdown as decode_table
 from deltahalt.lab.bench.long_prompts import LongPromptRow
@@ -39,6 +41,7 @@ KINDS: dict[type[Row], Callable[[Any], str]] = {
     ProfileRow: profile_table,
     ReadoutRow: readout_table,
     ServingRow: serving_table,
+    AgreementRow: agreement_table,
     SweepRow: sweep_table,
     ShapeRow: shapes_table,
     EmbedRow: embed_table,
