@@ -27,6 +27,8 @@ POLICIES = (
     f"dash:{HALF},boundary=attention,relative=true",
     f"both-ends:{HALF},boundary=attention,chunk=16",
     f"dash-layer:{HALF}",
+    f"window-attention:{HALF},window=16,heads=max",
+    f"key-norm:{HALF},boundary=attention",
     "uniform:start=0,keep=40,keep_first=8,keep_last=16",
 )
 
@@ -46,9 +48,11 @@ def test_chunks_give_the_tokens_of_the_core_engine(folder: Path, model: Any, pol
         assert waiting(llm) == 0
 
 
+@pytest.mark.parametrize(("policy", "width"), [(POLICIES[1], 4 * 128), (POLICIES[4], 128 + 64 + 2 * 128)])
 def test_memory_is_measured_with_room_for_the_longest_prompt(
-    folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+    folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch, policy: str, width: int
 ) -> None:
+    """What the policy reads of each token, the states from which deep layers go on, and those that they run."""
     from vllm.forward_context import set_forward_context
 
     shapes, empty = [], torch.empty
@@ -57,10 +61,14 @@ def test_memory_is_measured_with_room_for_the_longest_prompt(
         shapes.append(shape[0])
         return empty(*shape, **options)
 
-    with engine(folder, POLICIES[1], **CHUNKS) as llm, set_forward_context(None, llm.llm_engine.vllm_config):
+    def profiled(model: Any) -> None:
+        zeros = torch.zeros(64, dtype=torch.long, device=model.model.norm.weight.device)
+        model(zeros, zeros)
+
+    with engine(folder, policy, **CHUNKS) as llm, set_forward_context(None, llm.llm_engine.vllm_config):
         monkeypatch.setattr(torch, "empty", noted)
-        llm.apply_model(lambda model: model(torch.zeros(64, dtype=torch.long), torch.zeros(64, dtype=torch.long)))
-    assert (4, 256, 128) in shapes  # three states of each token, and those that deep layers run
+        llm.apply_model(profiled)
+    assert (256, width) in shapes
 
 
 def test_in_chunks_too_each_request_has_its_own_ratio(folder: Path, model: Any) -> None:

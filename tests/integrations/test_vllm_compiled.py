@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
     [
         (f"dash:{HALF},relative=true", {}),
         (f"both-ends:{HALF},boundary=attention", CHUNKS),
+        (f"window-attention:{HALF},window=16,heads=max", CHUNKS),
         ("dash-layer:start=0,pruning_ratio=0.5,keep_first=8,keep_last=16", {}),
     ],
 )

@@ -26,6 +26,10 @@ POLICIES = (
     f"max-sim:{HALF},window=16",
     f"dash:{HALF},boundary=attention,relative=true",
     f"dash-layer:{HALF}",
+    f"window-attention:{HALF},window=16,heads=max",
+    f"window-attention:{HALF},window=8,similar=0.5",
+    f"last-token-attention:{HALF},boundary=attention",
+    f"key-norm:{HALF},chunk=16",
     f"random:{HALF}",
     "uniform:start=0,keep=40,keep_first=8,keep_last=16",
 )
@@ -49,10 +53,14 @@ def test_every_family_gives_the_tokens_of_the_core_engine(tmp_path: Path, varian
 
 
 @pytest.mark.skipif(V2, reason="its processes are new ones, without the Triton that this one has for runner V2")
-def test_processes_of_tensor_parallel_give_the_tokens_of_the_core_engine(folder: Path, model: Any) -> None:
-    parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    with engine(folder, POLICIES[0], **parallel, **CHUNKS) as llm:
-        assert served(llm, IDS) == expected(model, IDS, POLICIES[0])
+@pytest.mark.parametrize(("policy", "key_heads"), [(POLICIES[0], 2), (POLICIES[7], 2), (POLICIES[7], 1)])
+def test_processes_of_tensor_parallel_give_the_tokens_of_the_core_engine(
+    tmp_path: Path, policy: str, key_heads: int
+) -> None:
+    """Each process computes half of the attention heads; both compute the key head where there is one."""
+    model, parallel = saved(tmp_path, num_key_value_heads=key_heads), {"tensor_parallel_size": 2}
+    with engine(tmp_path, policy, distributed_executor_backend="mp", **parallel, **CHUNKS) as llm:
+        assert served(llm, IDS) == expected(model, IDS, policy)
 
 
 @pytest.mark.parametrize("policy", [None, "off", "dash:start=1,pruning_ratio=0"])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,13 +11,13 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
-from deltahalt.errors import UnsupportedError
 from deltahalt.integrations.vllm.decode import DecodeMetadata
 from deltahalt.integrations.vllm.folder import leave_policy
 from deltahalt.integrations.vllm.groups import Groups
+from deltahalt.integrations.vllm.heads import Heads
 from deltahalt.integrations.vllm.metadata import halted_backend
 from deltahalt.integrations.vllm.options import Choice, Settings, name_policy
-from deltahalt.integrations.vllm.parts import split
+from deltahalt.integrations.vllm.parts import READABLE, split
 from deltahalt.integrations.vllm.plan import Plan, Row
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
 from deltahalt.integrations.vllm.shared import Halting, log
@@ -38,7 +38,8 @@ class HaltingModel(nn.Module):
 
     model: Any
     halting: Halting
-    reads: Sequence[str]  # names of the states that the policy reads
+    reads: Sequence[str]  # names of what the policy reads
+    heads: Heads
     parts: tuple[Any, Any]  # shallow and deep; in a tuple, so that their weights are not listed twice
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
@@ -57,7 +58,8 @@ class HaltingModel(nn.Module):
         policy = self.settings.resolved(self.model)
         name_policy(self.vllm_config, policy)  # before anything is compiled
         self.halting = Halting(self.settings, policy, self.budget)
-        self.reads = sorted(policy.reads & {"hidden_in", "update"})
+        self.reads = sorted(policy.reads & READABLE)
+        self.heads = Heads(self.model.layers[self.halting.start].self_attn, self.vllm_config)
         after_attention = policy.boundary == "attention"
         self.parts = split(
             self.model, self.vllm_config, self.halting.start, after_attention=after_attention, reads=self.reads
@@ -118,9 +120,10 @@ class HaltingModel(nn.Module):
 
         In the run by which vLLM measures how much memory a step takes, it stands for these.
         """
-        longest = self.longest if self.longest > self.halting.budget else 0
-        shape = (len(self.reads) + 2, longest, self.model.config.hidden_size)
-        return torch.empty(shape, dtype=self.dtype, device=device)
+        longest, hidden = self.longest if self.longest > self.halting.budget else 0, self.model.config.hidden_size
+        widths = {"queries": self.heads.queries, "keys": self.heads.keys}
+        width = sum(widths.get(name, hidden) for name in self.reads) + 2 * hidden
+        return torch.empty((longest, width), dtype=self.dtype, device=device)
 
     def _halted(self, states: States, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
         context, count, (_, run) = get_forward_context(), len(positions), self.parts
@@ -177,15 +180,11 @@ class HaltingModel(nn.Module):
             hidden_in=states.get("hidden_in", unread),
             update=states.get("update", unread),
             hidden_out=None if row.policy.boundary == "attention" else continued,
-            queries=_split_over_gpus,
-            keys=_split_over_gpus,
-            scaling=1.0,
+            queries=lambda count: self.heads.every_query(states["queries"][-count:]),
+            keys=lambda: self.heads.every_key(states["keys"]),
+            scaling=self.heads.scaling,
         )
         return row.policy.choose(row.policy.score(view), view)
-
-
-def _split_over_gpus(*_: Any) -> NoReturn:
-    raise UnsupportedError("in vLLM a policy cannot read queries and keys, whose heads are split over GPUs")
 
 
 class LlamaForCausalLM(HaltingModel, llama.LlamaForCausalLM):

@@ -12,8 +12,17 @@ from deltahalt.profile_names import AUTO, names_profile
 
 KEY = "deltahalt"
 OFF = "off"
-# What these read is the same on every GPU of tensor parallel: the states after a layer's sums over GPUs.
-POLICIES = ("both-ends", "max-sim", "dash", "dash-layer", "random", "uniform")
+POLICIES = (
+    "both-ends",
+    "max-sim",
+    "dash",
+    "dash-layer",
+    "window-attention",
+    "last-token-attention",
+    "key-norm",
+    "random",
+    "uniform",
+)
 OF_THE_PROMPT = ("prompt_logprobs", "prompt_logprob_token_ids")  # of SamplingParams: they read tokens that halt
 PREFIX = "prefix"
 PER_REQUEST = ("pruning_ratio", "keep", PREFIX)
@@ -81,8 +90,12 @@ def check_runs(policy: AnyPolicy) -> None:
         raise UnsupportedError("in vLLM tokens halt at one layer: name a policy of one stage, such as both-ends")
     if policy.name not in POLICIES:
         raise UnsupportedError(
-            f"{policy.name} is not supported in vLLM, where a policy sees only states that every GPU has whole: "
-            f'choose auto or one of {", ".join(POLICIES)}; "off" turns halting off'
+            f"{policy.name} is not supported in vLLM, where policies are of text and halted tokens have no K/V in deep "
+            f'layers: choose auto or one of {", ".join(POLICIES)}; "off" turns halting off'
+        )
+    if policy.scored_layers > 1 or policy.layers_ahead:
+        raise UnsupportedError(
+            f"in vLLM {policy.name} reads only the layer that decides: leave layers and ahead out of its options"
         )
 
 

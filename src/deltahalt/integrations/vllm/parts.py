@@ -10,12 +10,14 @@ from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import set_current_vllm_config
 
+READABLE = frozenset({"hidden_in", "update", "queries", "keys"})
+
 
 @support_torch_compile
 class ShallowPart(nn.Module):
     """The layers up to the one that decides, which runs up to the policy's boundary.
 
-    reads: names of the states that the policy reads there, out of `hidden_in` and `update`.
+    reads: names of what the policy reads there, out of READABLE.
     """
 
     embed_tokens: Any
@@ -28,9 +30,20 @@ class ShallowPart(nn.Module):
         self.decider = model.layers[start]
         self.after_attention = after_attention
         self.reads = tuple(reads)
+        self.attended: list[Any] = []  # queries and keys, from when the attention gets them until they are read
+        if self.reads_heads:
+            self.decider.self_attn.attn.register_forward_pre_hook(lambda _, given: self.attended.append(given[:2]))
+
+    @property
+    def reads_heads(self) -> bool:
+        """Whether the policy reads queries or keys."""
+        return not {"queries", "keys"}.isdisjoint(self.reads)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Two tensors [n, D] whose sum are the states of n tokens at the boundary, and each that the policy reads."""
+        """Two tensors [n, D] whose sum are the states of n tokens at the boundary, and what the policy reads, [n, ...].
+
+        Queries and keys are those of this GPU, [n, its heads * d].
+        """
         hidden, residual = self.embed_tokens(input_ids), None
         for layer in self.layers:
             hidden, residual = layer(positions, hidden, residual)
@@ -41,6 +54,8 @@ class ShallowPart(nn.Module):
             normed, residual = layer.input_layernorm(hidden, residual)
         update = layer.self_attn(positions=positions, hidden_states=normed)
         states = {"hidden_in": residual, "update": update}
+        if self.reads_heads:
+            states["queries"], states["keys"] = self.attended.pop()
         read = [states[name].clone() for name in self.reads]  # the next norm adds to both in place
         if self.after_attention:
             return update, residual, *read
