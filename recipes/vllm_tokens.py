@@ -68,6 +68,7 @@ def expected(folder: Path, ids: list[list[int]], policy: str) -> tuple[str, list
 
 def served(folder: Path, ids: list[list[int]], policy: str, mode: str) -> list[list[int]]:
     """The new tokens of each prompt, where vLLM gets all at once."""
+    memory = {"kv_cache_memory_bytes": 8 * 2**30} if torch.cuda.is_available() else {}
     llm = vllm.LLM(
         str(folder),
         dtype="float32",
@@ -75,8 +76,8 @@ def served(folder: Path, ids: list[list[int]], policy: str, mode: str) -> list[l
         max_num_seqs=IN_FLIGHT,
         max_num_batched_tokens=CHUNK,
         enable_prefix_caching=False,
-        gpu_memory_utilization=0.5,
         additional_config={"deltahalt": {"policy": policy}},
+        **memory,
         **MODES[mode],
     )
     params = vllm.SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
