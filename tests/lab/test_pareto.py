@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from deltahalt import InputError
 from deltahalt.lab.evaluation.sweep import SweepRow
 from deltahalt.lab.figures.house import DRAWN, check_plot, drawn, looks
-from deltahalt.lab.figures.names import method, short
+from deltahalt.lab.figures.names import legend, method, short
 from deltahalt.lab.figures.pareto import pareto
 from deltahalt.methods.registry import METHODS
 from deltahalt.policies import POLICIES
@@ -29,6 +29,12 @@ def test_a_label_is_short() -> None:
     assert short(DASH) == "l11 \u03c1.667"
     assert short(KEYS) == "l25% \u03c1.5 keep first 8"
     assert short(STAGES) == "l7 \u03c1.5\n+ l14 \u03c1.9 chunk 16"
+
+
+def test_a_legend_names_the_method_and_its_options() -> None:
+    assert legend(DASH) == "dash: l11 \u03c1.667"
+    assert legend("dash") == "dash"
+    assert legend("auto:2.5") == "auto: 2.5"
 
 
 def test_a_stage_without_options_is_named() -> None:

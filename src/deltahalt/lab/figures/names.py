@@ -70,6 +70,11 @@ def _without_shared(stage: Written, shared: list[str]) -> str:
     return f"{rest}{',' if ':' in rest else ':'}{REST}"
 
 
+def legend(policy: str) -> str:
+    """Return a policy's name in a legend: its method, and its options in few letters if it has some."""
+    return f"{method(policy)}: {short(policy)}" if ":" in policy else policy
+
+
 def short(policy: str) -> str:
     """Return a policy's options in few letters, each stage on its own lines: `l14 rho.667 chunk 64`.
 
@@ -106,4 +111,4 @@ def _short(key: str, value: str) -> str:
         return f"l{value}" if value.isdecimal() else f"l{100 * float(value):g}%"
     if key == "pruning_ratio":
         return RHO + (value.lstrip("0") or "0")
-    return f"{key.replace('_', ' ')} {value}"
+    return f"{key.replace('_', ' ')} {value}".rstrip()  # `auto:2.5` has no value

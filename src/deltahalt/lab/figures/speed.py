@@ -6,7 +6,7 @@ from pathlib import Path
 from deltahalt.errors import InputError
 from deltahalt.lab.bench.row import BenchRow
 from deltahalt.lab.figures.house import COLOURS, FULL, MARKERS, check_plot, drawn
-from deltahalt.lab.figures.names import method, short
+from deltahalt.lab.figures.names import legend
 
 
 def speed(rows: Iterable[BenchRow], out: Path) -> None:
@@ -30,10 +30,8 @@ def speed(rows: Iterable[BenchRow], out: Path) -> None:
             own = sorted((row for row in single if row.policy == policy), key=lambda row: row.prompt)
             lengths = [row.prompt for row in own]
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            label = f"{method(policy)}: {short(policy)}" if ":" in policy else policy
-            axes.plot(
-                lengths, [row.gain.prefill for row in own], color=colour, marker=marker, markersize=5, label=label
-            )
+            gains = [row.gain.prefill for row in own]
+            axes.plot(lengths, gains, color=colour, marker=marker, markersize=5, label=legend(policy))
             axes.plot(lengths, [row.gain.flops for row in own], color=colour, linestyle=":", linewidth=1)
         axes.set_xscale("log", base=2)
         ticks = sorted({row.prompt for row in single})
