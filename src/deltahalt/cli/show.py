@@ -12,13 +12,16 @@ from deltahalt.files import require_output
 
 
 def plot(
-    rows: Annotated[list[Path], typer.Argument(help="JSONL files that `sweep`, `eval`, `bench` or `observe` wrote.")],
+    rows: Annotated[
+        list[Path],
+        typer.Argument(help="JSONL files that `sweep`, `eval`, `bench`, `bench-vllm` or `observe` wrote."),
+    ],
     picture: Annotated[Path, typer.Option("--out", help="File to draw to, which ends in .svg or .png.")],
     figure: Annotated[
         str,
         typer.Option(
             help="pareto or signals for rows of `sweep`; score-time for rows of `eval`; speed for rows of `bench`; "
-            "delta-distribution, delta-attention or sparsity for rows of `observe`."
+            "serving for rows of `bench-vllm`; delta-distribution, delta-attention or sparsity for rows of `observe`."
         ),
     ] = "pareto",
     force: ForceOption = False,
@@ -39,12 +42,14 @@ def plot(
 def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
     """The type of rows that each figure shows, and the function that draws it."""
     from deltahalt.lab.bench.row import BenchRow
+    from deltahalt.lab.bench.serving import ServingRow
     from deltahalt.lab.evaluation.observe import Observation
     from deltahalt.lab.evaluation.sweep import SweepRow
     from deltahalt.lab.figures.delta_attention import delta_attention
     from deltahalt.lab.figures.delta_distribution import delta_distribution
     from deltahalt.lab.figures.pareto import pareto
     from deltahalt.lab.figures.score_time import score_time
+    from deltahalt.lab.figures.serving import serving
     from deltahalt.lab.figures.signals import signals
     from deltahalt.lab.figures.sparsity import sparsity
     from deltahalt.lab.figures.speed import speed
@@ -55,6 +60,7 @@ def _figures() -> dict[str, tuple[Any, Callable[[list[Any], Path], None]]]:
         "signals": (SweepRow, signals),
         "score-time": (EvalRow, score_time),
         "speed": (BenchRow, speed),
+        "serving": (ServingRow, serving),
         "delta-distribution": (Observation, delta_distribution),
         "delta-attention": (Observation, delta_attention),
         "sparsity": (Observation, sparsity),
