@@ -13,7 +13,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kvpress test-newest test-lmms test-vllm kvpress-env vllm-env lint format bench bench-gpu eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
+.PHONY: help demo test test-kvpress test-newest test-lmms test-vllm vllm-gpu kvpress-env vllm-env lint format bench bench-gpu eval-smoke table1 table2 table3 table4 table5 table6 table7 results figures clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,14 @@ test-lmms: $(LMMS)/.installed ## run the tests of lmms-eval with halting
 test-vllm: $(VLLM)/.installed ## run the tests of vLLM with halting, on a CPU
 	$(VLLM)/bin/python -m pytest tests/integrations/test_vllm_*.py
 	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM)/bin/python -m pytest tests/integrations/test_vllm_[cghnr]*.py
+
+SCHEDULE := both-ends:start=2,pruning_ratio=0.64,chunk=64
+
+vllm-gpu: ## on a GPU, with vLLM installed for PYTHON: its tests, tokens beside the core engine's, and times: MODEL=, ROWS=
+	VLLM_USE_V2_MODEL_RUNNER=1 PYTHONPATH=src:tests $(PYTHON) -m pytest tests/integrations/test_vllm_*.py
+	PYTHONPATH=src $(PYTHON) recipes/vllm_tokens.py $(MODEL) $(ROWS)
+	for way in stock $(SCHEDULE) dash; do PYTHONPATH=src $(PYTHON) recipes/time_vllm.py $(ROWS) $$way || exit 1; done
+	for way in stock $(SCHEDULE); do PYTHONPATH=src $(PYTHON) recipes/time_vllm.py $(ROWS) $$way 1 9 || exit 1; done
 
 vllm-env: $(VLLM)/.installed ## set up .venv-vllm: vLLM for a CPU (3.4 GB; needs Python 3.11 or newer)
 

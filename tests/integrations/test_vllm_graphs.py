@@ -114,9 +114,9 @@ def test_one_build_serves_all_groups_where_the_backend_can(tmp_path: Path, monke
 
     own, builds = Builder.build, []
 
-    def build(self: Any, prefix: int, given: Any, **options: Any) -> Any:
-        builds.append((given.max_query_len, type(self).__name__))
-        return own(self, prefix, given, **options)
+    def build(self: Any, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:
+        builds.append((common_attn_metadata.max_query_len, type(self).__name__))
+        return own(self, common_prefix_len, common_attn_metadata, **options)
 
     def update(_: Any, metadata: Any, table: torch.Tensor, slots: torch.Tensor) -> Any:
         return replace(metadata, block_table=table, slot_mapping=slots)  # as FlashAttention's builder does

@@ -49,8 +49,11 @@ class ServingRow(RanRow):
 
 
 def markdown(rows: Sequence[ServingRow]) -> str:
-    """Return the rows as a Markdown table: see `cells`."""
-    return table(cells(rows))
+    """Return the rows as a Markdown table: see `cells`. The mode and the number of GPUs are there if they differ."""
+    columns = cells(rows)
+    return table(
+        {head: columns[head] for head in columns if head not in ("GPUs", "mode") or len(set(columns[head])) > 1}
+    )
 
 
 def cells(rows: Sequence[ServingRow]) -> dict[str, list[str]]:
