@@ -186,7 +186,7 @@ def test_a_replayed_chunk_leaves_a_shared_prefix_as_it_is(tmp_path: Path, monkey
             assert served(llm, ids, options=["prefix=40"] * 3) == want
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU: `make test-vllm-gpu`")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU: `make vllm-gpu`")
 @pytest.mark.parametrize("settings", [GRAPHS, {"enforce_eager": False}], ids=["graphs", "compiled, and graphs"])
 @pytest.mark.parametrize("chunks", [{}, CHUNKS], ids=["whole", "chunks"])
 def test_cuda_graphs_give_the_tokens_of_the_core_engine(

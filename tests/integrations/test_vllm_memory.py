@@ -163,20 +163,20 @@ def test_more_requests_run_in_the_same_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shallow", "deep", "size", "count"),
+    ("full", "halted", "size", "count"),
     [(3, 25, 3, 10), (4, 26, 4, 8), (12, 16, 16, 2), (11, 19, 11, 3), (20, 8, 8, 4), (2, 2, 2, 2), (1, 5, 1, 6)],
 )
-def test_groups_are_those_that_vllm_makes(shallow: int, deep: int, size: int, count: int) -> None:
+def test_groups_are_those_that_vllm_makes(full: int, halted: int, size: int, count: int) -> None:
     import torch
     from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
 
-    from deltahalt.integrations.vllm.specs import DeepSpec, ShallowSpec
+    from deltahalt.integrations.vllm.specs import FullSpec, HaltedSpec
 
     shape: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float32}
-    kinds = [ShallowSpec(**shape)] * shallow + [DeepSpec(**shape)] * deep
+    kinds = [FullSpec(**shape)] * full + [HaltedSpec(**shape)] * halted
     made = _get_kv_cache_groups_uniform_page_size({str(number): kind for number, kind in enumerate(kinds)})
-    groups = Groups(shallow, deep)
-    assert (groups.size, groups.of_shallow + groups.of_deep) == (size, count)
+    groups = Groups(full, halted)
+    assert (groups.size, groups.count) == (size, count)
     assert len(made) == count
     assert max(len(group.layer_names) for group in made) <= size
 
@@ -187,6 +187,36 @@ def test_memory_of_a_prompt_follows_from_its_groups() -> None:
     assert Groups(3, 25).problem(0.36) is None
     assert "91% of the memory" in str(Groups(3, 25).problem(0.83))
     assert "28 groups" in str(Groups(1, 27).problem(0.36))
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "share", "full", "count"),
+    [
+        (3, 25, 0.36, 4, 7),  # without padding, where 3 and 25 have two layers of it
+        (12, 16, 0.333, 14, 2),
+        (3, 77, 0.36, 5, 16),  # three in a group would be 27 groups
+        (3, 12, 0.36, 3, 5),
+        (27, 1, 0.36, 27, 28),  # no other way
+    ],
+)
+def test_the_best_groups_may_give_deep_layers_blocks_for_all_tokens(
+    shallow: int, deep: int, share: float, full: int, count: int
+) -> None:
+    groups = Groups.best(shallow, deep, share)
+    assert (groups.full, groups.halted, groups.count) == (full, shallow + deep - full, count)
+
+
+def test_deep_layers_with_blocks_for_all_tokens_hold_those_that_stay(tmp_path: Path) -> None:
+    policy = f"both-ends:{HALF.replace('start=1,pruning_ratio=0.6', 'start=2,pruning_ratio=0.35')}"
+    model = saved(tmp_path, num_hidden_layers=8)
+    with engine(tmp_path, policy, enable_prefix_caching=True, **CHUNKS) as llm:
+        names = [group.layer_names for group in scheduler(llm).kv_cache_config.kv_cache_groups]
+        assert [len(group) for group in names] == [4, 4]  # three shallow layers and a deep one, and the other deep ones
+        assert served(llm, IDS) == expected(model, IDS, policy)
+        ids = [IDS[0][:70] + prompt[70:] for prompt in IDS]
+        want = expected(model, ids, policy, prefix=70)
+        for _ in range(2):  # the second time from the cache
+            assert served(llm, ids, options=["prefix=70"] * 4) == want
 
 
 @pytest.fixture

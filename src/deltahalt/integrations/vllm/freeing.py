@@ -7,7 +7,7 @@ from deltahalt.integrations.vllm.choosing import Choosing
 from deltahalt.integrations.vllm.options import Choice
 from deltahalt.integrations.vllm.plan import held
 from deltahalt.integrations.vllm.shared import log
-from deltahalt.integrations.vllm.specs import DeepBlocks
+from deltahalt.integrations.vllm.specs import HaltedBlocks
 
 
 class Freeing(Choosing):
@@ -20,11 +20,11 @@ class Freeing(Choosing):
         # By request whose prompt halts: the number of its prompt's tokens, of those that never halt, and that do
         self._halted: dict[str, tuple[int, int, int]] = {}
         groups = self.kv_cache_manager.coordinator.single_type_managers
-        deep = [group for group in groups if isinstance(group, DeepBlocks)]
-        for group in deep:
+        halted = [group for group in groups if isinstance(group, HaltedBlocks)]
+        for group in halted:
             group.places = self._places
-        if deep:
-            self._show_room(len(groups) - len(deep), len(deep))
+        if halted:
+            self._show_room(len(groups) - len(halted), len(halted))
 
     def add_request(self, request: Any) -> None:
         """Queue a request."""
@@ -49,15 +49,15 @@ class Freeing(Choosing):
         counts = self._halted.get(name)
         return tokens if counts is None else held(tokens, *counts) + (tokens < counts[0])
 
-    def _show_room(self, shallow: int, deep: int) -> None:
-        """Log how many of the longest prompts fit at once. shallow, deep: number of groups of layers."""
+    def _show_room(self, full: int, halted: int) -> None:
+        """Log how many of the longest prompts fit at once. full, halted: number of groups of layers."""
         longest, size = self.vllm_config.model_config.max_model_len, self.vllm_config.cache_config.block_size
         kept = longest - Choice(self._policy).dropped(longest, self._shortest)
         blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1  # vLLM leaves one unused
         log.info(
             "deltahalt: %.2f prompts of %d tokens fit at once where %d of these stay, and %.2f whole ones",
-            blocks / (shallow * ceil(longest / size) + deep * ceil(kept / size)),
+            blocks / (full * ceil(longest / size) + halted * ceil(kept / size)),
             longest,
             kept,
-            blocks / ((shallow + deep) * ceil(longest / size)),
+            blocks / ((full + halted) * ceil(longest / size)),
         )

@@ -21,10 +21,9 @@ from deltahalt.integrations.vllm.parts import READABLE, split
 from deltahalt.integrations.vllm.plan import Plan, Row
 from deltahalt.integrations.vllm.refusals import refuse_unsupported
 from deltahalt.integrations.vllm.shared import Halting, log
-from deltahalt.integrations.vllm.specs import DeepSpec, ShallowSpec, set_spec
+from deltahalt.integrations.vllm.specs import FullSpec, HaltedSpec, set_spec
 from deltahalt.integrations.vllm.versions import PACKAGE
 from deltahalt.integrations.vllm.waiting import States
-from deltahalt.policies.base import Policy
 from deltahalt.policies.layer_view import LayerView
 from deltahalt.policies.text import format_policy
 
@@ -67,24 +66,26 @@ class HaltingModel(nn.Module):
         log.info("deltahalt: layer %d decides, by %s", self.halting.start, format_policy(policy))
         if get_tensor_model_parallel_rank() == 0:
             leave_policy(self.vllm_config, policy)
-        attentions, shallow = [layer.self_attn.attn for layer in self.model.layers], self.halting.start + 1
-        requests, device = self.vllm_config.scheduler_config.max_num_seqs, self.vllm_config.device_config.device
-        decode = DecodeMetadata(requests, torch.device(device))
+        self._set_backends([layer.self_attn.attn for layer in self.model.layers])
+
+    def _set_backends(self, attentions: Sequence[Any]) -> None:
+        """Let the attention of deep layers count the tokens that they hold, and have blocks for these alone."""
+        config, shallow = self.vllm_config, self.halting.start + 1
+        device = torch.device(config.device_config.device)
+        decode = DecodeMetadata(config.scheduler_config.max_num_seqs, device)
         backend = halted_backend(attentions[shallow].attn_backend, self.halting, decode)
         for attention in attentions[shallow:]:
             attention.attn_backend = backend
-        problem = self._problem_of_groups(Groups(shallow, len(attentions) - shallow), policy)
+        dropped = Choice(self.halting.policy).dropped(self.longest, self.settings.min_prompt_tokens)
+        share = 1 - dropped / self.longest
+        groups = Groups.best(shallow, len(attentions) - shallow, share)
+        one_kind = config.scheduler_config.disable_hybrid_kv_cache_manager
+        problem = "vLLM's hybrid KV cache manager is off" if one_kind else groups.problem(share)
         if problem is not None:
             log.info("deltahalt: blocks of tokens that halt in deep layers stay unused, since %s", problem)
             return
         for number, attention in enumerate(attentions):
-            set_spec(attention, ShallowSpec if number < shallow else DeepSpec)
-
-    def _problem_of_groups(self, groups: Groups, policy: Policy) -> str | None:
-        """Why shallow and deep layers cannot have blocks of their own; None if they can."""
-        if self.vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
-            return "vLLM's hybrid KV cache manager is off"
-        return groups.problem(1 - Choice(policy).dropped(self.longest, self.settings.min_prompt_tokens) / self.longest)
+            set_spec(attention, FullSpec if number < groups.full else HaltedSpec)
 
     @classmethod
     def get_model_state_cls(cls) -> Any:

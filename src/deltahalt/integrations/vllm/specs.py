@@ -1,4 +1,4 @@
-"""What vLLM knows of the K/V of shallow and of deep layers, so that each kind has blocks of its own."""
+"""What vLLM knows of the K/V of layers with blocks for all tokens, and of those with blocks for tokens that stay."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,11 +11,11 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 KVCacheSpecRegistry.check_kv_cache_spec_registry({})  # vLLM registers its own only where nothing is registered yet
 
 
-class DeepBlocks(FullAttentionManager):
-    """Blocks of a group of deep layers.
+class HaltedBlocks(FullAttentionManager):
+    """Blocks of a group of layers, for the tokens that stay.
 
-    places: function of a request's id and its number of tokens. Returns the number of tokens for which deep layers need
-    places.
+    places: function of a request's id and its number of tokens. Returns the number of tokens for which these layers
+    need places.
     """
 
     places: Callable[[str, int], int]
@@ -36,21 +36,21 @@ class DeepBlocks(FullAttentionManager):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShallowSpec(FullAttentionSpec):
-    """The K/V of a layer that holds all tokens."""
+class FullSpec(FullAttentionSpec):
+    """The K/V of a layer with blocks for all tokens."""
 
-    merge = KVCacheSpec.merge  # of equal ones only, where FullAttentionSpec's takes those of deep layers, too
+    merge = KVCacheSpec.merge  # of equal ones only, where FullAttentionSpec's takes those of HaltedSpec, too
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepSpec(FullAttentionSpec):
-    """The K/V of a layer that holds the tokens that did not halt. It is as large as others', since a prompt may be."""
+class HaltedSpec(FullAttentionSpec):
+    """The K/V of a layer with blocks for the tokens that stay. All its tokens may do so, so that it is as large."""
 
     merge = KVCacheSpec.merge
 
 
-KVCacheSpecRegistry.register(ShallowSpec, FullAttentionManager)
-KVCacheSpecRegistry.register(DeepSpec, DeepBlocks)
+KVCacheSpecRegistry.register(FullSpec, FullAttentionManager)
+KVCacheSpecRegistry.register(HaltedSpec, HaltedBlocks)
 
 
 def set_spec(attention: Any, kind: type[FullAttentionSpec]) -> None:
