@@ -33,7 +33,10 @@ Run = tuple[torch.Tensor, ...]
 
 
 class HaltingModel(nn.Module):
-    """A causal language model of vLLM whose prompts halt. Steps in which no token halts run vLLM's own loop."""
+    """A causal language model of vLLM whose prompts halt.
+
+    Each step runs its layers in two parts. Where tokens halt, the second part runs those that stay.
+    """
 
     model: Any
     halting: Halting
@@ -105,7 +108,7 @@ class HaltingModel(nn.Module):
         plan, slots = (None, {}) if profiled else (self.halting.plan, self.halting.slots)
         if slots:
             context.slot_mapping = context.slot_mapping | slots
-        room = self._room_for_chunks(positions.device) if profiled else None
+        room = self._room_for_states(positions.device) if profiled else None
         shallow, deep = self.parts
         hidden, residual, *read = shallow(input_ids, positions)
         if plan is None or not plan.halts:
@@ -116,15 +119,15 @@ class HaltingModel(nn.Module):
         del hidden, residual, read
         return self._halted(states, positions, plan)
 
-    def _room_for_chunks(self, device: torch.device) -> torch.Tensor:
-        """As much as the longest prompt in chunks takes: its states, and those that deep layers run.
+    def _room_for_states(self, device: torch.device) -> torch.Tensor:
+        """As much as the longest prompt takes, or all prompts of a step: their states, and those that deep layers run.
 
         In the run by which vLLM measures how much memory a step takes, it stands for these.
         """
-        longest, hidden = self.longest if self.longest > self.halting.budget else 0, self.model.config.hidden_size
+        tokens, hidden = max(self.longest, self.halting.budget), self.model.config.hidden_size
         widths = {"queries": self.heads.queries, "keys": self.heads.keys}
         width = sum(widths.get(name, hidden) for name in self.reads) + 2 * hidden
-        return torch.empty((longest, width), dtype=self.dtype, device=device)
+        return torch.empty((tokens, width), dtype=self.dtype, device=device)
 
     def _halted(self, states: States, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
         context, count, (_, run) = get_forward_context(), len(positions), self.parts
