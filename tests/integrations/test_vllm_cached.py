@@ -32,6 +32,17 @@ def test_a_shared_prefix_gives_the_tokens_of_a_later_turn(folder: Path, model: A
         assert answered(llm, IDS, "prefix=40") == (expected(model, IDS, POLICY, prefix=40), [32] * 5)
 
 
+@pytest.mark.skipif(V2, reason="a policy does not depend on the runner")
+@pytest.mark.parametrize("policy", [f"window-attention:{HALF},window=16", f"key-norm:{HALF},boundary=attention"])
+def test_queries_and_keys_after_a_shared_prefix_are_those_of_a_later_turn(
+    folder: Path, model: Any, policy: str
+) -> None:
+    want = expected(model, IDS, policy, prefix=70)
+    with engine(folder, policy, **CACHED, **CHUNKS) as llm:
+        assert answered(llm, IDS[:1], "prefix=70") == (want[:1], [0])
+        assert answered(llm, IDS, "prefix=70") == (want, [64] * 5)
+
+
 def test_prompts_sent_at_once_share_their_prefix(folder: Path, model: Any) -> None:
     ids = [*IDS, *(RULES + rest for rest in token_ids(31, 75, 140))]
     with engine(folder, POLICY, **CACHED) as llm:
