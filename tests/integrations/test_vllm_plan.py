@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deltahalt import Dash, InputError, PolicyError, UnsupportedError
 from deltahalt.integrations.vllm.options import Choice, Settings, placed, request_choice
 from deltahalt.integrations.vllm.plan import Plan, Row
-from deltahalt.integrations.vllm.shared import Halting, log
+from deltahalt.integrations.vllm.shared import Halting
 from deltahalt.integrations.vllm.waiting import Waiting
 from deltahalt.policies.text import parse_policy
 
@@ -161,13 +161,10 @@ def test_values_of_a_request_are_checked(text: str) -> None:
         request_choice(POLICY, request(text))
 
 
-def test_a_request_that_is_not_refused_before_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(log, "warning", lambda line, *parts: lines.append(line % parts))
+def test_a_request_of_a_warm_up_stays_whole() -> None:
+    """It passes no check, and an error would end the engine."""
     halting = Halting(Settings("dash", 0), POLICY, 64)
-    assert [halting.choice_of(request("ratio=1")) for _ in range(3)] == 3 * [Choice(None)]
-    (line,) = lines
-    assert "a prompt stays whole, since its request does not work with halting: deltahalt is 'ratio=1'" in line
+    assert halting.choice_of(request(None, prompt_logprobs=1)) == Choice(None)
 
 
 @pytest.mark.parametrize("text", ["dense", "single-input-kv", "dash-frozen", "forecast", "v2drop"])

@@ -1,6 +1,6 @@
 """What vLLM cannot do beside halting is refused by name, before the engine starts or before a request reaches it."""
 
-import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,6 @@ from helpers.vllm_engine import HALF, SETTINGS, V2, config, engine, expected, sa
 
 POLICY = f"dash:{HALF}"
 COMPILED: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"mode": 1}}  # as a whole
-REFUSED = versions.request_check(runner_v2=V2) is not None  # before a request reaches the engine
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,6 @@ def test_an_unknown_version_is_named(folder: Path, monkeypatch: pytest.MonkeyPat
     assert versions.minor(versions.installed()) in versions.SUPPORTED
 
 
-@pytest.mark.skipif(not REFUSED, reason=f"vLLM {versions.installed()} has no check of requests with runner V2")
 def test_a_refused_request_leaves_the_engine_alive(folder: Path) -> None:
     from vllm.exceptions import VLLMValidationError
 
@@ -149,14 +147,17 @@ def test_a_refused_request_leaves_the_engine_alive(folder: Path) -> None:
     assert len(done.prompt_logprobs) == 150
 
 
-@pytest.mark.skipif(REFUSED, reason=f"vLLM {versions.installed()} refuses requests before the engine")
-def test_where_a_request_cannot_be_refused_its_prompt_stays_whole(folder: Path) -> None:
-    model, ids = saved(folder), token_ids(150, 90)
-    with engine(folder, POLICY) as llm:
-        assert served(llm, ids, options=["ratio=0.5", None]) == [
-            *expected(model, ids[:1], "dense"),
-            *expected(model, ids[1:], POLICY),
-        ]
-        done = llm.generate({"prompt_token_ids": ids[0]}, sampling(prompt_logprobs=1), use_tqdm=False)[0]
-    assert list(done.outputs[0].token_ids) == expected(model, ids[:1], "dense")[0]
-    assert all(math.isfinite(entry.logprob) for token in done.prompt_logprobs[1:] for entry in token.values())
+def test_the_check_does_not_keep_vllm_026_from_runner_v2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It chooses V1 where it sees logits processors."""
+    monkeypatch.setattr(versions, "installed", lambda: "0.26.0")
+    given = pickle.loads(pickle.dumps(versions.with_check(None, runner_v2=True)))  # as it goes to other processes
+    assert not given
+    assert tuple(given) == ("deltahalt.integrations.vllm.check_v1:RequestCheckV1",)
+    assert versions.with_check(["own"], runner_v2=False) == ["own", *given]
+
+
+def test_runner_v2_has_nothing_against_the_check(folder: Path) -> None:
+    checked = configured(folder, config(POLICY))
+    assert checked.model_config.logits_processors is not None
+    if V2:
+        assert "custom logits processors" not in checked._get_v2_model_runner_unsupported_features()

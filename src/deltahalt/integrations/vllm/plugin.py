@@ -10,7 +10,7 @@ from deltahalt.integrations.vllm.counts import show_counts
 from deltahalt.integrations.vllm.folder import folder_of, name_folder
 from deltahalt.integrations.vllm.options import Settings
 from deltahalt.integrations.vllm.refusals import MODELS, refuse_unsupported
-from deltahalt.integrations.vllm.versions import PACKAGE, SCHEDULER, WORKER_V1, request_check
+from deltahalt.integrations.vllm.versions import PACKAGE, SCHEDULER, WORKER_V1, with_check
 
 PREFIX = "Halting"
 
@@ -58,6 +58,4 @@ def configure(config: Any) -> None:
     name_folder(config)
     show_counts(folder_of(config))
     model.hf_config.architectures = [PREFIX + model.architecture]
-    check = request_check(runner_v2=runner_v2)
-    if check is not None:
-        model.logits_processors = [*(model.logits_processors or ()), check]
+    model.logits_processors = with_check(model.logits_processors, runner_v2=runner_v2)

@@ -40,7 +40,6 @@ class Halting:
         self.entrances: list[Entrance] = []
         self.decoding: Any = None
         self.decoded: Any = None
-        self._shown = ""  # the latest warning
 
     def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
@@ -56,15 +55,11 @@ class Halting:
     def choice_of(self, params: Any) -> Choice:
         """What a request with these SamplingParams has chosen.
 
-        A request that is refused does not come here, except with runner V2 of vLLM 0.26. There its prompt stays whole,
-        which gives it vLLM's own answer, since an error would end the engine.
+        vLLM refuses requests before they come here, but for those of its own warm-up: their prompts stay whole.
         """
         try:
             return request_choice(self.policy, params)
-        except DeltahaltError as error:
-            if str(error) != self._shown:  # runner V2 starts with 32 such requests of its own
-                self._shown = str(error)
-                log.warning("a prompt stays whole, since its request does not work with halting: %s", error)
+        except DeltahaltError:
             return Choice(None)
 
     def row(self, name: str, choice: Choice, prompt: int, computed: int, scheduled: int) -> Row:

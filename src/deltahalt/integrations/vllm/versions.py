@@ -1,5 +1,6 @@
 """What differs between the versions of vLLM that are supported. Nothing else does."""
 
+from collections.abc import Sequence
 from importlib import import_module
 
 import torch
@@ -33,11 +34,21 @@ def refuse_unknown(version: str) -> None:
         )
 
 
-def request_check(*, runner_v2: bool) -> str | None:
-    """The logits processor that refuses requests; None with runner V2 of 0.26, which takes no logits processors."""
-    if not runner_v2:
-        return f"{PACKAGE}.check_v1:RequestCheckV1"
-    return None if minor(installed()) == "0.26" else f"{PACKAGE}.check_v2:RequestCheckV2"
+class Unnoticed(list[str]):
+    """Logits processors that vLLM's check of requests reads, and that count as none elsewhere.
+
+    With logits processors vLLM 0.26 chooses runner V1, though V2 needs to know nothing of one that only checks.
+    """
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def with_check(processors: Sequence[str] | None, *, runner_v2: bool) -> list[str]:
+    """A model's logits processors, and the one that refuses requests."""
+    old_v2 = runner_v2 and minor(installed()) == "0.26"
+    check = f"{PACKAGE}.check_v2:RequestCheckV2" if runner_v2 and not old_v2 else f"{PACKAGE}.check_v1:RequestCheckV1"
+    return (Unnoticed if old_v2 else list)([*(processors or ()), check])
 
 
 def counts_on_cpu(lengths: torch.Tensor, computed: torch.Tensor) -> dict[str, torch.Tensor]:
