@@ -34,15 +34,15 @@ class Group:
     """A group of deep layers, with tensors for eight requests."""
 
     def __init__(self) -> None:
-        from deltahalt.integrations.vllm.decode import DecodeMetadata
-
-        self.metadata = DecodeMetadata(8, torch.device("cpu"))
+        self.lengths = torch.zeros(8, dtype=torch.int32)
         self.slots = torch.zeros(8, dtype=torch.int64)
 
     def of(self, given: Any, plan: Plan | None) -> Any:
         """The metadata of a step."""
-        step = self.metadata.begin(given, plan, BLOCK)
-        return step.replace(slot_mapping=self.metadata.slots(given.block_table_tensor, self.slots))
+        from deltahalt.integrations.vllm.decode import decoding_step
+
+        step = decoding_step(given, plan, BLOCK, self.lengths)
+        return step.common.replace(slot_mapping=step.slots(given.block_table_tensor, self.slots))
 
 
 def common(rows: list[Row], padded: int) -> Any:

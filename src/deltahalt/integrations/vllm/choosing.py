@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from deltahalt.errors import DeltahaltError
 from deltahalt.integrations.vllm.folder import left_policy
-from deltahalt.integrations.vllm.options import Choice, Settings, request_choice
+from deltahalt.integrations.vllm.options import Choice, Settings, checked_choice
 
 
 class Choosing:
@@ -20,7 +19,4 @@ class Choosing:
         self._policy = left_policy(self.vllm_config)
 
     def _choice(self, request: Any) -> Choice:
-        try:
-            return request_choice(self._policy, request.sampling_params)
-        except DeltahaltError:
-            return Choice(None)  # as the runner has it
+        return checked_choice(self._policy, request.sampling_params)

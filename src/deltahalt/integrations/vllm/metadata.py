@@ -8,7 +8,7 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata, subclass_attention_backend
 
 from deltahalt.errors import UnsupportedError
-from deltahalt.integrations.vllm.decode import DecodeMetadata
+from deltahalt.integrations.vllm.decode import decoding_step
 from deltahalt.integrations.vllm.plan import Piece, Plan
 from deltahalt.integrations.vllm.shared import Halting
 from deltahalt.integrations.vllm.versions import counts_on_cpu
@@ -25,7 +25,7 @@ class HaltedBuilder:
     """
 
     halting: Halting
-    decode: DecodeMetadata
+    lengths: torch.Tensor  # [requests] number of tokens that deep layers hold, in steps that only decode
     shares: bool  # whether the backend can exchange the blocks and slots of its metadata
     supports_update_block_table = False  # vLLM's runner would put the shallow layers' slots back
 
@@ -34,7 +34,7 @@ class HaltedBuilder:
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.slots = torch.zeros_like(self.decode.lengths, dtype=torch.int64)
+        self.slots = torch.zeros_like(self.lengths, dtype=torch.int64)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, **options: Any) -> Any:
         """The metadata of a step for this group; None where each piece has its own."""
@@ -59,25 +59,28 @@ class HaltedBuilder:
     def _decoding(self, common_prefix_len: int, common: Any, **options: Any) -> Any:
         """The metadata of a step in which each request has one token."""
         halting, table = self.halting, common.block_table_tensor
-        if halting.decoding is None:
-            halting.decoding = self.decode.begin(common, halting.plan, self.kv_cache_spec.block_size)
-        slots = self.decode.slots(table, self.slots)
+        step = halting.decoding or decoding_step(common, halting.plan, self.kv_cache_spec.block_size, self.lengths)
+        halting.decoding = step
+        slots = step.slots(table, self.slots)
         self._write(slots)
-        if halting.decoded is not None and self.shares:
-            return super().update_block_table(halting.decoded, table, slots)  # type: ignore[misc]
-        step = halting.decoding.replace(block_table_tensor=table, slot_mapping=slots)
-        halting.decoded = super().build(common_prefix_len, step, **options)  # type: ignore[misc]
-        return halting.decoded
+        if step.built is not None and self.shares:
+            return super().update_block_table(step.built, table, slots)  # type: ignore[misc]
+        own = step.common.replace(block_table_tensor=table, slot_mapping=slots)
+        step.built = super().build(common_prefix_len, own, **options)  # type: ignore[misc]
+        return step.built
 
     def _write(self, slots: torch.Tensor) -> None:
         """Let the layers of this group write to these slots."""
         self.halting.slots |= dict.fromkeys(self.layer_names, slots)
 
 
-def halted_backend(backend: Any, halting: Halting, decode: DecodeMetadata) -> Any:
-    """A subclass of an attention backend, for the layers after the one that decides."""
+def halted_backend(backend: Any, halting: Halting, lengths: torch.Tensor) -> Any:
+    """A subclass of an attention backend, for the layers after the one that decides.
+
+    lengths: int32 tensor for the largest number of requests in a step, see `HaltedBuilder`.
+    """
     own = backend.get_builder_cls()
-    parts = {"halting": halting, "decode": decode, "shares": own.supports_update_block_table}
+    parts = {"halting": halting, "lengths": lengths, "shares": own.supports_update_block_table}
     return subclass_attention_backend("Halted", backend, type("Builder", (HaltedBuilder, own), parts))
 
 

@@ -11,7 +11,6 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models import llama, mistral, qwen2, qwen3
 
-from deltahalt.integrations.vllm.decode import DecodeMetadata
 from deltahalt.integrations.vllm.folder import leave_policy
 from deltahalt.integrations.vllm.groups import Groups
 from deltahalt.integrations.vllm.heads import Heads
@@ -74,9 +73,9 @@ class HaltingModel(nn.Module):
     def _set_backends(self, attentions: Sequence[Any]) -> None:
         """Let the attention of deep layers count the tokens that they hold, and have blocks for these alone."""
         config, shallow = self.vllm_config, self.halting.start + 1
-        device = torch.device(config.device_config.device)
-        decode = DecodeMetadata(config.scheduler_config.max_num_seqs, device)
-        backend = halted_backend(attentions[shallow].attn_backend, self.halting, decode)
+        requests, device = config.scheduler_config.max_num_seqs, torch.device(config.device_config.device)
+        lengths = torch.zeros(requests, dtype=torch.int32, device=device)
+        backend = halted_backend(attentions[shallow].attn_backend, self.halting, lengths)
         for attention in attentions[shallow:]:
             attention.attn_backend = backend
         dropped = Choice(self.halting.policy).dropped(self.longest, self.settings.min_prompt_tokens)

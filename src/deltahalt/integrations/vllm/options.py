@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltahalt.errors import InputError, PolicyError, UnsupportedError
+from deltahalt.errors import DeltahaltError, InputError, PolicyError, UnsupportedError
 from deltahalt.policies.base import AnyPolicy, Policy, Progressive, place
 from deltahalt.policies.text import format_policy, override, parse_policy, read
 from deltahalt.profile import check_profile, resolve
@@ -161,3 +161,14 @@ def request_choice(policy: Policy, params: Any) -> Choice:
     if "keep" in options and not own.keep:
         raise PolicyError("keep is 0: give 1 token or more, or pruning_ratio=1")
     return Choice(own, int(prefix))
+
+
+def checked_choice(policy: Policy, params: Any) -> Choice:
+    """As `request_choice`, for a request that vLLM took.
+
+    It refuses what does not work, but for requests of its own warm-up, whose prompts stay whole.
+    """
+    try:
+        return request_choice(policy, params)
+    except DeltahaltError:
+        return Choice(None)

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deltahalt.errors import DeltahaltError
-from deltahalt.integrations.vllm.options import Choice, Settings, request_choice
+from deltahalt.integrations.vllm.options import Choice, Settings, checked_choice
 from deltahalt.integrations.vllm.plan import Piece, Plan, Row
 from deltahalt.integrations.vllm.waiting import Waiting
 from deltahalt.policies.base import Policy
+
+if TYPE_CHECKING:  # it imports vLLM, which what counts only does without
+    from deltahalt.integrations.vllm.decode import DecodingStep
 
 log = logging.getLogger("vllm.deltahalt")  # of vLLM's logger, so that it is shown as vLLM's own lines are
 
@@ -24,9 +26,8 @@ class Halting:
     layer that decides; those after it are deep. waiting: states of prompts whose last chunk has not come. plan: that of
     the step that runs; None for a step without requests, such as a warm-up. slots: by deep layer, [deep tokens] where
     it writes keys and values in a step in which no token halts. entrances: for each group of deep layers, in a step in
-    which tokens halt, their names, and a function of a piece that returns its attention metadata and slots. decoding,
-    decoded: in a step in which each request has one token, the common metadata of all groups of deep layers, and the
-    metadata that were built last; None before they are there.
+    which tokens halt, their names, and a function of a piece that returns its attention metadata and slots. decoding:
+    what these groups have in common in a step in which each request has one token; None until the first has come.
     """
 
     def __init__(self, settings: Settings, policy: Policy, budget: int) -> None:
@@ -38,13 +39,12 @@ class Halting:
         self.plan: Plan | None = None
         self.slots: dict[str, torch.Tensor] = {}
         self.entrances: list[Entrance] = []
-        self.decoding: Any = None
-        self.decoded: Any = None
+        self.decoding: DecodingStep | None = None
 
     def begin(self, rows: Sequence[Row] | None) -> None:
         """Start a step with these requests; None for one without requests."""
         self.plan, self.slots, self.entrances = None if rows is None else Plan(rows, self.budget), {}, []
-        self.decoding = self.decoded = None
+        self.decoding = None
 
     def enter(self, piece: Piece) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The attention metadata and slots of a piece of this step, by deep layer."""
@@ -53,14 +53,8 @@ class Halting:
         return metadata, {name: slots for names, _, slots in entered for name in names}
 
     def choice_of(self, params: Any) -> Choice:
-        """What a request with these SamplingParams has chosen.
-
-        vLLM refuses requests before they come here, but for those of its own warm-up: their prompts stay whole.
-        """
-        try:
-            return request_choice(self.policy, params)
-        except DeltahaltError:
-            return Choice(None)
+        """What a request with these SamplingParams has chosen."""
+        return checked_choice(self.policy, params)
 
     def row(self, name: str, choice: Choice, prompt: int, computed: int, scheduled: int) -> Row:
         """A request in a step: see `Row`."""
