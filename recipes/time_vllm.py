@@ -27,7 +27,7 @@ import vllm
 import deltahalt
 from deltahalt.flops import ModelShape
 from deltahalt.lab.bench.machine import machine_name
-from deltahalt.lab.bench.serving import STOCK, ServingRow
+from deltahalt.lab.bench.serving import MODES, STOCK, ServingRow
 from deltahalt.lab.rows.base import append_rows
 
 SHAPE = "qwen2.5-7b"
@@ -53,13 +53,6 @@ LENGTHS, DECODED, LONG = (4_096, 16_384, 65_536, 131_072), 16_384, 100_000
 RUNS, NEW_TOKENS, REQUESTS = 3, 128, 24
 ENOUGH = 36  # GiB: all requests fit at once
 CAPTURED = [1, 2, 4, 8, 16, 24, 32]  # batches that occur here; vLLM's list of 51 takes longer to start
-MODES: dict[str, dict[str, Any]] = {
-    "default": {"compilation_config": {"cudagraph_capture_sizes": CAPTURED}},
-    "graphs": {
-        "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": CAPTURED}
-    },
-    "eager": {"enforce_eager": True},
-}
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -81,7 +74,10 @@ def settings(policy: str, mode: str, gpus: int, gibibytes: int) -> dict[str, Any
         "kv_cache_memory_bytes": gibibytes << 30,  # without it, vLLM searches for what is free
     }
     halting = {} if policy == "stock" else {"additional_config": {"deltahalt": {"policy": policy}}}
-    return options | MODES[mode] | halting
+    engine = dict(MODES[mode])
+    if mode != "eager":
+        engine["compilation_config"] = {**engine.get("compilation_config", {}), "cudagraph_capture_sizes": CAPTURED}
+    return options | engine | halting
 
 
 class Server:

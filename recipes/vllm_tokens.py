@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import deltahalt
 from deltahalt.lab.bench.agreement import AgreementRow
 from deltahalt.lab.bench.machine import machine_name
+from deltahalt.lab.bench.serving import MODES
 from deltahalt.lab.evaluation.shapes.base import ShapedPrompt, user
 from deltahalt.lab.evaluation.shapes.registry import make_prompt, shape_names
 from deltahalt.lab.rows.base import append_rows
@@ -34,11 +35,6 @@ SHAPED, SEED = 1_300, 1  # about the number of tokens in a prompt of a shape
 NEW_TOKENS, CHUNK = {"pages": 24, "shapes": 64}, {"pages": 2_048, "shapes": 1_024}
 IN_FLIGHT = 16
 ROOM = 8_192  # tokens
-MODES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
-    "eager": {"enforce_eager": True},
-}
 
 
 def pages() -> list[ShapedPrompt]:
@@ -137,8 +133,8 @@ if __name__ == "__main__":
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
-        "TRITON_F32_DEFAULT": "ieee",
-    }  # not tf32
+        "TRITON_F32_DEFAULT": "ieee",  # else kernels round float32 to tf32
+    }
     folder, file, *chosen = sys.argv[1:]
     defaults = ("default", "pages", "auto")
     compare(Path(folder), Path(file), *chosen, *defaults[len(chosen) :])

@@ -8,6 +8,12 @@ from deltahalt.lab.rows.base import RanRow
 from deltahalt.lab.rows.markdown import table
 
 STOCK = "stock vLLM"
+# Options of vLLM's engine by the mode of a row
+MODES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
+    "eager": {"enforce_eager": True},
+}
 
 
 @dataclass(frozen=True)
